@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package config turns YAML into a checked, read-only Config.
+//
+// What the user writes (schema.go) and what the program uses (this file) are two sets of types. A Config
+// that Load returned holds these guarantees, and nobody checks them again:
+//
+//   - Ports, Pools, Gateways, VPCs and each VPC's Instances are sorted by name (gateways by ID); what has no
+//     order of its own is sorted by value, empty lists are nil and neighboring ranges of one owner are joined,
+//     so two texts with one meaning give deeply equal Configs;
+//   - every index (Pool.Ports, Gateway.Pools, Gateway.VPC, Route.Gateway, Attachment.Port) is in range, and
+//     no inside port has two attachments;
+//   - prefixes are canonical, pool ranges do not overlap, every external address lies in exactly one pool
+//     and belongs to one instance (an SNAT address: to one owner per port, never also to a 1:1 address);
+//   - an attached prefix lies in one pool and overlaps no external address and no other attached prefix;
+//   - an instance with an external address or attached prefix has a private address of that family;
+//   - subnets of one VPC do not overlap, every instance address lies in one of them, no two instances of
+//     a VPC share an address, and none has an address of weir's own;
+//   - a route and its target are of one family, and no two routes of a VPC have the same To, From and Class.
+//
+// A Config is shared between goroutines: nobody writes to one after Load.
+package config
+
+import (
+	"encoding/hex"
+	"net"
+	"net/netip"
+	"time"
+)
+
+// Version is the schema version that this program reads.
+const Version = 1
+
+// Bounds of a configuration.
+const (
+	MaxPorts    = 32
+	MaxVPCs     = 65535
+	MaxFloating = 64 // floating addresses of one instance and family
+	MinSessions = 1 << 10
+	MaxSessions = 1 << 27
+	MinMemory   = 64 << 20
+	MaxMemory   = 1 << 40
+	MaxMTU      = 9600
+)
+
+// DefaultConfig is what holds for the keys that a configuration leaves out. It is read-only.
+var DefaultConfig = Config{
+	API: API{Listen: "127.0.0.1:9474"},
+	Log: Log{Level: "info", Format: "text"},
+	Dataplane: Dataplane{
+		Workers:  []int{1},
+		Memory:   512 << 20,
+		Idle:     IdleSleep,
+		Sessions: 1 << 20,
+	},
+	Sessions: Sessions{
+		Spread:      SpreadFlow,
+		UnknownTCP:  UnknownTCPDrop,
+		PerInstance: 65536,
+		Timeouts: Timeouts{
+			TCPPartiallyOpen: 4 * time.Minute,
+			TCPEstablished:   2*time.Hour + 4*time.Minute,
+			TCPClosing:       4 * time.Minute,
+			UDP:              5 * time.Minute,
+			ICMP:             time.Minute,
+			Other:            5 * time.Minute,
+		},
+	},
+	Reload: Reload{MaxShrink: 50},
+}
+
+// DefaultMTU is a port's MTU when it names none.
+const DefaultMTU = 1500
+
+// Config is one whole configuration.
+type Config struct {
+	API       API
+	Log       Log
+	Dataplane Dataplane
+	Ports     []Port
+	Pools     []Pool
+	Gateways  []Gateway
+	Sessions  Sessions
+	Reload    Reload
+	VPCs      []VPC
+}
+
+// API is where the control process serves HTTP.
+type API struct {
+	Listen string // host:port; empty: no listener
+}
+
+// Log says how the log is written.
+type Log struct {
+	Level  string // debug, info, warn, error
+	Format string // text, json
+}
+
+// Dataplane holds what is read once, at start.
+type Dataplane struct {
+	Workers  []int  // logical cores that poll
+	Memory   uint64 // bytes for packet buffers and DPDK's own needs
+	Idle     Idle
+	Sessions int // capacity of the session table, all workers together
+	EALArgs  []string
+}
+
+// Idle says what a worker does while its queues are empty.
+type Idle uint8
+
+const (
+	IdleSleep Idle = iota // back off with short sleeps
+	IdleBusy              // never sleep
+)
+
+// Side is the side of the gateway that a port faces.
+type Side uint8
+
+const (
+	Inside  Side = iota // towards the VPCs
+	Outside             // towards the Internet
+)
+
+// MAC is an Ethernet address. The zero MAC means "none configured".
+type MAC [6]byte
+
+func (m MAC) String() string { return net.HardwareAddr(m[:]).String() }
+
+// Port is one network port.
+type Port struct {
+	Name      string
+	Device    string // a PCI address or a vdev string, as DPDK takes it
+	Side      Side
+	MTU       int            // bytes of an IP packet
+	MAC       MAC            // zero: the device's own
+	Addresses []netip.Prefix // ours: the address and its on-link prefix, not masked
+	NextHops  []NextHop      // outside only
+	Answer    Answer         // outside only
+}
+
+// NextHop is a router on the port's network.
+type NextHop struct {
+	Address netip.Addr
+	MAC     MAC // zero: resolved by ARP or ND
+}
+
+// Answer says for which external addresses a port answers ARP and neighbor solicitations.
+type Answer uint8
+
+const (
+	AnswerOnLink Answer = iota // those inside the port's own prefixes
+	AnswerAll
+	AnswerNone
+)
+
+// Range is an inclusive range of addresses of one family.
+type Range struct {
+	From, To netip.Addr
+}
+
+// Contains reports whether a lies in the range.
+func (r Range) Contains(a netip.Addr) bool {
+	return a.BitLen() == r.From.BitLen() && r.From.Compare(a) <= 0 && a.Compare(r.To) <= 0
+}
+
+// Pool is a named set of public ranges.
+type Pool struct {
+	Name   string
+	Ranges []Range
+	Ports  []int // outside ports that its addresses leave by; empty: any
+}
+
+// ID is a gateway's UUID, never zero.
+type ID [16]byte
+
+func (id ID) String() string {
+	h := hex.EncodeToString(id[:])
+	return h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
+}
+
+// Gateway is an Internet gateway: a tag that says which pools may give a packet its source address.
+type Gateway struct {
+	Name      string
+	ID        ID
+	Pools     []int        // indexes into Config.Pools
+	Addresses []netip.Addr // single external addresses beside the pools
+	VPC       int          // index into Config.VPCs of the one VPC that may name it; -1: any
+}
+
+// Spread says what a flow's choice among several floating addresses hashes.
+type Spread uint8
+
+const (
+	SpreadFlow Spread = iota
+	SpreadEndpoint
+	SpreadInstance
+)
+
+// Sessions holds the defaults of session handling.
+type Sessions struct {
+	Spread      Spread
+	UnknownTCP  UnknownTCP
+	PerInstance int // sessions; 0: no limit. Already in Instance.PerInstance where nothing overrides it
+	PerVPC      int // sessions; 0: no limit. Already in VPC.PerVPC where nothing overrides it
+	Timeouts    Timeouts
+}
+
+// UnknownTCP says what becomes of a TCP segment from inside that has no session and begins none.
+type UnknownTCP uint8
+
+const (
+	UnknownTCPDrop UnknownTCP = iota
+	UnknownTCPReset
+)
+
+// Timeouts are idle times after which a session ends: whole milliseconds, 1 s to 24 h.
+type Timeouts struct {
+	TCPPartiallyOpen, TCPEstablished, TCPClosing, UDP, ICMP, Other time.Duration
+}
+
+// Reload holds the guards of a reload.
+type Reload struct {
+	MaxShrink int // percent of the objects that one reload may take away
+}
+
+// VPC is one tenant's private network.
+type VPC struct {
+	Name      string
+	Attach    []Attachment
+	Subnets   []netip.Prefix
+	Routes    []Route
+	Instances []Instance
+	PerVPC    int // sessions of the whole VPC; 0: no limit
+}
+
+// Attachment is where a VPC's packets come and go.
+type Attachment struct {
+	Port      int // index into Config.Ports, an inside port
+	Addresses []netip.Prefix
+	NextHops  []NextHop
+}
+
+// Class orders routes of equal length: a custom route beats a system one.
+type Class uint8
+
+const (
+	System Class = iota
+	Custom
+)
+
+// Target is the kind of thing that a route leads to.
+type Target uint8
+
+const (
+	TargetDrop    Target = iota
+	TargetGateway        // tag with Route.Gateway
+	TargetAddress        // VPC-internal, by the next hop Route.Address
+	TargetSubnet         // VPC-internal, to the destination itself in Route.Subnet
+)
+
+// UnnamedGateway is the Route.Gateway of a route to the unnamed gateway.
+const UnnamedGateway = -1
+
+// Route is one entry of a VPC's routing table. The implicit system route of each subnet to itself is not listed.
+type Route struct {
+	To      netip.Prefix
+	From    netip.Prefix // zero: any source
+	Class   Class
+	Target  Target
+	Gateway int // index into Config.Gateways or UnnamedGateway; TargetGateway only
+	Address netip.Addr
+	Subnet  netip.Prefix
+}
+
+// Instance is a guest of a VPC.
+type Instance struct {
+	Name        string
+	Address4    netip.Addr // zero: none
+	Address6    netip.Addr
+	MAC         MAC // zero: resolved by ARP or ND
+	Transit     []netip.Prefix
+	Floating    []netip.Addr
+	Ephemeral   []netip.Addr // at most one per family
+	SNAT        []SNAT
+	Attached    []netip.Prefix
+	PerInstance int // sessions; 0: no limit
+}
+
+// SNAT is an instance's share of an external address: ports First to Last, inclusive.
+type SNAT struct {
+	Address     netip.Addr
+	First, Last uint16
+}

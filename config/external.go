@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+)
+
+// claim is an instance's hold on an external address or, with ports, on a share of one.
+type claim struct {
+	address  netip.Addr
+	ports    ports
+	spot     *spot
+	vpc      int
+	instance *instanceText
+}
+
+// claims is what all instances hold, for the checks across them.
+type claims struct {
+	whole    []claim // floating and ephemeral
+	shared   []claim // SNAT
+	attached spans   // index: into owners
+	owners   []claim
+}
+
+// claim checks what one instance holds by itself and notes it for checkExternal.
+func (v *vpcChecker) claim(t *instanceText, i *Instance) {
+	i.Floating = v.whole(t, i, t.floating, "floating", MaxFloating)
+	i.Ephemeral = v.whole(t, i, t.ephemeral, "ephemeral", 1)
+	for _, s := range t.snat {
+		if !s.address.ok {
+			continue
+		}
+		v.hasFamily(t, i, s.address.spot, s.address.value)
+		v.inPool(s.address)
+		if s.ports.ok {
+			v.external.shared = append(v.external.shared, claim{s.address.value, s.ports.value, s.spot, v.index, t})
+			i.SNAT = append(i.SNAT, SNAT{s.address.value, s.ports.value.first, s.ports.value.last})
+		}
+	}
+	i.SNAT = joinSNAT(i.SNAT)
+	for _, p := range t.attached {
+		if !p.ok {
+			continue
+		}
+		v.hasFamily(t, i, p.spot, p.value.Addr())
+		r := rangeOf(p.value)
+		v.external.attached = append(v.external.attached, span{r, p.spot, len(v.external.owners)})
+		v.external.owners = append(v.external.owners, claim{p.value.Addr(), ports{}, p.spot, v.index, t})
+		v.prefixInPool(p, r)
+		i.Attached = append(i.Attached, p.value)
+	}
+	slices.SortFunc(i.Attached, comparePrefix)
+}
+
+// whole checks addresses that an instance has for itself, at most limit of each family.
+func (v *vpcChecker) whole(t *instanceText, i *Instance, list []at[netip.Addr], what string, limit int) []netip.Addr {
+	var all []netip.Addr
+	count := map[int]int{} // by bits
+	for _, a := range list {
+		if !a.ok {
+			continue
+		}
+		v.hasFamily(t, i, a.spot, a.value)
+		v.inPool(a)
+		count[a.value.BitLen()]++
+		if count[a.value.BitLen()] == limit+1 {
+			v.faults.add(a.spot, "%v is one %s %s address too many; expected at most %d", a.value, what, familyOf(a.value), limit)
+		}
+		v.external.whole = append(v.external.whole, claim{a.value, ports{}, a.spot, v.index, t})
+		all = append(all, a.value)
+	}
+	slices.SortFunc(all, netip.Addr.Compare)
+	return all
+}
+
+// joinSNAT sorts ranges and joins neighbors on one address: they are one range.
+func joinSNAT(list []SNAT) []SNAT {
+	slices.SortFunc(list, func(a, b SNAT) int {
+		return cmp.Or(a.Address.Compare(b.Address), cmp.Compare(a.First, b.First))
+	})
+	var joined []SNAT
+	for _, s := range list {
+		if n := len(joined); n > 0 && joined[n-1].Address == s.Address && int(joined[n-1].Last)+1 == int(s.First) {
+			joined[n-1].Last = s.Last
+			continue
+		}
+		joined = append(joined, s)
+	}
+	return joined
+}
+
+// hasFamily reports something external of a family in which the instance has no private address.
+func (v *vpcChecker) hasFamily(t *instanceText, i *Instance, s *spot, a netip.Addr) {
+	if a.Is4() && i.Address4.IsValid() || a.Is6() && i.Address6.IsValid() {
+		return
+	}
+	if slices.ContainsFunc(t.addresses, func(a at[netip.Addr]) bool { return !a.ok }) {
+		return // it may have been meant as one
+	}
+	v.faults.add(s, "%v is of a family in which instance %q has no address; expected an %s address under addresses",
+		a, i.Name, familyOf(a))
+}
+
+// prefixInPool reports an attached prefix that is not within one pool.
+func (c *checker) prefixInPool(p at[netip.Prefix], r Range) {
+	if c.poolsBroken {
+		return
+	}
+	if s, in := c.ranges.find(r.From); in && s.Contains(r.To) {
+		return
+	}
+	c.faults.add(p.spot, "%v is not within one pool; expected a prefix within the ranges of one", p.value)
+}
+
+// checkExternal checks that no two instances hold the same. Sorting keeps it linear, nearly.
+func (c *checker) checkExternal() {
+	x := &c.external
+	x.attached.sort()
+	for a, b := range x.attached.overlaps() {
+		c.faults.add(b.spot, "%v overlaps %v of %s; expected attached prefixes apart", b.Range, a.Range, c.holder(x.owners[a.index]))
+	}
+	byAddress := func(a, b claim) int { return a.address.Compare(b.address) }
+	slices.SortStableFunc(x.whole, byAddress)
+	slices.SortStableFunc(x.shared, func(a, b claim) int {
+		return cmp.Or(byAddress(a, b), cmp.Compare(a.ports.first, b.ports.first))
+	})
+	for i, h := range x.whole {
+		c.notOwn(h)
+		c.notAttached(h)
+		if i > 0 && x.whole[i-1].address == h.address {
+			c.faults.add(h.spot, "%v is held already by %s; expected each address once", h.address, c.holder(x.whole[i-1]))
+		}
+	}
+	c.checkShared()
+	for address, s := range c.own {
+		if r, in := x.attached.find(address); in {
+			c.faults.add(r.spot, "%v holds %v, which is our port's or its next hop's (%v); expected a prefix without it", r.Range, address, s)
+		}
+	}
+}
+
+// checkShared checks SNAT entries, sorted by address and first port.
+func (c *checker) checkShared() {
+	x := &c.external
+	reach := 0 // the entry of the same address that ends last so far
+	for i, h := range x.shared {
+		if i == 0 || x.shared[i-1].address != h.address {
+			reach = i
+			c.notOwn(h)
+			c.notAttached(h)
+		}
+		if n, whole := slices.BinarySearchFunc(x.whole, h, func(a, b claim) int { return a.address.Compare(b.address) }); whole {
+			c.faults.add(h.spot, "%v is a floating or ephemeral address of %s; expected an address that nobody has for himself",
+				h.address, c.holder(x.whole[n]))
+		}
+		if before := x.shared[reach]; reach != i && h.ports.first <= before.ports.last {
+			c.faults.add(h.spot, "ports %d-%d of %v overlap %d-%d of %s; expected ranges apart", h.ports.first, h.ports.last,
+				h.address, before.ports.first, before.ports.last, c.holder(before))
+		}
+		if h.ports.last > x.shared[reach].ports.last {
+			reach = i
+		}
+	}
+}
+
+// notOwn reports an external address that is our port's own or its next hop's.
+func (c *checker) notOwn(h claim) {
+	if s := c.own[h.address]; s != nil {
+		c.faults.add(h.spot, "%v is our port's or its next hop's, at %v; expected another address", h.address, s)
+	}
+}
+
+// notAttached reports an external address within an attached prefix.
+func (c *checker) notAttached(h claim) {
+	if r, in := c.external.attached.find(h.address); in {
+		c.faults.add(h.spot, "%v lies in %v, attached to %s; expected an address outside it", h.address, r.Range,
+			c.holder(c.external.owners[r.index]))
+	}
+}
+
+// holder names the instance that has a claim, and where that is written.
+func (c *checker) holder(h claim) string {
+	return fmt.Sprintf("instance %q of VPC %q at %v", h.instance.name.value, c.config.VPCs[h.vpc].Name, h.spot)
+}

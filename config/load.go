@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// MaxFileSize is the size, in bytes, beyond which a file is refused unread.
+const MaxFileSize = 16 << 20
+
+// File is one file of a configuration.
+type File struct {
+	Name string // as faults name it
+	Data []byte
+}
+
+// Load reads the configuration at path: a file, or a directory whose *.yaml and *.yml files are merged in the
+// order of their names (hidden files and subdirectories are left out). The error is a Faults; warnings come
+// only with a Config.
+func Load(path string) (*Config, []Warning, error) {
+	files, err := readFiles(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	return Parse(files)
+}
+
+// Parse checks files as one configuration. It keeps none of their bytes. The error is a Faults; warnings come
+// only with a Config.
+func Parse(files []File) (*Config, []Warning, error) {
+	if len(files) == 0 {
+		return nil, nil, Faults{{File: "configuration", Message: "has no files; expected at least one"}}
+	}
+	r := reader{doc: newDocument()}
+	whole := true
+	for _, f := range files {
+		whole = r.file(f) && whole
+	}
+	if !whole {
+		// What a refused file would have declared is missing, so references into it must not be judged.
+		return nil, nil, Faults(r.faults.sorted())
+	}
+	c := checker{faults: r.faults, doc: r.doc, config: r.doc.config}
+	c.check()
+	if len(c.faults.list) > 0 {
+		return nil, nil, Faults(c.faults.sorted())
+	}
+	return &c.config, c.warn(), nil
+}
+
+// readFiles returns the files that make up the configuration at path, in the order of their names.
+// The error is a Faults with a fault for each file that cannot be read.
+func readFiles(path string) ([]File, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, Faults{unreadable(path, err)}
+	}
+	names := []string{path}
+	if info.IsDir() {
+		if names, err = filesIn(path); err != nil {
+			return nil, err
+		}
+	}
+	var files []File
+	var faults Faults
+	for _, name := range names {
+		data, err := readFile(name)
+		if err != nil {
+			faults = append(faults, unreadable(name, err))
+			continue
+		}
+		files = append(files, File{name, data})
+	}
+	if len(faults) > 0 {
+		return nil, faults
+	}
+	return files, nil
+}
+
+// filesIn returns the configuration files in a directory, sorted.
+func filesIn(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir) // sorted by name
+	if err != nil {
+		return nil, Faults{unreadable(dir, err)}
+	}
+	var names []string
+	for _, e := range entries {
+		ext := filepath.Ext(e.Name())
+		if (ext == ".yaml" || ext == ".yml") && !strings.HasPrefix(e.Name(), ".") && !e.IsDir() {
+			names = append(names, filepath.Join(dir, e.Name()))
+		}
+	}
+	if len(names) == 0 {
+		return nil, Faults{{File: dir, Message: "has no configuration; expected at least one *.yaml or *.yml file"}}
+	}
+	return names, nil
+}
+
+// readFile reads a regular file of at most MaxFileSize bytes. Other kinds are refused unopened: opening a pipe waits.
+func readFile(name string) ([]byte, error) {
+	info, err := os.Stat(name)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, errors.New("it is no regular file; expected a YAML file")
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var b bytes.Buffer
+	b.Grow(int(min(info.Size(), MaxFileSize)) + bytes.MinRead)
+	if _, err := io.Copy(&b, io.LimitReader(f, MaxFileSize+1)); err != nil {
+		return nil, err
+	}
+	if b.Len() > MaxFileSize {
+		return nil, tooLarge
+	}
+	return b.Bytes(), nil
+}
+
+var tooLarge = fmt.Errorf("it is larger than %d MiB; expected it split over a directory of files", MaxFileSize>>20)
+
+func unreadable(name string, err error) Fault {
+	var pathError *fs.PathError
+	if errors.As(err, &pathError) {
+		err = pathError.Err // the name is in the fault already
+	}
+	return Fault{File: name, Message: "cannot be read: " + err.Error()}
+}

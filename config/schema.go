@@ -1,0 +1,742 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"net/netip"
+	"time"
+
+	"gopkg.in/yaml.v3"
+)
+
+// This file is the schema: every key, its type, and which of them this version does not support yet. Objects
+// that others refer to are kept as written, each value with its place, for validate.go and its companions.
+
+// document is what the files say, merged: lists in the order of the files.
+type document struct {
+	config    Config           // the sections that refer to nothing, with defaults
+	sections  map[string]*spot // where each of those stands
+	ports     []portText
+	pools     []poolText
+	gateways  []gatewayText
+	vpcs      []vpcText
+	instances []instanceText // those that stand outside their VPC
+}
+
+func newDocument() *document { return &document{config: DefaultConfig, sections: map[string]*spot{}} }
+
+type portText struct {
+	spot      *spot
+	name      at[string]
+	device    at[string]
+	side      at[Side]
+	mtu       at[int]
+	mac       at[MAC]
+	addresses []at[netip.Prefix]
+	nextHops  []nextHopText
+	answer    at[Answer]
+}
+
+type nextHopText struct {
+	address at[netip.Addr]
+	mac     at[MAC]
+}
+
+type poolText struct {
+	spot   *spot
+	name   at[string]
+	ranges []at[Range]
+	ports  []at[string]
+}
+
+type gatewayText struct {
+	spot      *spot
+	name      at[string]
+	id        at[ID]
+	pools     []at[string]
+	addresses []at[netip.Addr]
+	vpc       at[string]
+}
+
+type limitsText struct{ perInstance, perVPC at[int] }
+
+type vpcText struct {
+	spot      *spot
+	name      at[string]
+	attach    []attachmentText
+	subnets   []at[netip.Prefix]
+	routes    []routeText
+	instances []instanceText
+	limits    limitsText
+}
+
+type attachmentText struct {
+	spot      *spot
+	port      at[string]
+	addresses []at[netip.Prefix]
+	nextHops  []nextHopText
+}
+
+type routeText struct {
+	spot    *spot
+	to      at[netip.Prefix]
+	from    at[netip.Prefix]
+	class   at[Class]
+	drop    at[bool]
+	gateway at[string]
+	address at[netip.Addr]
+	subnet  at[netip.Prefix]
+}
+
+type instanceText struct {
+	spot      *spot
+	vpc       at[string] // only where it stands outside its VPC
+	name      at[string]
+	addresses []at[netip.Addr]
+	mac       at[MAC]
+	transit   []at[netip.Prefix]
+	floating  []at[netip.Addr]
+	ephemeral []at[netip.Addr]
+	snat      []snatText
+	attached  []at[netip.Prefix]
+	limits    limitsText
+}
+
+type snatText struct {
+	spot    *spot
+	address at[netip.Addr]
+	ports   at[ports]
+}
+
+// The keys of each object, in the order in which messages list them.
+var (
+	rootKeys       = []string{"version", "api", "log", "dataplane", "ports", "pools", "gateways", "sessions", "reload", "vpcs", "instances"}
+	apiKeys        = []string{"listen"}
+	logKeys        = []string{"level", "format"}
+	dataplaneKeys  = []string{"workers", "memory", "idle", "sessions", "eal_args"}
+	portKeys       = []string{"name", "device", "side", "vlan", "mtu", "mac", "addresses", "next_hops", "answer"}
+	nextHopKeys    = []string{"address", "mac"}
+	poolKeys       = []string{"name", "ranges", "ports", "sessions"}
+	gatewayKeys    = []string{"name", "id", "pools", "addresses", "vpc"}
+	sessionsKeys   = []string{"spread", "on_move", "drain_timeout", "mapping", "filtering", "port_rest", "mss_clamp", "unknown_tcp", "fragments", "limits", "timeouts", "rfc_unsafe"}
+	poolSessions   = []string{"mapping", "filtering", "fragments"}
+	limitsKeys     = []string{"per_instance", "per_vpc"}
+	instanceLimits = []string{"per_instance"}
+	timeoutsKeys   = []string{"tcp_partially_open", "tcp_established", "tcp_closing", "udp", "udp_ports", "icmp", "other"}
+	reloadKeys     = []string{"max_shrink"}
+	vpcKeys        = []string{"name", "attach", "subnets", "routes", "instances", "limits"}
+	attachKeys     = []string{"port", "vlan", "encap", "vni", "peers", "addresses", "next_hops"}
+	routeKeys      = []string{"to", "from", "class", "drop", "gateway", "address", "subnet"}
+	instanceKeys   = []string{"name", "addresses", "mac", "host", "transit", "external", "limits"}
+	placedKeys     = append([]string{"vpc"}, instanceKeys...) // of instances outside their VPC
+	externalKeys   = []string{"floating", "ephemeral", "snat", "attached"}
+	snatKeys       = []string{"address", "ports"}
+	addressKeys    = []string{"address"}
+)
+
+var (
+	parseIdle    = oneOf(choice[Idle]{"sleep", IdleSleep}, choice[Idle]{"busy", IdleBusy})
+	parseSide    = oneOf(choice[Side]{"inside", Inside}, choice[Side]{"outside", Outside})
+	parseAnswer  = oneOf(choice[Answer]{"on-link", AnswerOnLink}, choice[Answer]{"all", AnswerAll}, choice[Answer]{"none", AnswerNone})
+	parseSpread  = oneOf(choice[Spread]{"flow", SpreadFlow}, choice[Spread]{"endpoint", SpreadEndpoint}, choice[Spread]{"instance", SpreadInstance})
+	parseTCP     = oneOf(choice[UnknownTCP]{"drop", UnknownTCPDrop}, choice[UnknownTCP]{"reset", UnknownTCPReset})
+	parseClass   = oneOf(choice[Class]{"custom", Custom}, choice[Class]{"system", System})
+	parseMoved   = words("keep", "drain", "cut")
+	parseMapping = words("endpoint-independent", "address-and-port-dependent")
+	parseFilter  = words("endpoint-independent", "address-dependent", "address-and-port-dependent")
+	parsePieces  = words("track", "drop")
+	parseClamp   = words("auto", "off")
+	parseEncap   = words("vxlan", "geneve")
+)
+
+// later reports a value that is well-formed and that this version does not support yet. today is what is accepted.
+func (r *reader) later(v value, today string) {
+	what := "this"
+	if v.node.Kind == yaml.ScalarNode {
+		what = quote(v.node)
+	}
+	r.faults.add(v.spot, "%s is not supported yet; accepted today: %s", what, today)
+}
+
+// file reads one file into the document. False: nothing of it could be read.
+func (r *reader) file(f File) bool {
+	root, ok := r.parseDocument(f)
+	if !ok {
+		return false
+	}
+	for key, v := range r.object(root, rootKeys) {
+		switch key {
+		case "api", "log", "dataplane", "sessions", "reload":
+			r.section(key, v)
+		case "ports":
+			for e := range r.list(v, "ports") {
+				r.doc.ports = append(r.doc.ports, r.port(e))
+			}
+		case "pools":
+			for e := range r.list(v, "pools") {
+				r.doc.pools = append(r.doc.pools, r.pool(e))
+			}
+		case "gateways":
+			for e := range r.list(v, "gateways") {
+				r.doc.gateways = append(r.doc.gateways, r.gateway(e))
+			}
+		case "vpcs":
+			for e := range r.list(v, "VPCs") {
+				r.doc.vpcs = append(r.doc.vpcs, r.vpc(e))
+			}
+		case "instances":
+			for e := range r.list(v, "instances") {
+				r.doc.instances = append(r.doc.instances, r.instance(e, placedKeys))
+			}
+		}
+	}
+	return true
+}
+
+// section reads what may stand in one file only.
+func (r *reader) section(key string, v value) {
+	if first := r.doc.sections[key]; first != nil {
+		r.faults.add(v.spot, "stands already at %v; expected %s in one file only", first, key)
+		return
+	}
+	r.doc.sections[key] = v.spot
+	switch key {
+	case "api":
+		r.api(v)
+	case "log":
+		r.log(v)
+	case "dataplane":
+		r.dataplane(v)
+	case "sessions":
+		r.sessions(v)
+	case "reload":
+		r.reload(v)
+	}
+}
+
+func (r *reader) api(v value) {
+	for _, v := range r.object(v, apiKeys) {
+		r.doc.config.API.Listen = text(r, v, parseListen).value
+	}
+}
+
+func (r *reader) log(v value) {
+	c := &r.doc.config.Log
+	for key, v := range r.object(v, logKeys) {
+		switch key {
+		case "level":
+			c.Level = text(r, v, words("debug", "info", "warn", "error")).value
+		case "format":
+			c.Format = text(r, v, words("text", "json")).value
+		}
+	}
+}
+
+func (r *reader) dataplane(v value) {
+	c := &r.doc.config.Dataplane
+	for key, v := range r.object(v, dataplaneKeys) {
+		switch key {
+		case "workers":
+			c.Workers = r.workers(v)
+		case "memory":
+			c.Memory = text(r, v, parseSize).value
+		case "idle":
+			c.Idle = text(r, v, parseIdle).value
+		case "sessions":
+			c.Sessions = r.integer(v, MinSessions, MaxSessions).value
+		case "eal_args":
+			c.EALArgs = values(texts(r, v, "EAL arguments", parseArgument))
+		}
+	}
+}
+
+func (r *reader) workers(v value) []int {
+	const lastCore = 1023
+	var cores []int
+	for e := range r.list(v, "logical cores") {
+		if core := r.integer(e, 0, lastCore); core.ok {
+			cores = append(cores, core.value)
+		}
+	}
+	if v.node.Kind != yaml.SequenceNode {
+		return cores
+	}
+	switch n := len(v.node.Content); {
+	case n == 0:
+		r.faults.add(v.spot, "no core is named; expected one, such as [1]")
+	case n > 1:
+		r.later(v, "one core")
+	}
+	return cores
+}
+
+// sessions reads the defaults of session handling. Floors of timeouts wait for rfc_unsafe, wherever it stands.
+func (r *reader) sessions(v value) {
+	c := &r.doc.config.Sessions
+	var times value
+	unsafe := false
+	for key, v := range r.object(v, sessionsKeys) {
+		switch key {
+		case "spread":
+			c.Spread = text(r, v, parseSpread).value
+		case "on_move":
+			r.only(v, parseMoved, "keep")
+		case "drain_timeout":
+			if d := text(r, v, parseDuration); d.ok && d.value != 10*time.Minute {
+				r.later(v, "10m")
+			}
+		case "mapping":
+			r.only(v, parseMapping, "address-and-port-dependent")
+		case "filtering":
+			r.only(v, parseFilter, "address-and-port-dependent")
+		case "port_rest":
+			if d := r.duration(v); d.ok && d.value != 0 {
+				r.later(v, "0s")
+			}
+		case "mss_clamp":
+			r.clamp(v)
+		case "unknown_tcp":
+			if t := text(r, v, parseTCP); t.ok && t.value != UnknownTCPDrop {
+				r.later(v, "drop")
+			}
+		case "fragments":
+			r.only(v, parsePieces, "drop")
+		case "limits":
+			l := r.limits(v, limitsKeys)
+			c.PerInstance, c.PerVPC = l.perInstance.or(c.PerInstance), l.perVPC.or(c.PerVPC)
+		case "timeouts":
+			times = v
+		case "rfc_unsafe":
+			unsafe = r.truth(v).value
+		}
+	}
+	if times.node != nil {
+		r.timeouts(times, unsafe)
+	}
+}
+
+// only reads a word of which this version supports one.
+func (r *reader) only(v value, parse func(string) (string, error), today string) {
+	if w := text(r, v, parse); w.ok && w.value != today {
+		r.later(v, today)
+	}
+}
+
+// clamp reads a word or a segment size in bytes.
+func (r *reader) clamp(v value) {
+	if v.node.Kind == yaml.ScalarNode && v.node.ShortTag() == "!!int" {
+		if r.integer(v, 64, MaxMTU).ok {
+			r.later(v, "off")
+		}
+		return
+	}
+	r.only(v, parseClamp, "off")
+}
+
+// duration reads a time span; a plain 0 is one too.
+func (r *reader) duration(v value) at[time.Duration] {
+	if v.node.Kind == yaml.ScalarNode && v.node.ShortTag() == "!!int" && v.node.Value == "0" {
+		return at[time.Duration]{0, v.spot, true}
+	}
+	return text(r, v, parseDuration)
+}
+
+// timeoutRules are the least times that the RFCs allow, and what weir needs where they are silent.
+var timeoutRules = map[string]struct {
+	field func(*Timeouts) *time.Duration
+	floor time.Duration
+	rule  string
+}{
+	"tcp_partially_open": {func(t *Timeouts) *time.Duration { return &t.TCPPartiallyOpen }, 4 * time.Minute, "RFC 5382 REQ-5"},
+	"tcp_established":    {func(t *Timeouts) *time.Duration { return &t.TCPEstablished }, 2*time.Hour + 4*time.Minute, "RFC 5382 REQ-5"},
+	"tcp_closing":        {func(t *Timeouts) *time.Duration { return &t.TCPClosing }, 4 * time.Minute, "RFC 7857 section 2.1"},
+	"udp":                {func(t *Timeouts) *time.Duration { return &t.UDP }, 2 * time.Minute, "RFC 4787 REQ-5"},
+	"icmp":               {func(t *Timeouts) *time.Duration { return &t.ICMP }, time.Minute, "RFC 5508 REQ-2"},
+	"other":              {func(t *Timeouts) *time.Duration { return &t.Other }, minTimeout, ""},
+}
+
+// minTimeout is the least idle time of a session, rfc_unsafe or not.
+const minTimeout = time.Second
+
+func (r *reader) timeouts(v value, unsafe bool) {
+	for key, v := range r.object(v, timeoutsKeys) {
+		if key == "udp_ports" {
+			r.portTimeouts(v)
+			continue
+		}
+		rule := timeoutRules[key]
+		d := text(r, v, parseDuration)
+		switch {
+		case !d.ok:
+		case d.value < minTimeout:
+			r.faults.add(v.spot, "%v is too short; expected at least %v", d.value, minTimeout)
+		case d.value < rule.floor && !unsafe:
+			r.faults.add(v.spot, "%v is below the floor of %s; expected at least %v, or rfc_unsafe: true", d.value, rule.rule, rule.floor)
+		default:
+			*rule.field(&r.doc.config.Sessions.Timeouts) = d.value
+		}
+	}
+}
+
+// portTimeouts reads a mapping of UDP ports to timeouts, of which only the empty one is supported.
+func (r *reader) portTimeouts(v value) {
+	switch {
+	case v.node.Kind != yaml.MappingNode:
+		r.faults.add(v.spot, "found %s; expected a mapping of UDP ports to time spans", kindOf(v.node))
+	case len(v.node.Content) > 0:
+		r.later(v, "{}")
+	}
+}
+
+func (r *reader) limits(v value, keys []string) (l limitsText) {
+	for key, v := range r.object(v, keys) {
+		switch key {
+		case "per_instance":
+			l.perInstance = r.integer(v, 0, MaxSessions)
+		case "per_vpc":
+			l.perVPC = r.integer(v, 0, MaxSessions)
+		}
+	}
+	return l
+}
+
+func (r *reader) reload(v value) {
+	for key, v := range r.object(v, reloadKeys) {
+		switch key {
+		case "max_shrink":
+			r.doc.config.Reload.MaxShrink = text(r, v, parsePercent).value
+		}
+	}
+}
+
+func (r *reader) port(v value) portText {
+	p := portText{spot: v.spot}
+	for key, v := range r.object(v, portKeys) {
+		switch key {
+		case "name":
+			p.name = text(r, v, parseName)
+		case "device":
+			p.device = text(r, v, parseDevice)
+		case "side":
+			p.side = text(r, v, parseSide)
+		case "vlan":
+			r.vlan(v, true)
+		case "mtu":
+			p.mtu = r.integer(v, 68, MaxMTU) // RFC 791
+		case "mac":
+			p.mac = text(r, v, parseMAC)
+		case "addresses":
+			p.addresses = texts(r, v, "addresses with their prefix lengths", parseInterface)
+		case "next_hops":
+			p.nextHops = r.nextHops(v)
+		case "answer":
+			p.answer = text(r, v, parseAnswer)
+		}
+	}
+	require(r, v, p.name, "name")
+	require(r, v, p.device, "device")
+	require(r, v, p.side, "side")
+	return p
+}
+
+// vlan reads a VLAN ID, 0 for none, or on ports a pair of them.
+func (r *reader) vlan(v value, pairs bool) {
+	if pairs && v.node.Kind == yaml.SequenceNode {
+		good := len(v.node.Content) == 2
+		if !good {
+			r.faults.add(v.spot, "found %d VLANs; expected [outer, inner]", len(v.node.Content))
+		}
+		for e := range r.list(v, "VLANs") {
+			good = r.integer(e, 1, 4094).ok && good
+		}
+		if good {
+			r.later(v, "0")
+		}
+		return
+	}
+	if id := r.integer(v, 0, 4094); id.ok && id.value != 0 {
+		r.later(v, "0")
+	}
+}
+
+// nextHops reads a list of addresses, or of {address, mac}.
+func (r *reader) nextHops(v value) []nextHopText {
+	var hops []nextHopText
+	for e := range r.list(v, "next hops") {
+		if e.node.Kind != yaml.MappingNode {
+			hops = append(hops, nextHopText{address: text(r, e, parseAddress)})
+			continue
+		}
+		var hop nextHopText
+		for key, v := range r.object(e, nextHopKeys) {
+			switch key {
+			case "address":
+				hop.address = text(r, v, parseAddress)
+			case "mac":
+				hop.mac = text(r, v, parseMAC)
+			}
+		}
+		require(r, e, hop.address, "address")
+		hops = append(hops, hop)
+	}
+	return hops
+}
+
+func (r *reader) pool(v value) poolText {
+	p := poolText{spot: v.spot}
+	for key, v := range r.object(v, poolKeys) {
+		switch key {
+		case "name":
+			p.name = text(r, v, parseName)
+		case "ranges":
+			p.ranges = texts(r, v, "ranges", parseRange)
+			if v.node.Kind == yaml.SequenceNode && len(v.node.Content) == 0 {
+				r.faults.add(v.spot, "the pool is empty; expected at least one range")
+			}
+		case "ports":
+			p.ports = texts(r, v, "outside ports", parseName)
+		case "sessions":
+			r.poolSessions(v)
+		}
+	}
+	require(r, v, p.name, "name")
+	if p.ranges == nil {
+		p.ranges = []at[Range]{{}} // missing or faulty: what the pool holds is not known
+		r.requireKey(v, "ranges")
+	}
+	return p
+}
+
+func (r *reader) poolSessions(v value) {
+	for key, v := range r.object(v, poolSessions) {
+		switch key {
+		case "mapping":
+			text(r, v, parseMapping)
+		case "filtering":
+			text(r, v, parseFilter)
+		case "fragments":
+			text(r, v, parsePieces)
+		}
+	}
+	r.later(v, "the same for all pools, under sessions")
+}
+
+func (r *reader) gateway(v value) gatewayText {
+	g := gatewayText{spot: v.spot}
+	for key, v := range r.object(v, gatewayKeys) {
+		switch key {
+		case "name":
+			g.name = text(r, v, parseGatewayName)
+		case "id":
+			g.id = text(r, v, parseID)
+		case "pools":
+			g.pools = texts(r, v, "pools", parseName)
+		case "addresses":
+			g.addresses = texts(r, v, "addresses", parseAddress)
+		case "vpc":
+			g.vpc = text(r, v, parseName)
+		}
+	}
+	require(r, v, g.name, "name")
+	require(r, v, g.id, "id")
+	return g
+}
+
+func (r *reader) vpc(v value) vpcText {
+	p := vpcText{spot: v.spot}
+	for key, v := range r.object(v, vpcKeys) {
+		switch key {
+		case "name":
+			p.name = text(r, v, parseName)
+		case "attach":
+			for e := range r.list(v, "attachments") {
+				p.attach = append(p.attach, r.attachment(e))
+			}
+		case "subnets":
+			p.subnets = texts(r, v, "subnets", parseNetwork)
+		case "routes":
+			for e := range r.list(v, "routes") {
+				p.routes = append(p.routes, r.route(e))
+			}
+		case "instances":
+			for e := range r.list(v, "instances") {
+				p.instances = append(p.instances, r.instance(e, instanceKeys))
+			}
+		case "limits":
+			p.limits = r.limits(v, limitsKeys)
+		}
+	}
+	require(r, v, p.name, "name")
+	return p
+}
+
+func (r *reader) attachment(v value) attachmentText {
+	a := attachmentText{spot: v.spot}
+	for key, v := range r.object(v, attachKeys) {
+		switch key {
+		case "port":
+			a.port = text(r, v, parseName)
+		case "vlan":
+			r.vlan(v, false)
+		case "encap":
+			if text(r, v, parseEncap).ok {
+				r.later(v, "no tunnels")
+			}
+		case "vni":
+			if r.integer(v, 0, 1<<24-1).ok {
+				r.later(v, "no tunnels")
+			}
+		case "peers":
+			texts(r, v, "prefixes of tunnel endpoints", parseNetwork)
+			r.later(v, "no tunnels")
+		case "addresses":
+			a.addresses = texts(r, v, "addresses with their prefix lengths", parseInterface)
+		case "next_hops":
+			a.nextHops = r.nextHops(v)
+		}
+	}
+	require(r, v, a.port, "port")
+	return a
+}
+
+func (r *reader) route(v value) routeText {
+	t := routeText{spot: v.spot}
+	for key, v := range r.object(v, routeKeys) {
+		switch key {
+		case "to":
+			t.to = text(r, v, parsePrefix)
+		case "from":
+			t.from = text(r, v, parsePrefix)
+		case "class":
+			t.class = text(r, v, parseClass)
+		case "drop":
+			t.drop = r.truth(v)
+			if t.drop.ok && !t.drop.value {
+				r.faults.add(v.spot, "false is not accepted; expected true, or another target")
+			}
+		case "gateway":
+			t.gateway = text(r, v, anything)
+		case "address":
+			t.address = text(r, v, parseAddress)
+		case "subnet":
+			t.subnet = text(r, v, parsePrefix)
+		}
+	}
+	require(r, v, t.to, "to")
+	return t
+}
+
+// anything accepts a text that something later judges.
+func anything(s string) (string, error) { return s, nil }
+
+func (r *reader) instance(v value, keys []string) instanceText {
+	i := instanceText{spot: v.spot}
+	for key, v := range r.object(v, keys) {
+		switch key {
+		case "vpc":
+			i.vpc = text(r, v, parseName)
+		case "name":
+			i.name = text(r, v, parseName)
+		case "addresses":
+			i.addresses = texts(r, v, "addresses", parseAddress)
+		case "mac":
+			i.mac = text(r, v, parseMAC)
+		case "host":
+			if text(r, v, parseAddress).ok {
+				r.later(v, "no tunnels")
+			}
+		case "transit":
+			i.transit = texts(r, v, "prefixes", parseNetwork)
+		case "external":
+			r.external(v, &i)
+		case "limits":
+			i.limits = r.limits(v, instanceLimits)
+		}
+	}
+	require(r, v, i.name, "name")
+	if len(keys) == len(placedKeys) {
+		require(r, v, i.vpc, "vpc")
+	}
+	return i
+}
+
+func (r *reader) external(v value, i *instanceText) {
+	for key, v := range r.object(v, externalKeys) {
+		switch key {
+		case "floating":
+			i.floating = r.externalAddresses(v)
+		case "ephemeral":
+			i.ephemeral = r.externalAddresses(v)
+		case "snat":
+			for e := range r.list(v, "{address, ports}") {
+				i.snat = append(i.snat, r.snat(e))
+			}
+		case "attached":
+			i.attached = texts(r, v, "prefixes", parseNetwork)
+		}
+	}
+}
+
+// externalAddresses reads a list of addresses, or of {address}.
+func (r *reader) externalAddresses(v value) []at[netip.Addr] {
+	var all []at[netip.Addr]
+	for e := range r.list(v, "addresses") {
+		if e.node.Kind != yaml.MappingNode {
+			all = append(all, text(r, e, parseAddress))
+			continue
+		}
+		var a at[netip.Addr]
+		for _, v := range r.object(e, addressKeys) {
+			a = text(r, v, parseAddress)
+		}
+		require(r, e, a, "address")
+		all = append(all, a)
+	}
+	return all
+}
+
+func (r *reader) snat(v value) snatText {
+	s := snatText{spot: v.spot}
+	for key, v := range r.object(v, snatKeys) {
+		switch key {
+		case "address":
+			s.address = text(r, v, parseAddress)
+		case "ports":
+			s.ports = text(r, v, parsePorts)
+		}
+	}
+	require(r, v, s.address, "address")
+	require(r, v, s.ports, "ports")
+	return s
+}
+
+// require reports a key that an object lacks.
+func require[T any](r *reader, v value, a at[T], key string) {
+	if !a.given() {
+		r.requireKey(v, key)
+	}
+}
+
+// requireKey reports that a mapping has no such key. What is no mapping has been reported already.
+func (r *reader) requireKey(v value, key string) {
+	if v.node.Kind != yaml.MappingNode {
+		return
+	}
+	for i := 0; i < len(v.node.Content); i += 2 {
+		if v.node.Content[i].Value == key {
+			return
+		}
+	}
+	r.faults.add(v.spot, "has no %s; expected one", key)
+}
+
+// values returns the well-formed values of a list.
+func values[T any](list []at[T]) []T {
+	var all []T
+	for _, a := range list {
+		if a.ok {
+			all = append(all, a.value)
+		}
+	}
+	return all
+}

@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import "net/netip"
+
+// smallSNAT is the number of ports below which an instance with many connections runs out of them.
+const smallSNAT = 1024
+
+// warner looks through a Config without faults for what is legal and probably wrong.
+type warner struct {
+	*checker
+	found        findings
+	poolGateways [][]int              // gateways of each pool
+	single       map[netip.Addr][]int // gateways of single addresses
+	associated   bool                 // any pool or address belongs to a gateway
+}
+
+func (c *checker) warn() []Warning {
+	w := warner{checker: c, poolGateways: make([][]int, len(c.config.Pools)), single: map[netip.Addr][]int{}}
+	for i, g := range c.config.Gateways {
+		w.associated = w.associated || len(g.Pools)+len(g.Addresses) > 0
+		for _, p := range g.Pools {
+			w.poolGateways[p] = append(w.poolGateways[p], i)
+		}
+		for _, a := range g.Addresses {
+			w.single[a] = append(w.single[a], i)
+		}
+	}
+	w.warnPorts()
+	w.warnPools()
+	for i := range c.config.VPCs {
+		w.warnVPC(i)
+	}
+	return w.found.sorted()
+}
+
+func (w *warner) warnPorts() {
+	used := map[int]bool{}
+	for _, v := range w.config.VPCs {
+		for _, a := range v.Attach {
+			used[a.Port] = true
+		}
+	}
+	var external [2]bool // by family
+	for _, list := range [][]claim{w.external.whole, w.external.shared, w.external.owners} {
+		for _, h := range list {
+			external[family(h.address)] = true
+		}
+	}
+	for i, p := range w.config.Ports {
+		s := w.doc.ports[i].spot
+		if p.Side == Inside {
+			if !used[i] {
+				w.found.add(s, "inside port %q belongs to no VPC: it drops what it receives; expected it under vpcs[].attach", p.Name)
+			}
+			continue
+		}
+		var reaches [2]bool
+		for _, a := range p.Addresses {
+			reaches[family(a.Addr())] = true
+		}
+		for f, name := range []string{"IPv4", "IPv6"} {
+			if external[f] && !reaches[f] { // a next hop lies in the prefix of an address
+				w.found.add(s, "outside port %q has no %s address and next hop: no %s packet leaves by it", p.Name, name, name)
+			}
+		}
+	}
+}
+
+// family returns 0 for IPv4 and 1 for IPv6.
+func family(a netip.Addr) int {
+	if a.Is4() {
+		return 0
+	}
+	return 1
+}
+
+func (w *warner) warnPools() {
+	if !w.associated {
+		return // the unnamed gateway has them all
+	}
+	named := map[int]bool{} // pools with single addresses in a gateway
+	for a := range w.single {
+		if s, in := w.ranges.find(a); in {
+			named[s.index] = true
+		}
+	}
+	for i, p := range w.config.Pools {
+		if len(w.poolGateways[i]) == 0 && !named[i] {
+			w.found.add(w.doc.pools[i].spot, "pool %q is in no gateway: no route to a named gateway uses its addresses", p.Name)
+		}
+	}
+}
+
+// tag is a gateway that routes of a VPC lead to, by family and source.
+type tag struct {
+	gateway int // len(gateways): the unnamed one
+	family  int
+	from    netip.Prefix
+	route   *spot
+}
+
+func (w *warner) warnVPC(index int) {
+	var tags []tag
+	var unnamedRoute [2]bool
+	for i, r := range w.config.VPCs[index].Routes {
+		if r.Target != TargetGateway {
+			continue
+		}
+		g := tag{r.Gateway, family(r.To.Addr()), r.From, w.doc.vpcs[index].routes[i].spot}
+		if g.gateway == UnnamedGateway {
+			g.gateway = len(w.config.Gateways)
+			unnamedRoute[g.family] = true
+		}
+		tags = append(tags, g)
+	}
+	marks := make([][2]int, len(w.config.Gateways)+1) // the last instance, from 1, with something eligible there
+	for i := range w.config.VPCs[index].Instances {
+		w.warnInstance(index, i, tags, unnamedRoute, marks)
+	}
+}
+
+func (w *warner) warnInstance(vpc, index int, tags []tag, unnamedRoute [2]bool, marks [][2]int) {
+	i, t := &w.config.VPCs[vpc].Instances[index], &w.doc.vpcs[vpc].instances[index]
+	serial := index + 1
+	held := 0
+	hold := func(a netip.Addr, s *spot) {
+		held++
+		pool, _ := w.ranges.find(a)
+		gateways, single := w.poolGateways[pool.index], w.single[a]
+		for _, g := range gateways {
+			marks[g][family(a)] = serial
+		}
+		for _, g := range single {
+			marks[g][family(a)] = serial
+		}
+		if len(gateways)+len(single) > 0 {
+			return
+		}
+		marks[len(marks)-1][family(a)] = serial
+		if w.associated && !unnamedRoute[family(a)] {
+			w.found.add(s, "%v is in no gateway: it receives, and nothing that instance %q sends leaves by it; "+
+				"expected its pool or itself under a gateway, or a route to %q", a, i.Name, unnamed)
+		}
+	}
+	for _, a := range t.floating {
+		hold(a.value, a.spot)
+	}
+	for _, a := range t.ephemeral {
+		hold(a.value, a.spot)
+	}
+	for _, a := range t.snat {
+		hold(a.address.value, a.spot)
+	}
+	for _, p := range t.attached {
+		hold(p.value.Addr(), p.spot)
+	}
+	w.warnSNAT(i, t)
+	if held == 0 {
+		return // an instance without anything external stays inside by intent
+	}
+	for _, g := range tags {
+		own := i.Address4
+		if g.family == 1 {
+			own = i.Address6
+		}
+		if !own.IsValid() || g.from.IsValid() && !g.from.Contains(own) || marks[g.gateway][g.family] == serial {
+			continue
+		}
+		marks[g.gateway][g.family] = serial // once is enough
+		name := unnamed
+		if g.gateway < len(w.config.Gateways) {
+			name = w.config.Gateways[g.gateway].Name
+		}
+		w.found.add(t.spot, "instance %q has no external %s address in gateway %q, which the route at %v leads to: "+
+			"its packets there are dropped", i.Name, familyOf(own), name, g.route)
+	}
+}
+
+// warnSNAT warns of addresses on which an instance has few ports.
+func (w *warner) warnSNAT(i *Instance, t *instanceText) {
+	total := map[netip.Addr]int{}
+	for _, s := range i.SNAT {
+		total[s.Address] += int(s.Last) - int(s.First) + 1
+	}
+	for _, s := range t.snat {
+		if n := total[s.address.value]; n > 0 && n < smallSNAT {
+			w.found.add(s.spot, "instance %q has %d ports of %v: few for many connections at once; expected %d or more",
+				i.Name, n, s.address.value, smallSNAT)
+			delete(total, s.address.value)
+		}
+	}
+}

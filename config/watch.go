@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+)
+
+// Watch calls changed, on its own goroutine and one call at a time, whenever what path holds has become
+// different and has stayed so over two reads 200 ms apart. It sees a file rewritten, renamed over, reached by
+// symbolic links of which any is swapped, removed and back again, and the same for a directory of files. It
+// judges by content, never by time stamps: what is written anew without a difference is no change, and what
+// cannot be read counts as one content, so that the next Load can say why. Where the kernel tells of nothing
+// (a network file system), a look every 10 s does.
+//
+// What path holds when Watch is called is the first content: load after starting it, or a change in between
+// is missed. Watch returns nil when ctx ends, and an error if the kernel lends no notifications at all.
+func Watch(ctx context.Context, path string, changed func()) error {
+	return watcher{path, 200 * time.Millisecond, 10 * time.Second, changed}.start(ctx, func() {})
+}
+
+type watcher struct {
+	path    string
+	quiet   time.Duration // between two reads that must agree
+	poll    time.Duration
+	changed func()
+}
+
+// start watches until ctx ends. It calls ready when no later change will be missed.
+func (w watcher) start(ctx context.Context, ready func()) error {
+	notify, err := fsnotify.NewWatcher()
+	if err != nil {
+		return fmt.Errorf("watch %s: %w; expected a free inotify instance (see fs.inotify.max_user_instances)", w.path, err)
+	}
+	defer notify.Close()
+	watched := map[string]bool{}
+	w.loop(ctx, notify, func() { w.follow(notify, watched) }, ready)
+	return nil
+}
+
+// loop waits for notifications, or the poll, and judges what they were about. follow renews what is watched.
+func (w watcher) loop(ctx context.Context, notify *fsnotify.Watcher, follow, ready func()) {
+	follow()
+	last := w.read() // after follow, so that no change falls between
+	ready()
+	poll := time.NewTicker(w.poll)
+	defer poll.Stop()
+	settle := time.NewTimer(0)
+	settle.Stop()
+	settling := false // settle runs, and previous is what the last read gave
+	var previous digest
+
+	for {
+		look := false
+		select {
+		case <-ctx.Done():
+			return
+		case <-notify.Events:
+			look = true
+		case <-notify.Errors: // an overflow among them: events are lost
+			look = true
+		case <-poll.C:
+			follow()
+			look = w.read() != last
+		case <-settle.C:
+			settling = false
+			follow()
+			now := w.read()
+			switch {
+			case now != previous: // still being written
+				look = true
+			case now != last:
+				last = now
+				w.changed()
+			}
+		}
+		if look && !settling {
+			settling, previous = true, w.read()
+			settle.Reset(w.quiet)
+		}
+	}
+}
+
+// digest stands for what a path holds.
+type digest [sha256.Size]byte
+
+// read returns the digest of the configuration files, or of the reason why they cannot be read.
+func (w watcher) read() digest {
+	files, err := readFiles(w.path)
+	if err != nil {
+		return sha256.Sum256([]byte(err.Error()))
+	}
+	h := sha256.New()
+	var size [8]byte
+	for _, f := range files {
+		for _, part := range [][]byte{[]byte(f.Name), f.Data} {
+			binary.LittleEndian.PutUint64(size[:], uint64(len(part)))
+			h.Write(size[:])
+			h.Write(part)
+		}
+	}
+	return digest(h.Sum(nil))
+}
+
+// follow watches every directory in which a change of an entry may change what the path holds, and no other.
+// Directories, because a watch on a file stays with the old file when another one is renamed over it.
+func (w watcher) follow(notify *fsnotify.Watcher, watched map[string]bool) {
+	wanted := map[string]bool{}
+	target := resolve(w.path, wanted)
+	if info, err := os.Stat(target); err == nil && info.IsDir() {
+		wanted[target] = true
+		names, _ := filesIn(target)
+		for _, name := range names {
+			resolve(name, wanted)
+		}
+	}
+	for dir := range watched {
+		if !wanted[dir] {
+			notify.Remove(dir) // gone already, or of no more use
+			delete(watched, dir)
+		}
+	}
+	for dir := range wanted {
+		// Added again each time: a directory made anew under its old name has lost its watch.
+		if notify.Add(dir) == nil {
+			watched[dir] = true
+		}
+	}
+}
+
+// resolve follows path through its symbolic links, component by component. It adds the directory of each link
+// and of the end to dirs, and returns the end.
+func resolve(path string, dirs map[string]bool) string {
+	const maxLinks = 40 // as the kernel
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return path
+	}
+	done, rest := "/", strings.TrimPrefix(path, "/")
+	for links := 0; rest != ""; {
+		var name string
+		name, rest, _ = strings.Cut(rest, "/")
+		next := filepath.Join(done, name)
+		link, err := os.Readlink(next)
+		if err != nil || links == maxLinks {
+			if _, err := os.Lstat(next); err != nil {
+				dirs[done] = true // the missing entry may come back here
+				return next
+			}
+			if rest == "" {
+				dirs[done] = true
+			}
+			done = next
+			continue
+		}
+		links++
+		dirs[done] = true
+		rest = filepath.Join(link, rest)
+		if filepath.IsAbs(link) {
+			done = "/"
+			rest = strings.TrimPrefix(rest, "/")
+		}
+	}
+	return done
+}

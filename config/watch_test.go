@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+)
+
+// patience ends a test that would hang; no test depends on how long anything takes.
+const patience = 30 * time.Second
+
+// watched is a path under watch and what has been seen there.
+type watched struct {
+	t    *testing.T
+	path string
+	seen chan string // what the path held at each call of changed
+}
+
+// watch starts to watch path and returns once it does.
+func watch(t *testing.T, path string, poll time.Duration) *watched {
+	t.Helper()
+	w := &watched{t, path, make(chan string, 1000)}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error)
+	started := make(chan struct{})
+	go func() {
+		done <- watcher{path, 10 * time.Millisecond, poll, func() { w.seen <- contents(path) }}.start(ctx, func() { close(started) })
+	}()
+	<-started
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return w
+}
+
+// contents returns what a file holds, or the files of a directory one after the other.
+func contents(path string) string {
+	files, err := readFiles(path)
+	if err != nil {
+		return "unreadable"
+	}
+	all := ""
+	for _, f := range files {
+		all += string(f.Data)
+	}
+	return all
+}
+
+// becomes waits for a call of changed at which the path held want.
+func (w *watched) becomes(want string) {
+	w.t.Helper()
+	for {
+		select {
+		case got := <-w.seen:
+			if got == want {
+				return
+			}
+			w.t.Logf("saw %q on the way to %q", got, want)
+		case <-time.After(patience):
+			w.t.Fatalf("never saw %q", want)
+		}
+	}
+}
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func rename(t *testing.T, from, to string) {
+	t.Helper()
+	if err := os.Rename(from, to); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func symlink(t *testing.T, target, name string) {
+	t.Helper()
+	if err := os.Symlink(target, name); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func mkdir(t *testing.T, path string) string {
+	t.Helper()
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func remove(t *testing.T, path string) {
+	t.Helper()
+	if err := os.RemoveAll(path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Each way of changing what a path holds, more than once: a watch that stays with the first file fails.
+func TestWatch(t *testing.T) {
+	const never = time.Hour // without the poll, notifications have to do
+	t.Run("rewritten in place", func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "weir.yaml")
+		write(t, path, "0")
+		w := watch(t, path, never)
+		for i := 1; i < 4; i++ {
+			write(t, path, fmt.Sprint(i))
+			w.becomes(fmt.Sprint(i))
+		}
+	})
+	t.Run("renamed over", func(t *testing.T) {
+		dir := t.TempDir()
+		path := filepath.Join(dir, "weir.yaml")
+		write(t, path, "0")
+		w := watch(t, path, never)
+		for i := 1; i < 4; i++ {
+			write(t, filepath.Join(dir, "new"), fmt.Sprint(i))
+			rename(t, filepath.Join(dir, "new"), path)
+			w.becomes(fmt.Sprint(i))
+		}
+	})
+	t.Run("symbolic link swapped", func(t *testing.T) {
+		// As Kubernetes does it: weir.yaml -> ..data/weir.yaml, ..data -> a directory per version.
+		dir := t.TempDir()
+		path := filepath.Join(dir, "weir.yaml")
+		write(t, filepath.Join(mkdir(t, filepath.Join(dir, "..0")), "weir.yaml"), "0")
+		symlink(t, "..0", filepath.Join(dir, "..data"))
+		symlink(t, "..data/weir.yaml", path)
+		w := watch(t, path, never)
+		for i := 1; i < 4; i++ {
+			version := fmt.Sprintf("..%d", i)
+			write(t, filepath.Join(mkdir(t, filepath.Join(dir, version)), "weir.yaml"), fmt.Sprint(i))
+			symlink(t, version, filepath.Join(dir, "..new"))
+			rename(t, filepath.Join(dir, "..new"), filepath.Join(dir, "..data"))
+			remove(t, filepath.Join(dir, fmt.Sprintf("..%d", i-1)))
+			w.becomes(fmt.Sprint(i))
+		}
+		write(t, filepath.Join(dir, "..3", "weir.yaml"), "in place")
+		w.becomes("in place")
+	})
+	t.Run("link to another directory", func(t *testing.T) {
+		dir := t.TempDir()
+		path := filepath.Join(mkdir(t, filepath.Join(dir, "etc")), "weir.yaml")
+		for _, name := range []string{"a", "b"} {
+			write(t, filepath.Join(mkdir(t, filepath.Join(dir, name)), "file"), name)
+		}
+		symlink(t, filepath.Join(dir, "a", "file"), path)
+		w := watch(t, path, never)
+		write(t, filepath.Join(dir, "a", "file"), "a2")
+		w.becomes("a2")
+		remove(t, path)
+		symlink(t, "../b/file", path)
+		w.becomes("b")
+		write(t, filepath.Join(dir, "b", "file"), "b2")
+		w.becomes("b2")
+	})
+	t.Run("directory of files", func(t *testing.T) {
+		dir := t.TempDir()
+		write(t, filepath.Join(dir, "a.yaml"), "a")
+		w := watch(t, dir, never)
+		write(t, filepath.Join(dir, "b.yaml"), "b")
+		w.becomes("ab")
+		write(t, filepath.Join(dir, "c.txt"), "no configuration")
+		rename(t, filepath.Join(dir, "a.yaml"), filepath.Join(dir, "z.yaml"))
+		w.becomes("ba")
+		remove(t, filepath.Join(dir, "b.yaml"))
+		w.becomes("a")
+	})
+	t.Run("removed and back", func(t *testing.T) {
+		dir := mkdir(t, filepath.Join(t.TempDir(), "etc"))
+		path := filepath.Join(dir, "weir.yaml")
+		write(t, path, "0")
+		w := watch(t, path, never)
+		remove(t, path)
+		w.becomes("unreadable")
+		write(t, path, "1")
+		w.becomes("1")
+		remove(t, dir)
+		w.becomes("unreadable")
+		write(t, filepath.Join(mkdir(t, dir), "weir.yaml"), "2")
+		w.becomes("2")
+	})
+	t.Run("not there at first", func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "weir.yaml")
+		w := watch(t, path, never)
+		write(t, path, "1")
+		w.becomes("1")
+	})
+}
+
+func TestWatchEnds(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := Watch(ctx, t.TempDir(), func() { t.Error("called without a change") }); err != nil {
+		t.Error(err)
+	}
+}
+
+// Where the kernel tells of nothing, the poll finds the change.
+func TestWatchPoll(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "weir.yaml")
+	write(t, path, "0")
+	w := &watched{t, path, make(chan string, 1000)}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	started := make(chan struct{})
+	go func() {
+		defer close(done)
+		silent := &fsnotify.Watcher{} // without channels: it never tells
+		watcher{path, time.Millisecond, time.Millisecond, func() { w.seen <- contents(path) }}.
+			loop(ctx, silent, func() {}, func() { close(started) })
+	}()
+	defer func() { cancel(); <-done }()
+	<-started
+	for i := 1; i < 4; i++ {
+		write(t, path+".new", fmt.Sprint(i))
+		rename(t, path+".new", path)
+		w.becomes(fmt.Sprint(i))
+	}
+}
+
+// What is written anew without a difference is no change.
+func TestWatchSameContent(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "weir.yaml")
+	write(t, path, "0")
+	w := watch(t, path, time.Millisecond)
+	for range 20 {
+		write(t, path+".new", "0")
+		rename(t, path+".new", path)
+		os.Chtimes(path, time.Now(), time.Now().Add(time.Hour))
+	}
+	write(t, path+".new", "1")
+	rename(t, path+".new", path)
+	w.becomes("1")
+	if n := len(w.seen); n > 0 {
+		t.Errorf("%d more calls", n)
+	}
+}
