@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pipeline
+
+import (
+	"weir/pipeline/header"
+	"weir/pipeline/inet"
+	"weir/pipeline/session"
+)
+
+// MaxBurst is the most packets of one burst.
+const MaxBurst = session.MaxBatch
+
+// Burst is what one receive call brought, all by one port. The caller sets Port, N and, of each packet, Data and
+// Handle, and calls Worker.Process; the rest is the pipeline's notes, which no stage makes twice.
+type Burst struct {
+	Port int
+	N    int
+
+	Packets [MaxBurst]Packet
+
+	live  []uint8 // indexes of the packets that still go on
+	index [MaxBurst]uint8
+}
+
+// Packet is one frame and what the stages found out about it. "Local" is the VPC's side of a flow: private
+// addresses inside, ours outside; "remote" is the Internet's.
+type Packet struct {
+	Data   []byte  // the frame; aliases the caller's buffer, and is rewritten there
+	Handle uintptr // the caller's name of the buffer
+	Long   bool    // Data is only the first buffer of a longer frame
+
+	// classify
+	family     inet.Family
+	proto      uint8
+	kind       kind
+	tcpFlags   uint8
+	local      inet.Addr
+	remote     inet.Addr
+	localPort  uint16 // TCP and UDP port or ICMP echo identifier, in host order; else 0
+	remotePort uint16 // likewise; 0 for ICMP
+	transport  uint16 // offset of the transport header in Data
+	hash       uint64 // of the session key; also spreads flows over next hops
+
+	// look-up, route, select
+	act         action
+	newPort     uint16       // of the local side
+	delta       header.Delta // what rewrite does to the transport's checksum
+	headerDelta header.Delta // and to the IPv4 header's
+	newAddr     inet.Addr
+	ports       uint32    // actOut: outside ports it may leave by
+	outPort     uint8     // actIn, actInternal
+	neighbor    uint32    // actIn: slot; NoNeighbor: look hop up
+	hop         inet.Addr // next hop's address where neighbor is NoNeighbor
+}
+
+// kind is what a packet's transport is to the translation.
+type kind uint8
+
+const (
+	kindOther kind = iota // no ports: any protocol that is not below
+	kindTCP
+	kindUDP
+	kindEchoRequest
+	kindEchoReply
+	kindICMP // ICMP other than echo
+)
+
+// action is what the stages decided to do with a packet.
+type action uint8
+
+const (
+	actNone     action = iota
+	actOut             // rewrite the local address as source, leave by an outside port
+	actIn              // rewrite the local address as destination, leave by the instance's port
+	actOutPlain        // leave by an outside port as it is: attached prefix
+	actInPlain         // to an instance as it is: attached prefix, VPC-internal
+)
+
+// TCP flags.
+const (
+	tcpFIN = 1 << iota
+	tcpSYN
+	tcpRST
+	tcpPSH
+	tcpACK
+)
+
+// Queue is what is to be sent by one port, in order. The driver sends it and calls Worker.Sent.
+type Queue struct {
+	N       int
+	Handles [queueSize]uintptr
+	Frames  [queueSize][]byte // what to send of each; at the start of its buffer
+}
+
+// queueSize lets a queue take a whole burst and as many packets that waited for a neighbor.
+const queueSize = 4 * MaxBurst

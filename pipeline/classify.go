@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pipeline
+
+import (
+	"encoding/binary"
+
+	"weir/config"
+	"weir/pipeline/header"
+	"weir/pipeline/inet"
+)
+
+const (
+	etherLen = 14
+
+	typeIPv4 = 0x0800
+	typeARP  = 0x0806
+	typeIPv6 = 0x86dd
+
+	protoICMP   = 1
+	protoTCP    = 6
+	protoUDP    = 17
+	protoDCCP   = 33
+	protoAH     = 51
+	protoICMPv6 = 58
+	protoLite   = 136
+)
+
+// punted marks, among classify's results, a frame that is weir's own to read.
+const punted = NumReasons
+
+// classify finds the headers of each packet, or drops it, or hands it to control.
+func (w *Worker) classify(b *Burst) {
+	inside := w.gen.ports[b.Port].Side == uint8(config.Inside)
+	mac := w.macs[b.Port]
+	keep := b.live[:0]
+	for _, i := range b.live {
+		p := &b.Packets[i]
+		r := w.parse(p, inside, mac)
+		if r == TTLExceeded {
+			// A packet for weir itself ends here, whatever its TTL (RFC 1812 §5.3.1).
+			if own := w.gen.host(w.domain(b.Port, inside), w.destination(p, inside)); own != nil && own.Kind == hostOwn {
+				r = punted
+			}
+		}
+		switch r {
+		case Pass:
+			keep = append(keep, i)
+		case punted:
+			w.punt(b.Port, p)
+		case TTLExceeded:
+			w.answer(b.Port, p, r, 0)
+			w.drop(p, r)
+		default:
+			w.drop(p, r)
+		}
+	}
+	b.live = keep
+}
+
+// domain returns the domain of addresses that a port stands in.
+func (w *Worker) domain(port int, inside bool) uint32 {
+	if !inside {
+		return 0
+	}
+	return uint32(w.gen.ports[port].VPC + 1)
+}
+
+func (w *Worker) destination(p *Packet, inside bool) inet.Addr {
+	if inside {
+		return p.remote
+	}
+	return p.local
+}
+
+func (w *Worker) parse(p *Packet, inside bool, mac uint64) Reason {
+	p.act, p.headerDelta = actNone, 0
+	d := p.Data
+	if p.Long {
+		return Oversized
+	}
+	if len(d) < etherLen {
+		return ShortFrame
+	}
+	// Source: not a group, not zero, not our own (a loop).
+	src := uint64(binary.BigEndian.Uint16(d[6:]))<<32 | uint64(binary.BigEndian.Uint32(d[8:]))
+	if d[6]&1 != 0 || src == 0 || src == mac {
+		return Martian
+	}
+	group := d[0]&1 != 0
+	if dst := binary.BigEndian.Uint64(d) >> 16; dst != mac && !group && !w.anyMAC {
+		return NotOurMAC
+	}
+	switch binary.BigEndian.Uint16(d[12:]) {
+	case typeIPv4:
+		if group {
+			return NotOurMAC
+		}
+		return p.parse4(inside)
+	case typeIPv6:
+		r := p.parse6(inside)
+		if group && (r == Pass || r == TTLExceeded) {
+			return NotOurMAC // neighbor discovery is all that weir hears on a group address
+		}
+		return r
+	case typeARP:
+		return punted
+	case 0x8100, 0x88a8, 0x9100:
+		return VLANTag
+	}
+	return BadEtherType
+}
+
+func (p *Packet) parse4(inside bool) Reason {
+	d := p.Data[etherLen:]
+	if len(d) < 20 {
+		return ShortFrame
+	}
+	hlen, total := int(d[0]&0x0f)*4, int(binary.BigEndian.Uint16(d[2:]))
+	if d[0]>>4 != 4 || hlen < 20 || total < hlen {
+		return BadIPHeader
+	}
+	if total > len(d) {
+		return ShortFrame
+	}
+	d = d[:total]
+	p.Data = p.Data[:etherLen+total] // Ethernet padding ends here
+	if hlen == 20 {
+		sum := uint64(binary.BigEndian.Uint32(d)) + uint64(binary.BigEndian.Uint32(d[4:])) +
+			uint64(binary.BigEndian.Uint32(d[8:])) + uint64(binary.BigEndian.Uint32(d[12:])) + uint64(binary.BigEndian.Uint32(d[16:]))
+		if sum%0xffff != 0 { // a one's complement sum of 0xffff, and some word is not 0
+			return BadIPChecksum
+		}
+	} else if header.Checksum(d[:hlen], 0) != 0xffff {
+		return BadIPChecksum
+	} else if !optionsForwardable(d[20:hlen]) {
+		return BadIPHeader
+	}
+	if binary.BigEndian.Uint16(d[6:])&0x3fff != 0 { // MF or an offset
+		return Fragment
+	}
+	p.family = inet.V4
+	src, dst := inet.From4(d[12:16]), inet.From4(d[16:20])
+	if inside {
+		p.local, p.remote = src, dst
+	} else {
+		p.local, p.remote = dst, src
+	}
+	if r := p.parseTransport(d[9], etherLen+hlen, inside); r != Pass {
+		return r
+	}
+	if d[8] <= 1 {
+		return TTLExceeded
+	}
+	return Pass
+}
+
+func (p *Packet) parse6(inside bool) Reason {
+	d := p.Data[etherLen:]
+	if len(d) < 40 {
+		return ShortFrame
+	}
+	if d[0]>>4 != 6 {
+		return BadIPHeader
+	}
+	total := 40 + int(binary.BigEndian.Uint16(d[4:]))
+	if total > len(d) {
+		return ShortFrame
+	}
+	d = d[:total]
+	p.Data = p.Data[:etherLen+total]
+	p.family = inet.V6
+	src, dst := inet.From16(d[8:24]), inet.From16(d[24:40])
+	if src.Is4() || dst.Is4() { // IPv4-mapped addresses are never on a wire (RFC 4291 §2.5.5.2)
+		return Martian
+	}
+	if inside {
+		p.local, p.remote = src, dst
+	} else {
+		p.local, p.remote = dst, src
+	}
+	proto, offset := d[6], 40
+	if proto != protoTCP && proto != protoUDP && proto != protoICMPv6 {
+		chain, fault := header.IPv6(d).Walk()
+		if fault != header.ChainOK {
+			return BadExtension
+		}
+		if chain.IsFragment() {
+			return Fragment
+		}
+		proto, offset = chain.Protocol, chain.Offset
+	}
+	if r := p.parseTransport(proto, etherLen+offset, inside); r != Pass {
+		return r
+	}
+	if d[7] <= 1 {
+		return TTLExceeded
+	}
+	return Pass
+}
+
+// parseTransport finds ports, identifier and flags, or reports what of the transport header is wrong.
+func (p *Packet) parseTransport(proto uint8, offset int, inside bool) Reason {
+	d := p.Data[offset:]
+	p.proto, p.transport = proto, uint16(offset)
+	p.localPort, p.remotePort, p.kind, p.tcpFlags = 0, 0, kindOther, 0
+	switch {
+	case proto == protoTCP:
+		if len(d) < 20 {
+			return BadTransport
+		}
+		if dataOffset := int(d[12]>>4) * 4; dataOffset < 20 || dataOffset > len(d) {
+			return BadTransport
+		}
+		p.kind, p.tcpFlags = kindTCP, d[13]
+	case proto == protoUDP:
+		if len(d) < 8 {
+			return BadTransport
+		}
+		if n := int(binary.BigEndian.Uint16(d[4:])); n < 8 || n > len(d) {
+			return BadTransport
+		}
+		if p.family == inet.V6 && d[6]|d[7] == 0 { // RFC 8200 §8.1
+			return BadTransport
+		}
+		p.kind = kindUDP
+	case proto == protoICMP && p.family == inet.V4, proto == protoICMPv6 && p.family == inet.V6:
+		return p.parseICMP(d)
+	case proto == protoLite, proto == protoDCCP:
+		if len(d) < 8 {
+			return BadTransport
+		}
+		return Pass
+	default:
+		return Pass
+	}
+	a, b := binary.BigEndian.Uint16(d), binary.BigEndian.Uint16(d[2:])
+	if inside {
+		p.localPort, p.remotePort = a, b
+	} else {
+		p.localPort, p.remotePort = b, a
+	}
+	return Pass
+}
+
+func (p *Packet) parseICMP(d []byte) Reason {
+	if len(d) < 8 {
+		return BadTransport
+	}
+	p.kind = kindICMP
+	switch t := d[0]; {
+	case p.family == inet.V4 && t == 8, p.family == inet.V6 && t == 128:
+		p.kind = kindEchoRequest
+	case p.family == inet.V4 && t == 0, p.family == inet.V6 && t == 129:
+		p.kind = kindEchoReply
+	case p.family == inet.V6 && t >= 133 && t <= 137:
+		// Neighbor discovery (RFC 4861 §6.1, §7.1): from this link, which a hop limit of 255 proves. weir is a
+		// router that is told its neighbors; it hears solicitations and advertisements only.
+		if p.Data[etherLen+7] != 255 || t != 135 && t != 136 {
+			return ICMPUnsupported
+		}
+		return punted
+	default:
+		return Pass
+	}
+	p.localPort = binary.BigEndian.Uint16(d[4:])
+	return Pass
+}
+
+// optionsForwardable walks IPv4 options: their lengths must be right, and none may be a source route (RFC 7126 §4.3, §4.4).
+func optionsForwardable(o []byte) bool {
+	for len(o) > 0 {
+		switch o[0] {
+		case 0: // end of options
+			return true
+		case 1: // no operation
+			o = o[1:]
+			continue
+		case 131, 137: // loose and strict source route
+			return false
+		}
+		if len(o) < 2 || o[1] < 2 || int(o[1]) > len(o) {
+			return false
+		}
+		o = o[o[1]:]
+	}
+	return true
+}

@@ -1,0 +1,645 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pipeline
+
+import (
+	"cmp"
+	"fmt"
+	"math/bits"
+	"net/netip"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"weir/config"
+	"weir/pipeline/inet"
+	"weir/pipeline/session"
+)
+
+// unconfirmedTimeout ends a session that began from outside and got no answer (design: 30 s).
+const unconfirmedTimeout = 30 * time.Second
+
+// Compiler turns configurations into generations for one State. It lives in control, and remembers which slots
+// VPCs, instances and neighbors have, so that sessions find them again in the next generation. It is not safe for
+// use by several goroutines.
+type Compiler struct {
+	state     *State
+	number    uint64
+	vpcs      slots
+	instances slots
+	neighbors map[uint32]bool // slots that the last compiled generation names
+	stale     map[uint32]bool // slots that only older ones name
+	random    func() uint64
+}
+
+// NewCompiler returns a compiler for state. With a seed the secrets of generations are always the same.
+func NewCompiler(state *State, seed *[32]byte) *Compiler {
+	return &Compiler{
+		state:     state,
+		vpcs:      newSlots("VPC", vpcSlots, state.VPCSessions),
+		instances: newSlots("instance", len(state.instances), state.InstanceSessions),
+		neighbors: map[uint32]bool{},
+		stale:     map[uint32]bool{},
+		random:    secrets(seed),
+	}
+}
+
+// Compile makes the next generation. On an error everything stays as it was.
+func (c *Compiler) Compile(cfg *config.Config) (*Generation, error) {
+	b := builder{c: c, cfg: cfg, neighbors: map[uint32]bool{}, newVPCs: map[string]uint32{}, newInstances: map[string]uint32{}}
+	if err := b.build(); err != nil {
+		return nil, err
+	}
+	h := genHeader{Number: c.number + 1, HostSecret: b.hostSecret, Spread: uint8(cfg.Sessions.Spread)}
+	t := cfg.Sessions.Timeouts
+	for s, d := range map[session.State]time.Duration{
+		session.UDP: t.UDP, session.ICMP: t.ICMP, session.Other: t.Other, session.TCPOpening: t.TCPPartiallyOpen,
+		session.TCPOpen: t.TCPEstablished, session.TCPClosing: t.TCPClosing, session.Unconfirmed: unconfirmedTimeout,
+	} {
+		h.Timeouts[s] = uint32(d.Milliseconds())
+	}
+	g, err := store(h, &b.tables)
+	if err != nil {
+		return nil, err
+	}
+	c.number++
+	c.vpcs.current, c.instances.current = b.newVPCs, b.newInstances
+	for slot := range c.neighbors {
+		if !b.neighbors[slot] {
+			c.stale[slot] = true
+		}
+	}
+	c.neighbors = b.neighbors
+	return g, nil
+}
+
+// Retire lets go of what only generations before the last compiled one name. Call it when every worker is past them.
+func (c *Compiler) Retire() {
+	for slot := range c.stale {
+		if !c.neighbors[slot] {
+			c.state.Neighbors.Remove(slot)
+		}
+	}
+	clear(c.stale)
+}
+
+// slots gives names numbers that stay as long as the name does. A number whose name is gone serves another name
+// only when no session counts in it any more.
+type slots struct {
+	what     string
+	capacity int
+	current  map[string]uint32
+	known    map[string]uint32 // also names that are gone
+	next     uint32
+	sessions func(slot uint32) int
+}
+
+func newSlots(what string, capacity int, sessions func(uint32) int) slots {
+	// Slot 0 is never given: a zero key names nobody.
+	return slots{what: what, capacity: capacity, known: map[string]uint32{}, current: map[string]uint32{}, next: 1, sessions: sessions}
+}
+
+func (s *slots) get(name string, taken map[string]uint32) (uint32, error) {
+	slot, ok := s.known[name]
+	if !ok {
+		if int(s.next) < s.capacity {
+			slot = s.next
+			s.next++
+		} else if slot, ok = s.reclaim(taken); !ok {
+			return 0, fmt.Errorf("more than %d %ss since start; restart weir", s.capacity-1, s.what)
+		}
+		s.known[name] = slot
+	}
+	taken[name] = slot
+	return slot, nil
+}
+
+func (s *slots) reclaim(taken map[string]uint32) (uint32, bool) {
+	for name, slot := range s.known {
+		_, live := s.current[name]
+		if _, ours := taken[name]; !live && !ours && s.sessions(slot) == 0 {
+			delete(s.known, name)
+			return slot, true
+		}
+	}
+	return 0, false
+}
+
+// builder holds one compilation.
+type builder struct {
+	tables
+	c   *Compiler
+	cfg *config.Config
+
+	poolRanges   []poolRange
+	poolGateways [][]int32 // per pool: the gateways it is associated with
+	poolPorts    []uint32
+	single       map[netip.Addr][]int32 // gateways of addresses named beside pools
+
+	hostList              []host
+	hostSecret            uint64
+	neighbors             map[uint32]bool
+	newVPCs, newInstances map[string]uint32
+}
+
+type poolRange struct {
+	config.Range
+	pool int
+}
+
+func (b *builder) build() error {
+	b.indexPools()
+	if err := b.buildPorts(); err != nil {
+		return err
+	}
+	b.ranges = make(table[rangeTable], 2) // attachedTables, filled last
+	var attached [2][]rangeItem
+	shared := map[inet.Addr][]snatRange{}
+	for v := range b.cfg.VPCs {
+		if err := b.buildVPC(v, &attached, shared); err != nil {
+			return err
+		}
+	}
+	for f := range attached {
+		b.ranges[attachedTables+f] = b.rangeTable(attached[f])
+	}
+	for addr, list := range shared {
+		slices.SortFunc(list, func(x, y snatRange) int { return cmp.Compare(x.First, y.First) })
+		b.hostList = append(b.hostList, host{Addr: addr, Kind: hostSNAT, Index: uint32(len(b.snat)), Ranges: uint16(len(list)),
+			Ports: b.poolPorts[b.poolOf(addr.Netip())]})
+		b.snat = append(b.snat, list...)
+	}
+	b.buildHosts()
+	return nil
+}
+
+// indexPools prepares the questions "which pool", "which gateways", "which ports" of an address.
+func (b *builder) indexPools() {
+	var outside uint32
+	for i, p := range b.cfg.Ports {
+		if p.Side == config.Outside {
+			outside |= 1 << i
+		}
+	}
+	b.poolGateways = make([][]int32, len(b.cfg.Pools))
+	b.poolPorts = make([]uint32, len(b.cfg.Pools))
+	for i, p := range b.cfg.Pools {
+		for _, r := range p.Ranges {
+			b.poolRanges = append(b.poolRanges, poolRange{r, i})
+		}
+		for _, port := range p.Ports {
+			b.poolPorts[i] |= 1 << port
+		}
+		if len(p.Ports) == 0 {
+			b.poolPorts[i] = outside
+		}
+	}
+	slices.SortFunc(b.poolRanges, func(x, y poolRange) int { return x.From.Compare(y.From) })
+	b.single = map[netip.Addr][]int32{}
+	for i, g := range b.cfg.Gateways {
+		for _, p := range g.Pools {
+			b.poolGateways[p] = append(b.poolGateways[p], int32(i))
+		}
+		for _, a := range g.Addresses {
+			b.single[a] = append(b.single[a], int32(i))
+		}
+	}
+}
+
+// poolOf returns the pool of an address; config guarantees that there is one.
+func (b *builder) poolOf(a netip.Addr) int {
+	i, found := slices.BinarySearchFunc(b.poolRanges, a, func(r poolRange, a netip.Addr) int { return r.From.Compare(a) })
+	if !found {
+		i--
+	}
+	return b.poolRanges[i].pool
+}
+
+// eligible reports whether address a may be a source for gateway: associated with it by itself or by its pool;
+// for the unnamed gateway, associated with none.
+func (b *builder) eligible(a netip.Addr, gateway int32) bool {
+	pool, single := b.poolGateways[b.poolOf(a)], b.single[a]
+	if gateway == config.UnnamedGateway {
+		return len(pool) == 0 && len(single) == 0
+	}
+	return slices.Contains(pool, gateway) || slices.Contains(single, gateway)
+}
+
+func (b *builder) buildPorts() error {
+	for i, p := range b.cfg.Ports {
+		r := portRecord{Side: uint8(p.Side), MTU: uint16(p.MTU), VPC: -1, MAC: p.MAC}
+		for _, a := range p.Addresses {
+			if p.Side == config.Outside {
+				b.hostList = append(b.hostList, host{Addr: inet.FromNetip(a.Addr()), Kind: hostOwn, Port: uint8(i)})
+				first, last := inet.PrefixRange(a)
+				b.onLink = append(b.onLink, prefixRecord{First: first, Last: last, Port: uint8(i)})
+			}
+		}
+		for _, h := range p.NextHops {
+			a := inet.FromNetip(h.Address)
+			slot, err := b.neighbor(i, a, h.MAC)
+			if err != nil {
+				return err
+			}
+			b.hops = append(b.hops, hopRecord{Addr: a, Neighbor: slot, Port: uint8(i), Family: uint8(a.Family())})
+		}
+		b.ports = append(b.ports, r)
+	}
+	return nil
+}
+
+// neighbor makes sure that the neighbor table has an entry, which keeps what was resolved already.
+func (b *builder) neighbor(port int, a inet.Addr, mac config.MAC) (uint32, error) {
+	n := b.c.state.Neighbors
+	slot := n.Find(uint8(port), a)
+	var err error
+	switch {
+	case mac != config.MAC{}:
+		slot, err = n.Set(uint8(port), a, NeighborStatic, mac)
+	case slot == NoNeighbor:
+		slot, err = n.Set(uint8(port), a, NeighborIncomplete, config.MAC{})
+	default:
+		if state, _ := n.Get(slot); state == NeighborStatic {
+			slot, err = n.Set(uint8(port), a, NeighborIncomplete, config.MAC{})
+		}
+	}
+	if err == nil {
+		b.neighbors[slot] = true
+	}
+	return slot, err
+}
+
+// via says how a VPC-internal address is reached: by which port, and through which hop; a zero hop is the address itself.
+func via(v *config.VPC, a netip.Addr) (port int, hop config.NextHop) {
+	at := v.Attach[0]
+	for _, t := range v.Attach {
+		if slices.ContainsFunc(t.Addresses, func(p netip.Prefix) bool { return p.Masked().Contains(a) }) {
+			return t.Port, config.NextHop{}
+		}
+	}
+	for _, h := range at.NextHops {
+		if h.Address.BitLen() == a.BitLen() {
+			return at.Port, h
+		}
+	}
+	return at.Port, config.NextHop{}
+}
+
+func (b *builder) buildVPC(vi int, attached *[2][]rangeItem, shared map[inet.Addr][]snatRange) error {
+	v := &b.cfg.VPCs[vi]
+	slot, err := b.c.vpcs.get(v.Name, b.newVPCs)
+	if err != nil {
+		return err
+	}
+	for _, a := range v.Attach {
+		b.ports[a.Port].VPC = int32(vi)
+		for _, p := range a.Addresses {
+			b.hostList = append(b.hostList, host{Addr: inet.FromNetip(p.Addr()), Domain: uint32(vi) + 1, Kind: hostOwn, Port: uint8(a.Port)})
+		}
+	}
+	if len(v.Attach) == 0 { // config guarantees: no instances then
+		b.vpcs = append(b.vpcs, vpcRecord{Slot: slot, Sources: [2]uint32{NoTable, NoTable}})
+		return nil
+	}
+	routing := b.buildRoutes(v)
+	rec := vpcRecord{Slot: slot, Limit: uint32(cmp.Or(v.PerVPC, b.cfg.Sessions.PerVPC)), Tags: uint32(len(routing.gateways))}
+	var sources [2][]rangeItem
+	for i := range v.Instances {
+		in := &v.Instances[i]
+		index := uint32(len(b.instances))
+		r, err := b.buildInstance(v, in, uint32(vi), routing)
+		if err != nil {
+			return err
+		}
+		b.instances = append(b.instances, r)
+		for _, p := range in.Transit {
+			b.sources = append(b.sources, sourceRecord{Kind: sourceTransit, Instance: index})
+			f := familyOf(p.Addr())
+			sources[f] = append(sources[f], itemOf(p, uint32(len(b.sources))))
+		}
+		for _, p := range in.Attached {
+			item := b.buildAttached(p, index)
+			f := familyOf(p.Addr())
+			attached[f] = append(attached[f], item)
+			b.sources = append(b.sources, sourceRecord{Kind: sourceAttached, Instance: index, Attached: item.result - 1})
+			sources[f] = append(sources[f], itemOf(p, uint32(len(b.sources))))
+		}
+		b.addHosts(in, index, uint32(vi), shared)
+	}
+	for f := range sources {
+		rec.Sources[f] = b.addTable(sources[f])
+	}
+	b.vpcs = append(b.vpcs, rec)
+	return nil
+}
+
+func familyOf(a netip.Addr) inet.Family {
+	if a.Is4() {
+		return inet.V4
+	}
+	return inet.V6
+}
+
+// routing is what the instances of one VPC share.
+type routing struct {
+	gateways []int32                    // per tag
+	tables   map[netip.Prefix][2]uint32 // per subnet that some route names as its from: range table per family
+	common   [2]uint32                  // for all others
+}
+
+func (r *routing) of(v *config.VPC, a netip.Addr) uint32 {
+	for _, s := range v.Subnets {
+		if t, ok := r.tables[s]; ok && s.Contains(a) {
+			return t[familyOf(a)]
+		}
+	}
+	return r.common[familyOf(a)]
+}
+
+// entry is a route with what decides between routes to one prefix.
+type entry struct {
+	to     netip.Prefix
+	custom bool
+	from   int // length of its from, -1: none
+	route  uint32
+}
+
+func (b *builder) buildRoutes(v *config.VPC) *routing {
+	r := &routing{tables: map[netip.Prefix][2]uint32{}}
+	tag := func(gateway int32) uint32 {
+		i := slices.Index(r.gateways, gateway)
+		if i < 0 {
+			i = len(r.gateways)
+			r.gateways = append(r.gateways, gateway)
+		}
+		return uint32(i)
+	}
+	add := func(rec routeRecord, port int, hop config.NextHop) uint32 {
+		rec.Port, rec.Hop = uint8(port), inet.FromNetip(hop.Address)
+		b.routes = append(b.routes, rec)
+		return uint32(len(b.routes) - 1)
+	}
+	var entries []entry
+	froms := map[netip.Prefix][]entry{}
+	for _, s := range v.Subnets {
+		port, hop := via(v, s.Addr())
+		entries = append(entries, entry{s, false, -1, add(routeRecord{Kind: routeInternal, Index: -1}, port, hop)})
+	}
+	for i, rt := range v.Routes {
+		e := entry{to: rt.To, custom: rt.Class == config.Custom, from: -1}
+		rec := routeRecord{Index: int32(i)}
+		var port int
+		var hop config.NextHop
+		switch rt.Target {
+		case config.TargetDrop:
+			rec.Kind = routeDrop
+		case config.TargetGateway:
+			rec.Kind, rec.Gateway, rec.Tag = routeGateway, int32(rt.Gateway), tag(int32(rt.Gateway))
+		case config.TargetAddress:
+			rec.Kind = routeInternal
+			if port, hop = via(v, rt.Address); !hop.Address.IsValid() {
+				hop.Address = rt.Address
+			}
+		case config.TargetSubnet:
+			rec.Kind = routeInternal
+			port, hop = via(v, rt.Subnet.Addr())
+		}
+		e.route = add(rec, port, hop)
+		if rt.From.IsValid() {
+			e.from = rt.From.Bits()
+			froms[rt.From] = append(froms[rt.From], e)
+		} else {
+			entries = append(entries, e)
+		}
+	}
+	compile := func(list []entry) (t [2]uint32) {
+		var items [2][]rangeItem
+		best := map[netip.Prefix]entry{}
+		for _, e := range list {
+			if o, ok := best[e.to]; !ok || e.beats(o) {
+				best[e.to] = e
+			}
+		}
+		for p, e := range best {
+			f := familyOf(p.Addr())
+			items[f] = append(items[f], itemOf(p, e.route+1))
+		}
+		for f := range items {
+			t[f] = b.addTable(items[f])
+		}
+		return t
+	}
+	r.common = compile(entries)
+	for from, list := range froms {
+		r.tables[from] = compile(append(slices.Clone(entries), list...))
+	}
+	return r
+}
+
+// beats orders routes to one prefix: custom before system, with from before without, a longer from before a shorter.
+func (e entry) beats(o entry) bool {
+	if e.custom != o.custom {
+		return e.custom
+	}
+	return e.from > o.from
+}
+
+func (b *builder) buildInstance(v *config.VPC, in *config.Instance, vi uint32, r *routing) (rec instanceRecord, err error) {
+	rec = instanceRecord{
+		Addr:       [2]inet.Addr{inet.FromNetip(in.Address4), inet.FromNetip(in.Address6)},
+		VPC:        vi,
+		Limit:      uint32(cmp.Or(in.PerInstance, b.cfg.Sessions.PerInstance)),
+		Selections: uint32(len(b.selections)),
+		Routes:     [2]uint32{NoTable, NoTable},
+		Neighbor:   [2]uint32{NoNeighbor, NoNeighbor},
+	}
+	if rec.Slot, err = b.c.instances.get(v.Name+"/"+in.Name, b.newInstances); err != nil {
+		return rec, err
+	}
+	for f, a := range []netip.Addr{in.Address4, in.Address6} {
+		if !a.IsValid() {
+			continue
+		}
+		rec.Routes[f] = r.of(v, a)
+		port, hop := via(v, a)
+		mac := in.MAC
+		if hop.Address.IsValid() {
+			mac = hop.MAC
+		} else {
+			hop.Address = a
+		}
+		rec.Port[f] = uint8(port)
+		if rec.Neighbor[f], err = b.neighbor(port, inet.FromNetip(hop.Address), mac); err != nil {
+			return rec, err
+		}
+	}
+	for _, gateway := range r.gateways {
+		b.selections = append(b.selections, b.selectionFor(in, in.Address4, gateway), b.selectionFor(in, in.Address6, gateway))
+	}
+	return rec, nil
+}
+
+// selectionFor compiles "floating before ephemeral before SNAT" for one instance address and gateway.
+func (b *builder) selectionFor(in *config.Instance, private netip.Addr, gateway int32) selection {
+	s := selection{Candidates: span{First: uint32(len(b.candidates))}}
+	if !private.IsValid() {
+		return s
+	}
+	add := func(kind uint8, a netip.Addr, first, last uint16) {
+		s.Kind = kind
+		s.Candidates.Count++
+		b.candidates = append(b.candidates, candidate{inet.FromNetip(a), first, last, b.poolPorts[b.poolOf(a)]})
+	}
+	may := func(a netip.Addr) bool { return a.BitLen() == private.BitLen() && b.eligible(a, gateway) }
+	for _, a := range in.Floating {
+		if may(a) {
+			add(selectFloating, a, 0, 0)
+		}
+	}
+	if s.Kind != selectNone {
+		return s
+	}
+	for _, a := range in.Ephemeral {
+		if may(a) {
+			add(selectEphemeral, a, 0, 0)
+			return s
+		}
+	}
+	// Over several SNAT addresses the private address picks one; the ranges of that one are one range.
+	var best netip.Addr
+	var weight uint64
+	f := flowKey{private: inet.FromNetip(private)}
+	for _, n := range in.SNAT {
+		if may(n.Address) {
+			if w := rendezvous(&f, config.SpreadInstance, inet.FromNetip(n.Address)); !best.IsValid() || w > weight {
+				best, weight = n.Address, w
+			}
+		}
+	}
+	for _, n := range in.SNAT {
+		if best.IsValid() && n.Address == best {
+			add(selectSNAT, n.Address, n.First, n.Last)
+		}
+	}
+	return s
+}
+
+func (b *builder) buildAttached(p netip.Prefix, instance uint32) rangeItem {
+	pool := b.poolOf(p.Addr())
+	r := attachedRecord{Instance: instance, Ports: b.poolPorts[pool], Gateways: span{First: uint32(len(b.gateways))}}
+	r.First, r.Last = inet.PrefixRange(p)
+	if len(b.poolGateways[pool]) == 0 {
+		b.gateways = append(b.gateways, config.UnnamedGateway)
+	}
+	b.gateways = append(b.gateways, b.poolGateways[pool]...)
+	r.Gateways.Count = uint32(len(b.gateways)) - r.Gateways.First
+	b.attached = append(b.attached, r)
+	return itemOf(p, uint32(len(b.attached)))
+}
+
+func (b *builder) addHosts(in *config.Instance, index, vi uint32, shared map[inet.Addr][]snatRange) {
+	for _, a := range []netip.Addr{in.Address4, in.Address6} {
+		if a.IsValid() {
+			b.hostList = append(b.hostList, host{Addr: inet.FromNetip(a), Domain: vi + 1, Kind: hostInstance, Index: index})
+		}
+	}
+	external := func(list []netip.Addr, kind uint8) {
+		for _, a := range list {
+			b.hostList = append(b.hostList, host{Addr: inet.FromNetip(a), Kind: kind, Index: index, Ports: b.poolPorts[b.poolOf(a)]})
+		}
+	}
+	external(in.Floating, hostFloating)
+	external(in.Ephemeral, hostEphemeral)
+	for _, n := range in.SNAT {
+		a := inet.FromNetip(n.Address)
+		shared[a] = append(shared[a], snatRange{index, n.First, n.Last})
+	}
+}
+
+func (b *builder) buildHosts() {
+	b.hostSecret = b.c.random()
+	b.hosts = make(table[host], 1<<bits.Len(uint(2*len(b.hostList)+1)))
+	mask := uint32(len(b.hosts) - 1)
+	for _, h := range b.hostList {
+		at := hostHash(b.hostSecret, h.Domain, h.Addr) & mask
+		for b.hosts[at].Kind != 0 {
+			at = (at + 1) & mask
+		}
+		b.hosts[at] = h
+	}
+}
+
+// rangeItem is a prefix on its way into a range table.
+type rangeItem struct {
+	first, last inet.Addr
+	result      uint32 // 1 + index
+}
+
+func itemOf(p netip.Prefix, result uint32) rangeItem {
+	first, last := inet.PrefixRange(p)
+	return rangeItem{first, last, result}
+}
+
+// addTable appends a range table and returns its index; an empty one is NoTable.
+func (b *builder) addTable(items []rangeItem) uint32 {
+	if len(items) == 0 {
+		return NoTable
+	}
+	b.ranges = append(b.ranges, b.rangeTable(items))
+	return uint32(len(b.ranges) - 1)
+}
+
+// rangeTable flattens nested prefixes, no two of them equal, into disjoint ranges, the longest prefix on top.
+func (b *builder) rangeTable(items []rangeItem) rangeTable {
+	slices.SortFunc(items, func(x, y rangeItem) int {
+		switch {
+		case x.first.Less(y.first):
+			return -1
+		case y.first.Less(x.first):
+			return 1
+		case y.last.Less(x.last): // the shorter prefix first
+			return -1
+		}
+		return 1
+	})
+	first := uint32(len(b.starts))
+	emit := func(at inet.Addr, result uint32) {
+		n := uint32(len(b.starts))
+		switch {
+		case n > first && b.starts[n-1] == at:
+			b.results[n-1] = result
+		case n > first && b.results[n-1] == result:
+		default:
+			b.starts, b.results = append(b.starts, at), append(b.results, result)
+		}
+	}
+	var open []rangeItem
+	end := func() { // the innermost open prefix ends; what is around it goes on
+		last := open[len(open)-1].last
+		open = open[:len(open)-1]
+		if next := last.Next(); next != (inet.Addr{}) {
+			result := uint32(0)
+			if len(open) > 0 {
+				result = open[len(open)-1].result
+			}
+			emit(next, result)
+		}
+	}
+	for _, it := range items {
+		for len(open) > 0 && open[len(open)-1].last.Less(it.first) {
+			end()
+		}
+		emit(it.first, it.result)
+		open = append(open, it)
+	}
+	for len(open) > 0 {
+		end()
+	}
+	return rangeTable{span{first, uint32(len(b.starts)) - first}}
+}
+
+// Published returns the number of the generation that workers should be at.
+func (s *State) Published() uint64 { return atomic.LoadUint64(&s.h.Generation) }
+
+// Publish tells the workers of generation number. They have it mapped already.
+func (s *State) Publish(number uint64) { atomic.StoreUint64(&s.h.Generation, number) }

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pipeline
+
+// MaxPorts is the most ports of one configuration: a set of ports is one word.
+const MaxPorts = 32
+
+// Counters are one worker's counts since the shared state was made. The worker alone writes them, with plain
+// stores of whole words; anybody may read them. At any time
+//
+//	received    = forwarded + punted + dropped (all reasons) + held + what the worker has in hand
+//	transmitted = forwarded + fragmented + originated
+type Counters struct {
+	Received, ReceivedBytes       [MaxPorts]uint64
+	Transmitted, TransmittedBytes [MaxPorts]uint64
+
+	Forwarded  uint64 // packets handed to a port
+	Punted     uint64 // frames handed to control: ARP, ND, what is addressed to weir itself
+	Originated uint64 // frames that weir itself sent
+	Fragmented uint64 // extra pieces of fragmented packets
+	Held       uint64 // packets that wait for a neighbor now
+	Dropped    [NumReasons]uint64
+
+	Stateless       uint64 // of Forwarded: 1:1 packets translated by the function, without a session
+	SessionsCreated uint64
+	SessionsEnded   uint64
+	Sessions        uint64 // live now
+
+	Polls, EmptyPolls uint64 // receive calls, and those that brought nothing
+	BusyNanoseconds   uint64 // spent in turns that found work
+	Generation        uint64 // the generation the worker last saw
+	_                 [4]uint64
+}
+
+// Totals are the sums over all ports and reasons.
+type Totals struct {
+	Received, Transmitted, Forwarded, Punted, Originated, Fragmented, Held, Dropped uint64
+}
+
+// Totals adds up c.
+func (c *Counters) Totals() (t Totals) {
+	for p := range c.Received {
+		t.Received += c.Received[p]
+		t.Transmitted += c.Transmitted[p]
+	}
+	for _, n := range c.Dropped {
+		t.Dropped += n
+	}
+	t.Forwarded, t.Punted, t.Originated, t.Fragmented, t.Held = c.Forwarded, c.Punted, c.Originated, c.Fragmented, c.Held
+	return t
+}
+
+// settle books what a dead worker had in hand or held under Restart, so that the sums agree again.
+func (c *Counters) settle() {
+	c.Held = 0
+	t := c.Totals()
+	if done := t.Forwarded + t.Punted + t.Dropped; t.Received > done {
+		c.Dropped[Restart] += t.Received - done
+	}
+}
+
+// Add adds another worker's counts to c.
+func (c *Counters) Add(o *Counters) {
+	for i := range c.Received {
+		c.Received[i] += o.Received[i]
+		c.ReceivedBytes[i] += o.ReceivedBytes[i]
+		c.Transmitted[i] += o.Transmitted[i]
+		c.TransmittedBytes[i] += o.TransmittedBytes[i]
+	}
+	for i := range c.Dropped {
+		c.Dropped[i] += o.Dropped[i]
+	}
+	c.Forwarded += o.Forwarded
+	c.Punted += o.Punted
+	c.Originated += o.Originated
+	c.Fragmented += o.Fragmented
+	c.Held += o.Held
+	c.Stateless += o.Stateless
+	c.SessionsCreated += o.SessionsCreated
+	c.SessionsEnded += o.SessionsEnded
+	c.Sessions += o.Sessions
+}

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pipeline
+
+import (
+	"sync/atomic"
+
+	"weir/pipeline/inet"
+)
+
+// egress finds the port and neighbor of each packet, and drops what does not fit the link. It comes before rewrite, so
+// that an ICMP error quotes the packet as its sender knows it.
+func (w *Worker) egress(b *Burst) {
+	w.live[inet.V4].known, w.live[inet.V6].known = false, false
+	keep := b.live[:0]
+	for _, i := range b.live {
+		p := &b.Packets[i]
+		if p.act == actOut || p.act == actOutPlain {
+			if !w.nextHop(p) {
+				w.drop(p, NoNextHop)
+				continue
+			}
+		} else if p.neighbor == NoNeighbor {
+			p.neighbor = w.neighbors.Find(p.outPort, p.hop)
+		}
+		if mtu := w.gen.ports[p.outPort].MTU; len(p.Data)-etherLen > int(mtu) {
+			w.answer(b.Port, p, TooBig, mtu)
+			w.drop(p, TooBig)
+			continue
+		}
+		keep = append(keep, i)
+	}
+	b.live = keep
+}
+
+// nextHop chooses the way out: a destination in an outside port's own prefix goes there directly, all else is spread
+// by the flow's hash over the live next hops of its family on the ports it may use.
+func (w *Worker) nextHop(p *Packet) bool {
+	g := w.gen
+	for i := range g.onLink {
+		if l := &g.onLink[i]; p.ports>>l.Port&1 != 0 && !p.remote.Less(l.First) && !l.Last.Less(p.remote) {
+			p.outPort, p.hop = l.Port, p.remote
+			p.neighbor = w.neighbors.Find(l.Port, p.remote)
+			return true
+		}
+	}
+	l := &w.live[p.family]
+	if !l.known {
+		l.find(w, p.family)
+	}
+	n := 0
+	for i := range l.n {
+		n += int(p.ports >> l.hops[i].Port & 1)
+	}
+	if n == 0 {
+		return w.deadHop(p)
+	}
+	n = int(uint64(uint32(p.hash>>16)) * uint64(n) >> 32)
+	for i := range l.n {
+		h := l.hops[i]
+		if p.ports>>h.Port&1 == 0 {
+			continue
+		}
+		if n == 0 {
+			p.outPort, p.hop, p.neighbor = h.Port, h.Addr, h.Neighbor
+			return true
+		}
+		n--
+	}
+	return false
+}
+
+// maxLiveHops bounds how many next hops of a family share the flows.
+const maxLiveHops = 16
+
+// liveHops are the resolved next hops of one family. They are found once a burst.
+type liveHops struct {
+	known bool
+	n     int
+	hops  [maxLiveHops]*hopRecord
+}
+
+func (l *liveHops) find(w *Worker, f inet.Family) {
+	l.known, l.n = true, 0
+	for i := range w.gen.hops {
+		if h := &w.gen.hops[i]; h.Family == uint8(f) && w.resolved(h.Neighbor) != 0 && l.n < maxLiveHops {
+			l.hops[l.n] = h
+			l.n++
+		}
+	}
+}
+
+// deadHop sends a packet towards a next hop that is not resolved: it waits there.
+func (w *Worker) deadHop(p *Packet) bool {
+	for i := range w.gen.hops {
+		if h := &w.gen.hops[i]; h.Family == uint8(p.family) && p.ports>>h.Port&1 != 0 {
+			p.outPort, p.hop, p.neighbor = h.Port, h.Addr, h.Neighbor
+			return true
+		}
+	}
+	return false
+}
+
+// resolved returns the MAC word of a neighbor, or 0 when its address is not known.
+func (w *Worker) resolved(slot uint32) uint64 {
+	const known = uint64(NeighborReachable) << 48
+	if slot == NoNeighbor {
+		return w.assumed
+	}
+	word := atomic.LoadUint64(&w.neighbors.entries[slot].word)
+	if word < known {
+		return w.assumed
+	}
+	return word & (1<<48 - 1)
+}

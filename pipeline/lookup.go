@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pipeline
+
+import (
+	"weir/config"
+	"weir/pipeline/inet"
+	"weir/pipeline/session"
+)
+
+// lookup finds the sessions of the whole burst at once. A packet that has a live one gets its rewriting from it
+// and needs neither route nor select; act stays actNone for the others.
+func (w *Worker) lookup(b *Burst) {
+	inside := w.gen.ports[b.Port].Side == uint8(config.Inside)
+	w.created, w.ended = false, false
+	vpc := uint32(0)
+	if inside {
+		v := w.gen.ports[b.Port].VPC
+		if v < 0 { // a port that no VPC is attached to
+			for _, i := range b.live {
+				w.drop(&b.Packets[i], AntiSpoof)
+			}
+			b.live = b.live[:0]
+			return
+		}
+		vpc = w.gen.vpcs[v].Slot
+	}
+	for k, i := range b.live {
+		p := &b.Packets[i]
+		if inside {
+			w.batch.Keys[k].SetInside(vpc, p.local, p.remote, p.localPort, p.remotePort, p.proto)
+		} else {
+			w.batch.Keys[k].SetOutside(p.local, p.remote, p.localPort, p.remotePort, p.proto)
+		}
+	}
+	w.batch.N = len(b.live)
+	w.sessions.FindBatch(&w.batch)
+	for k, i := range b.live {
+		p := &b.Packets[i]
+		p.hash = w.batch.Hash[k]
+		ref := w.batch.Refs[k]
+		if ref == session.None || p.kind == kindICMP {
+			continue
+		}
+		s := w.sessions.At(ref)
+		// An earlier packet of this burst may have ended the session that the batch found.
+		if w.ended && !w.batch.Keys[k].Names(s) || !w.usable(ref, s) {
+			continue
+		}
+		if inside {
+			w.fromInside(s, p)
+		} else {
+			w.fromOutside(s, p)
+		}
+	}
+}
+
+func (p *Packet) insideKey(vpc uint32) session.Key {
+	return session.InsideKey(vpc, p.local, p.remote, p.localPort, p.remotePort, p.proto)
+}
+
+func (p *Packet) outsideKey() session.Key {
+	return session.OutsideKey(p.local, p.remote, p.localPort, p.remotePort, p.proto)
+}
+
+// late finds the session of a packet that began after the batch was looked up: with an earlier packet of one burst.
+func (w *Worker) late(k session.Key, p *Packet) (*session.Session, bool) {
+	if !w.created || p.kind == kindICMP {
+		return nil, false
+	}
+	ref := w.sessions.Find(&k)
+	if ref == session.None || !w.usable(ref, w.sessions.At(ref)) {
+		return nil, false
+	}
+	return w.sessions.At(ref), true
+}
+
+// usable ends a session that is over, by time or by a newer generation, and reports whether it lives.
+func (w *Worker) usable(ref uint32, s *session.Session) bool {
+	if w.tick-s.Last > w.gen.h.Timeouts[s.State()] && int32(w.tick-s.Last) > 0 {
+		w.end(ref)
+		return false
+	}
+	if s.Generation != w.gen.Number && !w.recheck(s) {
+		w.end(ref)
+		return false
+	}
+	return true
+}
+
+// end removes a session and everything that counts it.
+func (w *Worker) end(ref uint32) {
+	s := w.sessions.At(ref)
+	if s.State() == session.Unconfirmed {
+		w.state.removeUnconfirmed(w.sessions, s)
+	}
+	w.state.release(s.VPC, s.Instance)
+	w.sessions.Remove(ref)
+	w.ended = true
+	w.counters.SessionsEnded++
+}
+
+// recheck holds a session against a newer generation (design 2.5, on_move: keep): it ends when its remote address has
+// no route to a gateway any more, or when its address, or port within its range, is not the instance's any more.
+func (w *Worker) recheck(s *session.Session) bool {
+	g := w.gen
+	h := g.host(0, s.External)
+	if h == nil || g.own(s.Remote) {
+		return false
+	}
+	index := h.Index
+	switch {
+	case s.Flags&session.SNAT == 0 && (h.Kind == hostFloating || h.Kind == hostEphemeral):
+	case s.Flags&session.SNAT != 0 && h.Kind == hostSNAT:
+		var ok bool
+		if index, ok = g.portOwner(h, s.ExternalPort()); !ok {
+			return false
+		}
+	default:
+		return false
+	}
+	in := &g.instances[index]
+	f := s.Private.Family()
+	if in.Slot != s.Instance || g.vpcs[in.VPC].Slot != s.VPC || in.Addr[f] != s.Private {
+		return false
+	}
+	r := g.find(in.Routes[f], s.Remote)
+	if r == 0 || g.routes[r-1].Kind != routeGateway {
+		return false
+	}
+	s.Neighbor, s.InPort, s.Ports = in.Neighbor[f], in.Port[f], h.Ports
+	s.Generation = g.Number
+	return true
+}
+
+// own reports whether a is one of weir's external addresses: its own, an instance's, or in an attached prefix.
+func (g *Generation) own(a inet.Addr) bool {
+	return g.host(0, a) != nil || g.find(attachedTables+uint32(a.Family()), a) != 0
+}
+
+// portOwner returns the instance whose range of the SNAT address h holds port.
+func (g *Generation) portOwner(h *host, port uint16) (uint32, bool) {
+	list := g.snat[h.Index : h.Index+uint32(h.Ranges)]
+	lo, hi := 0, len(list)
+	for lo < hi { // the last range that starts at or below port is lo-1
+		if mid := int(uint(lo+hi) >> 1); list[mid].First > port {
+			hi = mid
+		} else {
+			lo = mid + 1
+		}
+	}
+	if lo == 0 || list[lo-1].Last < port {
+		return 0, false
+	}
+	return list[lo-1].Instance, true
+}
+
+// fromInside applies a session to a packet from its instance. Only these refresh it (RFC 4787 REQ-6).
+func (w *Worker) fromInside(s *session.Session, p *Packet) {
+	if s.State() == session.Unconfirmed {
+		w.state.removeUnconfirmed(w.sessions, s)
+		s.SetState(firstState(p.kind))
+	}
+	s.Last = w.tick
+	if p.kind == kindTCP {
+		w.trackTCP(s, p.tcpFlags, true)
+	}
+	p.act = actOut
+	p.newAddr, p.newPort, p.ports = s.External, s.ExternalPort(), s.Ports
+	p.delta, p.headerDelta = s.Delta, s.HeaderDelta
+}
+
+// fromOutside applies a session to a packet from the Internet.
+func (w *Worker) fromOutside(s *session.Session, p *Packet) {
+	if p.kind == kindTCP && s.State() != session.Unconfirmed {
+		w.trackTCP(s, p.tcpFlags, false)
+	}
+	p.act = actIn
+	p.newAddr, p.newPort = s.Private, s.PrivatePort()
+	p.delta, p.headerDelta = s.Delta.Invert(), s.HeaderDelta.Invert()
+	p.outPort, p.neighbor = s.InPort, s.Neighbor
+}
+
+// firstState is the state of a session's first packet from inside.
+func firstState(k kind) session.State {
+	switch k {
+	case kindTCP:
+		return session.TCPOpening
+	case kindUDP:
+		return session.UDP
+	case kindEchoRequest, kindEchoReply:
+		return session.ICMP
+	}
+	return session.Other
+}
+
+// trackTCP moves a TCP session on, loosely: a segment without SYN after the other side has spoken opens it;
+// FIN from both sides, or a reset, starts the closing timer and no more (RFC 7857 §2.2); a new SYN begins anew.
+func (w *Worker) trackTCP(s *session.Session, flags uint8, inside bool) {
+	var seen, other, fin uint32 = session.SeenOutside, session.SeenInside, session.FinOutside
+	if inside {
+		seen, other, fin = session.SeenInside, session.SeenOutside, session.FinInside
+	}
+	st, fl := s.State(), s.Flags|seen
+	switch {
+	case flags&tcpRST != 0:
+		st = session.TCPClosing
+	case flags&(tcpSYN|tcpACK) == tcpSYN:
+		if st == session.TCPClosing {
+			st = session.TCPOpening
+			fl = fl&^(session.SeenInside|session.SeenOutside|session.FinInside|session.FinOutside) | seen
+		}
+	default:
+		if flags&tcpFIN != 0 {
+			fl |= fin
+		}
+		if st == session.TCPOpening && flags&tcpSYN == 0 && fl&other != 0 {
+			st = session.TCPOpen
+		}
+		if fl&session.FinInside != 0 && fl&session.FinOutside != 0 {
+			st = session.TCPClosing
+		}
+	}
+	if st != s.State() {
+		s.SetState(st)
+		s.Last = w.tick
+	}
+	if fl != s.Flags {
+		s.Flags = fl
+	}
+}
+
+// Expire ends the sessions among the next n that have been idle for too long, and returns how many it ended. Called
+// every turn, it walks the table in slices.
+func (w *Worker) Expire(n int) int {
+	ended := 0
+	timeouts := &w.gen.h.Timeouts
+	for range n {
+		s := w.sessions.At(w.expireAt)
+		if st := s.State(); st != session.Free && w.tick-s.Last > timeouts[st] && int32(w.tick-s.Last) > 0 {
+			w.end(w.expireAt)
+			ended++
+		}
+		if w.expireAt++; w.expireAt == uint32(w.sessions.Capacity()) {
+			w.expireAt = 0
+		}
+	}
+	if ended > 0 {
+		w.counters.Sessions = uint64(w.sessions.Len())
+	}
+	return ended
+}
+
+// martian reports whether a may be nobody's address on the Internet's side: RFC 1122 §3.2.1.3, RFC 6890, RFC 4291.
+// A private address is not among them: a VPC may route one to a gateway.
+func martian(a inet.Addr) bool {
+	if a.Is4() {
+		switch n := a.Uint32(); n >> 24 {
+		case 0, 127:
+			return true
+		case 169:
+			return n>>16 == 0xa9fe
+		default:
+			return n>>28 >= 14 // multicast, class E, broadcast
+		}
+	}
+	switch {
+	case a.Hi == 0: // unspecified, loopback, mapped, compatible
+		return true
+	case a.Hi>>56 == 0xff: // multicast
+		return true
+	case a.Hi>>54 == 0xfe80>>6: // link-local
+		return true
+	}
+	return false
+}
+
+// private reports whether a is for private networks (RFC 1918, RFC 4193).
+func private(a inet.Addr) bool {
+	if a.Is4() {
+		n := a.Uint32()
+		return n>>24 == 10 || n>>20 == 0xac1 || n>>16 == 0xc0a8
+	}
+	return a.Hi>>57 == 0xfc>>1
+}

@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package memory gives typed access to memory outside the Go heap: segments that two processes share, or
+// private ones of the same form. What lies in a segment is flat: fixed-size values and offsets, no pointers.
+// This is the one package that turns an address and an offset into a Go value.
+package memory
+
+import (
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"os"
+	"reflect"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// HugePage is the size that a segment on huge pages is a multiple of.
+const HugePage = 2 << 20
+
+// Segment is one mapping. Whoever called New or Map owns it and calls Close. Copies share the mapping.
+type Segment struct {
+	base unsafe.Pointer
+	size uintptr
+	fd   int
+	huge bool
+}
+
+// New makes a zeroed segment of at least size bytes behind a memfd, on huge pages if huge is set and enough
+// are free, and populates it: no later access faults, and a lack of memory is an error here, not a signal later.
+func New(name string, size uint64, huge bool) (*Segment, error) {
+	if huge {
+		if s, err := create(name, roundUp(size, HugePage), unix.MFD_HUGETLB); err == nil {
+			s.huge = true
+			return s, nil
+		}
+	}
+	return create(name, roundUp(size, uint64(os.Getpagesize())), 0)
+}
+
+func create(name string, size uint64, flags int) (*Segment, error) {
+	fd, err := unix.MemfdCreate("weir-"+name, unix.MFD_CLOEXEC|flags)
+	if err != nil {
+		return nil, fmt.Errorf("segment %s: memfd_create: %w", name, err)
+	}
+	// fallocate reserves every page now, so that populating cannot end in SIGBUS when memory is short.
+	if err := unix.Fallocate(fd, 0, 0, int64(size)); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("segment %s: no memory for %d MiB: %w; lower dataplane.sessions or free memory", name, size>>20, err)
+	}
+	s := new(Segment)
+	if err := s.Map(fd); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("segment %s: %w", name, err)
+	}
+	return s, nil
+}
+
+func roundUp(n, to uint64) uint64 { return (n + to - 1) / to * to }
+
+// Map maps the segment behind fd into s, which must be zero or closed, populates it and takes fd over. It
+// allocates nothing.
+func (s *Segment) Map(fd int) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return fmt.Errorf("fstat: %w", err)
+	}
+	if st.Size <= 0 {
+		return errors.New("the segment is empty")
+	}
+	p, err := unix.MmapPtr(fd, 0, nil, uintptr(st.Size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_POPULATE)
+	if err != nil {
+		return fmt.Errorf("mmap of %d MiB: %w", st.Size>>20, err)
+	}
+	// Tenants' addresses are in here: keep them out of core dumps.
+	_ = unix.Madvise(unsafe.Slice((*byte)(p), st.Size), unix.MADV_DONTDUMP)
+	*s = Segment{base: p, size: uintptr(st.Size), fd: fd}
+	return nil
+}
+
+// FD returns the descriptor, to be handed to another process. The segment keeps it.
+func (s *Segment) FD() int { return s.fd }
+
+// Size returns the size in bytes.
+func (s *Segment) Size() uint64 { return uint64(s.size) }
+
+// Huge reports whether New found huge pages for it.
+func (s *Segment) Huge() bool { return s.huge }
+
+// Close unmaps the segment and closes its descriptor. Nothing that points into it may be used afterwards.
+func (s *Segment) Close() error {
+	if s.base == nil {
+		return nil
+	}
+	err := unix.MunmapPtr(s.base, s.size)
+	if e := unix.Close(s.fd); err == nil {
+		err = e
+	}
+	s.base, s.size = nil, 0
+	return err
+}
+
+// At returns the value of type T at offset off. It panics when that lies outside of the segment or is not aligned.
+func At[T any](s *Segment, off uint64) *T {
+	var t T
+	s.check(off, uint64(unsafe.Sizeof(t)), uint64(unsafe.Alignof(t)))
+	return (*T)(unsafe.Add(s.base, off))
+}
+
+// Slice returns the n values of type T from offset off. It panics like At.
+func Slice[T any](s *Segment, off uint64, n int) []T {
+	if n == 0 {
+		return nil
+	}
+	var t T
+	size := uint64(unsafe.Sizeof(t))
+	if n < 0 || uint64(n) > uint64(s.size)/size {
+		panic(fmt.Sprintf("memory: %d values of %d bytes do not fit into %d", n, size, s.size))
+	}
+	s.check(off, size*uint64(n), uint64(unsafe.Alignof(t)))
+	return unsafe.Slice((*T)(unsafe.Add(s.base, off)), n)
+}
+
+func (s *Segment) check(off, size, align uint64) {
+	if off > uint64(s.size) || size > uint64(s.size)-off || off%align != 0 {
+		panic(fmt.Sprintf("memory: offset %d, size %d, alignment %d: outside of a segment of %d bytes", off, size, align, s.size))
+	}
+}
+
+// Layout adds sections one after the other and knows the size in the end. Every section starts at a cache line.
+type Layout struct {
+	size uint64
+}
+
+// Line is the size of a cache line.
+const Line = 64
+
+// Add reserves n values of type T and returns their offset.
+func Add[T any](l *Layout, n int) uint64 {
+	var t T
+	off := roundUp(l.size, Line)
+	l.size = off + uint64(unsafe.Sizeof(t))*uint64(n)
+	return off
+}
+
+// Size returns the size of all sections.
+func (l *Layout) Size() uint64 { return roundUp(l.size, Line) }
+
+// Header stands at offset 0 of every shared segment. Ready is written last.
+type Header struct {
+	Magic  uint64
+	Layout uint64 // hash over the types that lie in the segment
+	Size   uint64
+	Ready  uint64
+}
+
+const magic = 0x31726965772e2e2e // "...weir1"
+
+// Seal writes the header, Ready last: a segment whose maker died half-way is never accepted.
+func (s *Segment) Seal(layout uint64) {
+	h := At[Header](s, 0)
+	h.Magic, h.Layout, h.Size = magic, layout, uint64(s.size)
+	atomic.StoreUint64(&h.Ready, 1)
+}
+
+// Check reports whether the segment was sealed by a program with the same layout.
+func (s *Segment) Check(layout uint64) error {
+	if s.size < unsafe.Sizeof(Header{}) {
+		return fmt.Errorf("a segment of %d bytes holds no header", s.size)
+	}
+	h := At[Header](s, 0)
+	switch {
+	case atomic.LoadUint64(&h.Ready) != 1 || h.Magic != magic:
+		return errors.New("not a weir segment, or its maker died before it was whole")
+	case h.Layout != layout:
+		return fmt.Errorf("segment layout %016x, this program has %016x: the two processes are of different versions; restart both", h.Layout, layout)
+	case h.Size != uint64(s.size):
+		return fmt.Errorf("segment of %d bytes, its header says %d", s.size, h.Size)
+	}
+	return nil
+}
+
+// Hash returns a number that changes when any of the types' layout changes. It panics on a type that
+// cannot lie in a segment.
+func Hash(values ...any) uint64 {
+	h := fnv.New64a()
+	for _, v := range values {
+		describe(h, reflect.TypeOf(v))
+	}
+	return h.Sum64()
+}
+
+func describe(w interface{ Write([]byte) (int, error) }, t reflect.Type) {
+	switch t.Kind() {
+	case reflect.Struct:
+		fmt.Fprintf(w, "%s{%d ", t.Name(), t.Size())
+		for i := range t.NumField() {
+			f := t.Field(i)
+			fmt.Fprintf(w, "%s@%d ", f.Name, f.Offset)
+			describe(w, f.Type)
+		}
+		fmt.Fprint(w, "}")
+	case reflect.Array:
+		fmt.Fprintf(w, "[%d]", t.Len())
+		describe(w, t.Elem())
+	case reflect.Bool, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64,
+		reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+		fmt.Fprintf(w, "%s ", t.Kind())
+	default:
+		panic(fmt.Sprintf("memory: a %s cannot lie in a segment", t))
+	}
+}

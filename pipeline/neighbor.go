@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pipeline
+
+import (
+	"fmt"
+	"math/bits"
+	"sync/atomic"
+
+	"weir/config"
+	"weir/pipeline/inet"
+)
+
+// NeighborState is what is known of a neighbor.
+type NeighborState uint8
+
+const (
+	NeighborNone       NeighborState = iota // no entry
+	NeighborIncomplete                      // wanted, and not resolved yet
+	NeighborReachable                       // resolved
+	NeighborStatic                          // its MAC is configured
+)
+
+// neighbor is one entry of the table: half a cache line. Control writes key first and word last; a worker reads
+// state and MAC with one load.
+type neighbor struct {
+	addr inet.Addr
+	link uint32 // 1 + port; 0: never used
+	_    uint32
+	word uint64 // State<<48 | MAC
+}
+
+// Neighbors is the table of link-layer addresses, in shared memory: control writes, workers read. It is an open
+// hash table whose entries never move, so that a slot's number is good as long as its entry lives.
+type Neighbors struct {
+	entries []neighbor
+	secret  uint64
+	used    int // control only
+}
+
+// maxNeighborProbe bounds a search.
+const maxNeighborProbe = 128
+
+// NoNeighbor is no slot.
+const NoNeighbor = ^uint32(0)
+
+func (n *Neighbors) start(port uint8, a inet.Addr) uint32 {
+	h, l := bits.Mul64(a.Hi^n.secret, (a.Lo^uint64(port)<<48)*0x9e3779b97f4a7c15|1)
+	h2, l2 := bits.Mul64((h^l^a.Lo)+n.secret, 0xd6e8feb86659fd93)
+	return uint32(h2 ^ l2)
+}
+
+// Find returns the slot of a neighbor, or NoNeighbor.
+func (n *Neighbors) Find(port uint8, a inet.Addr) uint32 {
+	mask := uint32(len(n.entries) - 1)
+	at := n.start(port, a) & mask
+	for range maxNeighborProbe {
+		e := &n.entries[at]
+		switch link := atomic.LoadUint32(&e.link); {
+		case link == 0:
+			return NoNeighbor
+		case link == uint32(port)+1 && e.addr == a && atomic.LoadUint64(&e.word) != 0:
+			return at
+		}
+		at = (at + 1) & mask
+	}
+	return NoNeighbor
+}
+
+// Get returns state and MAC of the neighbor in slot.
+func (n *Neighbors) Get(slot uint32) (NeighborState, config.MAC) {
+	w := atomic.LoadUint64(&n.entries[slot].word)
+	return NeighborState(w >> 48), macOf(w)
+}
+
+// At returns what the neighbor in slot is the neighbor of.
+func (n *Neighbors) At(slot uint32) (port uint8, a inet.Addr) {
+	return uint8(n.entries[slot].link - 1), n.entries[slot].addr
+}
+
+// Set makes or changes an entry. Only control calls it.
+func (n *Neighbors) Set(port uint8, a inet.Addr, state NeighborState, mac config.MAC) (uint32, error) {
+	word := uint64(state)<<48 | macWord(mac)
+	if slot := n.Find(port, a); slot != NoNeighbor {
+		atomic.StoreUint64(&n.entries[slot].word, word)
+		return slot, nil
+	}
+	mask := uint32(len(n.entries) - 1)
+	at := n.start(port, a) & mask
+	for range maxNeighborProbe {
+		if e := &n.entries[at]; atomic.LoadUint64(&e.word) == 0 {
+			e.addr = a
+			atomic.StoreUint32(&e.link, uint32(port)+1)
+			atomic.StoreUint64(&e.word, word)
+			n.used++
+			return at, nil
+		}
+		at = (at + 1) & mask
+	}
+	return NoNeighbor, fmt.Errorf("neighbor table: no room for %s on port %d among %d entries", a.Netip(), port, n.used)
+}
+
+// Remove ends an entry; its place may serve another neighbor from then on.
+func (n *Neighbors) Remove(slot uint32) {
+	atomic.StoreUint64(&n.entries[slot].word, 0)
+	n.used--
+}
+
+func macWord(m config.MAC) uint64 {
+	return uint64(m[0])<<40 | uint64(m[1])<<32 | uint64(m[2])<<24 | uint64(m[3])<<16 | uint64(m[4])<<8 | uint64(m[5])
+}
+
+func macOf(w uint64) config.MAC {
+	return config.MAC{byte(w >> 40), byte(w >> 32), byte(w >> 24), byte(w >> 16), byte(w >> 8), byte(w)}
+}

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package pipeline is what happens to a packet between receive and transmit. It takes plain memory and gives
+// verdicts; it knows nothing of DPDK.
+//
+// A packet's way, in the order of the files:
+//
+//	classify   is it whole and ours to handle, and where are its headers
+//	lookup     the session of every packet of the burst at once; those that have one go on to rewrite
+//	route      longest prefix match; tags the packet with an Internet gateway, or keeps it in the VPC
+//	select     the external address for that tag, and a session; no eligible address, no packet
+//	egress     the port and next hop, and whether the packet fits
+//	rewrite    addresses, ports, TTL, checksums
+//	transmit   the neighbor's MAC; one queue per port
+//
+// Each stage is one loop over the packets of the burst that are still alive. Every packet that leaves the way
+// does so through drop, punt or hold, which count it.
+package pipeline
+
+import (
+	"math/rand/v2"
+	"sync/atomic"
+
+	"weir/config"
+	"weir/pipeline/session"
+)
+
+// Worker is one worker's pipeline. One goroutine uses it.
+type Worker struct {
+	state     *State
+	gen       *Generation
+	sessions  *session.Table
+	counters  *Counters
+	neighbors *Neighbors
+	punts     Ring
+	rand      *rand.ChaCha8
+	macs      [MaxPorts]uint64 // our MAC per port
+	anyMAC    bool             // accept frames to any station: replay
+	assumed   uint64           // replay: MAC word of neighbors that nobody resolves; 0: resolve
+
+	nanos int64  // the clock, read once a turn
+	tick  uint32 // the same in milliseconds
+
+	batch   session.Batch
+	created bool        // a session began in this burst, after its look-up
+	ended   bool        // a session ended in this burst, and its reference may be among those looked up
+	live    [2]liveHops // per family: the next hops that are resolved, of this burst
+	dropped [NumReasons]uint64
+	counts  struct{ punted, stateless uint64 }
+
+	puntRate   bucket
+	errorRate  bucket
+	errorRates []bucket // per VPC slot
+
+	expireAt uint32
+	held     [maxHeld]heldPacket
+	holding  int // how many of held are in use
+
+	// Out is what is to be sent, per port; Done what is to be freed. The driver empties both after every call.
+	Out  [MaxPorts]Queue
+	Done []uintptr
+}
+
+// WorkerConfig says how a Worker differs from the default.
+type WorkerConfig struct {
+	MACs      []config.MAC // our address on each port
+	AnyMAC    bool         // accept frames to any station
+	AssumeMAC config.MAC   // not zero: every neighbor without a configured MAC has this one
+	Seed      *[32]byte    // nil: random
+}
+
+// NewWorker returns worker w of a state. It starts with generation g.
+func NewWorker(s *State, w int, g *Generation, c WorkerConfig) *Worker {
+	k := &Worker{
+		state:      s,
+		gen:        g,
+		sessions:   s.Table(w),
+		counters:   s.Counters(w),
+		neighbors:  s.Neighbors,
+		punts:      s.Punt(w),
+		rand:       newRandom(c.Seed),
+		anyMAC:     c.AnyMAC,
+		assumed:    macWord(c.AssumeMAC),
+		errorRates: make([]bucket, vpcSlots),
+		Done:       make([]uintptr, 0, 2*queueSize),
+	}
+	for i, m := range c.MACs {
+		k.macs[i] = macWord(m)
+	}
+	k.counters.Generation = g.Number
+	return k
+}
+
+// SetGeneration makes the worker use g from its next burst on.
+func (w *Worker) SetGeneration(g *Generation) {
+	w.gen = g
+	atomic.StoreUint64(&w.counters.Generation, g.Number)
+}
+
+// SetClock tells the time, in nanoseconds of a monotonic clock. It never goes back.
+func (w *Worker) SetClock(nanos int64) {
+	w.nanos = nanos
+	w.tick = uint32(nanos / 1e6)
+}
+
+// Process takes a burst all its way. Afterwards every packet is in Out, in Done, or held.
+func (w *Worker) Process(b *Burst) {
+	w.received(b)
+	w.classify(b)
+	w.lookup(b)
+	if w.gen.ports[b.Port].Side == uint8(config.Inside) {
+		w.route(b)
+	} else {
+		w.deliver(b)
+	}
+	w.egress(b)
+	w.rewrite(b)
+	w.transmit(b)
+	w.flush()
+}
+
+// received counts the burst at once, so that what a dying process had in hand can be told.
+func (w *Worker) received(b *Burst) {
+	var bytes uint64
+	for i := range b.N {
+		bytes += uint64(len(b.Packets[i].Data))
+		b.index[i] = uint8(i)
+	}
+	b.live = b.index[:b.N]
+	w.counters.Received[b.Port] += uint64(b.N)
+	w.counters.ReceivedBytes[b.Port] += bytes
+}
+
+// drop ends a packet's way under a reason.
+func (w *Worker) drop(p *Packet, r Reason) {
+	w.dropped[r]++
+	w.Done = append(w.Done, p.Handle)
+}
+
+// flush adds what was counted in this turn to the shared counters.
+func (w *Worker) flush() {
+	c := w.counters
+	for r, n := range w.dropped {
+		if n != 0 {
+			c.Dropped[r] += n
+			w.dropped[r] = 0
+		}
+	}
+	c.Punted += w.counts.punted
+	c.Stateless += w.counts.stateless
+	w.counts.punted, w.counts.stateless = 0, 0
+	c.Held = uint64(w.holding)
+	c.Sessions = uint64(w.sessions.Len())
+}
+
+// Sent books the fate of queue port: its first n frames were sent, bytes long in all, the others refused. It
+// empties the queue, and leaves what was refused in Done.
+func (w *Worker) Sent(port, n int) {
+	q := &w.Out[port]
+	var bytes uint64
+	for i := range n {
+		bytes += uint64(len(q.Frames[i]))
+	}
+	w.counters.Transmitted[port] += uint64(n)
+	w.counters.TransmittedBytes[port] += bytes
+	w.counters.Forwarded += uint64(n)
+	if n < q.N {
+		w.counters.Dropped[TxFull] += uint64(q.N - n)
+		w.Done = append(w.Done, q.Handles[n:q.N]...)
+	}
+	q.N = 0
+}
+
+// Originated books frames of weir's own that the driver sent by port.
+func (w *Worker) Originated(port, frames int, bytes uint64) {
+	w.counters.Originated += uint64(frames)
+	w.counters.Transmitted[port] += uint64(frames)
+	w.counters.TransmittedBytes[port] += bytes
+}
+
+// Polled counts n receive calls, empty of which brought nothing, and the nanoseconds of turns with work.
+func (w *Worker) Polled(n, empty int, busy int64) {
+	w.counters.Polls += uint64(n)
+	w.counters.EmptyPolls += uint64(empty)
+	w.counters.BusyNanoseconds += uint64(busy)
+}
+
+// Capacity returns how many sessions the worker can hold.
+func (w *Worker) Capacity() int { return w.sessions.Capacity() }

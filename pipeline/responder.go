@@ -1,0 +1,352 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pipeline
+
+import (
+	"net/netip"
+	"slices"
+
+	"weir/config"
+	"weir/pipeline/header"
+	"weir/pipeline/inet"
+)
+
+// Responder is control's end of the punt rings: it says what weir itself has to say. It answers ARP, neighbor
+// solicitations and pings to weir's own addresses, resolves neighbors, and writes ICMP errors. Ordinary Go: it may
+// allocate and take its time. One goroutine uses it.
+type Responder struct {
+	state *State
+	cfg   *config.Config
+	gen   *Generation
+	macs  []config.MAC
+
+	// Passive: neighbors count as resolved, so nobody is asked and nothing learned. For replays.
+	Passive bool
+
+	probes map[probeKey]*probe
+	buf    []byte
+	lost   uint64
+}
+
+type probeKey struct {
+	port uint8
+	addr inet.Addr
+}
+
+// probe is a neighbor that is being asked for, or asked again from time to time.
+type probe struct {
+	next    int64 // when to ask next, nanoseconds
+	tries   int   // unanswered
+	wanted  bool  // a packet waits
+	hop     bool  // a next hop of the configuration: always kept resolved
+	dynamic bool  // not named by the configuration
+}
+
+// Times of neighbor resolution. RFC 4861 §10: three questions, a second apart.
+const (
+	probeInterval   = int64(1e9)
+	probeTries      = 3
+	hopInterval     = int64(10e9)  // a next hop is asked again after this
+	reaskInterval   = int64(300e9) // any other neighbor
+	maxDynamicProbe = 4096         // neighbors that no configuration names
+)
+
+// NewResponder returns a responder for the state's rings.
+func NewResponder(s *State, macs []config.MAC) *Responder {
+	return &Responder{state: s, macs: macs, probes: map[probeKey]*probe{}}
+}
+
+// Configure tells of the generation that answers are to follow, and of the configuration it was compiled from.
+func (r *Responder) Configure(cfg *config.Config, g *Generation) {
+	r.cfg, r.gen = cfg, g
+	for k, p := range r.probes {
+		if p.hop || r.state.Neighbors.Find(k.port, k.addr) == NoNeighbor {
+			delete(r.probes, k)
+		}
+	}
+	for i := range g.hops {
+		h := &g.hops[i]
+		if state, _ := r.state.Neighbors.Get(h.Neighbor); state != NeighborStatic {
+			r.probes[probeKey{h.Port, h.Addr}] = &probe{hop: true}
+		}
+	}
+}
+
+// Poll handles what the workers have punted and asks for neighbors whose time has come.
+func (r *Responder) Poll(now int64) {
+	for w := range r.state.Workers() {
+		ring := r.state.Punt(w)
+		for m := ring.Peek(); m != nil; m = ring.Peek() {
+			r.handle(m, now)
+			ring.Pop()
+		}
+	}
+	for k, p := range r.probes {
+		if now >= p.next && !r.Passive {
+			r.ask(k, p, now)
+		}
+	}
+}
+
+// Lost returns how many frames found no room on the way to a worker.
+func (r *Responder) Lost() uint64 { return r.lost }
+
+func (r *Responder) handle(m *Message, now int64) {
+	if int(m.Port) >= len(r.macs) {
+		return
+	}
+	switch m.Kind {
+	case PuntResolve:
+		r.want(probeKey{m.Port, m.Addr}, now)
+	case PuntError:
+		r.sendError(m)
+	case PuntFrame:
+		e, ok := header.ParseEthernet(m.Data())
+		if !ok {
+			return
+		}
+		switch e.Type() {
+		case typeARP:
+			r.arp(m.Port, e, now)
+		case typeIPv4:
+			if ip, ok := header.ParseIPv4(e.Payload()); ok {
+				b := r.frame(e.Src(), m.Port, typeIPv4)
+				if b, ok = header.AppendEchoReplyIPv4(b, ip); ok {
+					r.send(m.Port, b)
+				}
+			}
+		case typeIPv6:
+			if ip, ok := header.ParseIPv6(e.Payload()); ok {
+				r.ipv6(m.Port, e, ip, now)
+			}
+		}
+	}
+}
+
+// frame begins a frame of ours to dst in the responder's buffer.
+func (r *Responder) frame(dst header.MAC, port uint8, etherType uint16) []byte {
+	return header.AppendEthernet(r.buf[:0], dst, header.MAC(r.macs[port]), etherType)
+}
+
+// send hands a frame to a worker, any of which can transmit by every port.
+func (r *Responder) send(port uint8, b []byte) {
+	r.buf = b
+	if !r.state.Inject(0).Put(InjectFrame, port, Pass, 0, inet.Addr{}, b) {
+		r.lost++
+	}
+}
+
+func (r *Responder) arp(port uint8, e header.Ethernet, now int64) {
+	a, ok := header.ParseARP(e.Payload())
+	if !ok || a.SenderMAC() != e.Src() || a.SenderMAC().IsGroup() || r.ours(port, a.Sender()) {
+		return // malformed, or somebody claims one of our addresses
+	}
+	if a.Sender().IsValid() && !a.Sender().IsUnspecified() {
+		r.learn(port, a.Sender(), a.SenderMAC(), now)
+	}
+	if a.Operation() == header.ARPRequest && r.answers(port, a.Target()) {
+		r.send(port, header.AppendARPReply(r.frame(a.SenderMAC(), port, typeARP), header.MAC(r.macs[port]), a))
+	}
+}
+
+func (r *Responder) ipv6(port uint8, e header.Ethernet, ip header.IPv6, now int64) {
+	if s, ok := header.ParseNeighborSolicitation(ip); ok {
+		if mac, ok := s.LinkLayer(); ok && mac == e.Src() && !mac.IsGroup() && !r.ours(port, ip.Src()) {
+			r.learn(port, ip.Src(), mac, now)
+		}
+		if r.answers(port, s.Target()) {
+			flags := uint8(header.NDPRouter | header.NDPSolicited | header.NDPOverride)
+			r.send(port, header.AppendNeighborAdvertisement(r.frame(e.Src(), port, typeIPv6), header.MAC(r.macs[port]), flags, s.Target(), ip.Src(), s.Target()))
+		}
+		return
+	}
+	if a, ok := header.ParseNeighborAdvertisement(ip); ok {
+		mac, ok := a.LinkLayer()
+		if !ok {
+			mac = e.Src()
+		}
+		if !mac.IsGroup() && !r.ours(port, a.Target()) {
+			r.learn(port, a.Target(), mac, now)
+		}
+		return
+	}
+	b := r.frame(e.Src(), port, typeIPv6)
+	if b, ok := header.AppendEchoReplyIPv6(b, ip); ok {
+		r.send(port, b)
+	}
+}
+
+// ours reports whether a is an address of weir itself on port.
+func (r *Responder) ours(port uint8, a netip.Addr) bool {
+	return slices.ContainsFunc(r.prefixes(port), func(p netip.Prefix) bool { return p.Addr() == a })
+}
+
+// prefixes returns weir's own addresses on a port with their prefixes: the port's outside, its VPC's inside.
+func (r *Responder) prefixes(port uint8) []netip.Prefix {
+	p := &r.cfg.Ports[port]
+	if p.Side == config.Outside {
+		return p.Addresses
+	}
+	if v := r.gen.ports[port].VPC; v >= 0 {
+		for _, a := range r.cfg.VPCs[v].Attach {
+			if a.Port == int(port) {
+				return a.Addresses
+			}
+		}
+	}
+	return nil
+}
+
+// answers reports whether weir answers for address a on port: its own, and on an outside port, as the port's answer key
+// says, external addresses of instances.
+func (r *Responder) answers(port uint8, a netip.Addr) bool {
+	if r.ours(port, a) {
+		return true
+	}
+	p := &r.cfg.Ports[port]
+	if p.Side != config.Outside || p.Answer == config.AnswerNone {
+		return false
+	}
+	x := inet.FromNetip(a)
+	if h := r.gen.host(0, x); h != nil && h.Kind == hostOwn || !r.gen.own(x) {
+		return false
+	}
+	return p.Answer == config.AnswerAll || slices.ContainsFunc(p.Addresses, func(n netip.Prefix) bool { return n.Masked().Contains(a) })
+}
+
+// learn takes a neighbor's MAC if anybody wants to know it. A configured MAC stays.
+func (r *Responder) learn(port uint8, a netip.Addr, mac header.MAC, now int64) {
+	x := inet.FromNetip(a)
+	slot := r.state.Neighbors.Find(port, x)
+	if slot == NoNeighbor || r.Passive {
+		return
+	}
+	if state, _ := r.state.Neighbors.Get(slot); state == NeighborStatic {
+		return
+	}
+	if _, err := r.state.Neighbors.Set(port, x, NeighborReachable, config.MAC(mac)); err != nil {
+		return
+	}
+	k := probeKey{port, x}
+	p := r.probes[k]
+	if p == nil {
+		p = &probe{}
+		r.probes[k] = p
+	}
+	p.tries, p.wanted = 0, false
+	p.next = now + reaskInterval
+	if p.hop {
+		p.next = now + hopInterval
+	}
+}
+
+// want asks for a neighbor that a packet waits for.
+func (r *Responder) want(k probeKey, now int64) {
+	p := r.probes[k]
+	if p == nil {
+		p = &probe{}
+		if r.state.Neighbors.Find(k.port, k.addr) == NoNeighbor {
+			if len(r.probes) >= maxDynamicProbe {
+				return // a scan of a large prefix: those that are asked for now come first (RFC 6583)
+			}
+			if _, err := r.state.Neighbors.Set(k.port, k.addr, NeighborIncomplete, config.MAC{}); err != nil {
+				return
+			}
+			p.dynamic = true
+		}
+		r.probes[k] = p
+	}
+	if !p.wanted {
+		p.wanted, p.tries, p.next = true, 0, now
+	}
+}
+
+// ask sends the next question for a neighbor, or gives up.
+func (r *Responder) ask(k probeKey, p *probe, now int64) {
+	slot := r.state.Neighbors.Find(k.port, k.addr)
+	if slot == NoNeighbor {
+		delete(r.probes, k)
+		return
+	}
+	if p.tries >= probeTries {
+		r.state.Neighbors.Set(k.port, k.addr, NeighborIncomplete, config.MAC{})
+		switch {
+		case p.hop:
+			p.next, p.tries, p.wanted = now+probeInterval, probeTries, false // and go on asking
+		case p.dynamic:
+			r.state.Neighbors.Remove(slot)
+			fallthrough
+		default:
+			delete(r.probes, k)
+			return
+		}
+	} else {
+		p.tries++
+		p.next = now + probeInterval
+	}
+	target := k.addr.Netip()
+	src, ok := r.source(k.port, target)
+	if !ok {
+		return
+	}
+	mac := header.MAC(r.macs[k.port])
+	if target.Is4() {
+		r.send(k.port, header.AppendARPRequest(r.frame(header.Broadcast, k.port, typeARP), mac, src, target))
+		return
+	}
+	group := header.SolicitedNode(target)
+	r.send(k.port, header.AppendNeighborSolicitation(r.frame(header.MulticastMAC(group), k.port, typeIPv6), mac, src, group, target))
+}
+
+// source returns weir's own address on a port that is fit to speak to target: on its prefix, else any of its family.
+func (r *Responder) source(port uint8, target netip.Addr) (netip.Addr, bool) {
+	var any netip.Addr
+	for _, p := range r.prefixes(port) {
+		if p.Addr().BitLen() != target.BitLen() {
+			continue
+		}
+		if p.Masked().Contains(target) {
+			return p.Addr(), true
+		}
+		if !any.IsValid() {
+			any = p.Addr()
+		}
+	}
+	return any, any.IsValid()
+}
+
+// sendError answers a dropped packet with the ICMP error that its reason calls for, back the way it came.
+func (r *Responder) sendError(m *Message) {
+	e, ok := header.ParseEthernet(m.Data())
+	if !ok {
+		return
+	}
+	kind := header.HostUnreachable
+	switch m.Reason {
+	case TTLExceeded:
+		kind = header.TimeExceeded
+	case NoEligible:
+		kind = header.Prohibited
+	case TooBig:
+		kind = header.PacketTooBig
+	}
+	// The ring cuts long packets: a quote is shorter anyway, but the lengths that parsers check would lie.
+	switch data := e.Payload(); e.Type() {
+	case typeIPv4:
+		ip := header.IPv4(data)
+		if len(ip) < header.IPv4Size || len(ip) < ip.HeaderLength() || !header.MayAnswerIPv4(ip, e.Dst()) || kind == header.PacketTooBig && !ip.DontFragment() {
+			return
+		}
+		if src, ok := r.source(m.Port, ip.Src()); ok {
+			r.send(m.Port, header.AppendICMPv4Error(r.frame(e.Src(), m.Port, typeIPv4), kind, src, m.MTU, ip))
+		}
+	case typeIPv6:
+		ip := header.IPv6(data)
+		if len(ip) < header.IPv6Size || !header.MayAnswerIPv6(ip, e.Dst(), kind) {
+			return
+		}
+		if src, ok := r.source(m.Port, ip.Src()); ok {
+			r.send(m.Port, header.AppendICMPv6Error(r.frame(e.Src(), m.Port, typeIPv6), kind, src, uint32(m.MTU), ip))
+		}
+	}
+}

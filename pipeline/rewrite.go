@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pipeline
+
+import (
+	"encoding/binary"
+
+	"weir/pipeline/header"
+	"weir/pipeline/inet"
+)
+
+// ttlDelta is what one less TTL does to the IPv4 header checksum: ~m + m' where m' is m - 0x0100.
+const ttlDelta header.Delta = 0xfeff
+
+// rewrite translates the packets in place: address, port or identifier, checksums, TTL.
+func (w *Worker) rewrite(b *Burst) {
+	for _, i := range b.live {
+		p := &b.Packets[i]
+		ip := p.Data[etherLen:]
+		if p.act == actOut || p.act == actIn {
+			p.translate(ip)
+		}
+		if p.family == inet.V4 {
+			sum := p.headerDelta.Add(ttlDelta).Apply(binary.BigEndian.Uint16(ip[10:]))
+			binary.BigEndian.PutUint16(ip[10:], sum)
+			ip[8]--
+		} else {
+			ip[7]--
+		}
+	}
+}
+
+// translate replaces the local address, and the port where it changes.
+func (p *Packet) translate(ip []byte) {
+	src := p.act == actOut
+	switch {
+	case p.family == inet.V4 && src:
+		p.newAddr.Put4(ip[12:])
+	case p.family == inet.V4:
+		p.newAddr.Put4(ip[16:])
+	case src:
+		p.newAddr.Put16(ip[8:])
+	default:
+		p.newAddr.Put16(ip[24:])
+	}
+	t := p.Data[p.transport:]
+	switch p.kind {
+	case kindTCP:
+		putPort(t, p.newPort, src)
+		putSum(t[16:18], p.delta.Apply(binary.BigEndian.Uint16(t[16:])))
+	case kindUDP:
+		putPort(t, p.newPort, src)
+		putSum(t[6:8], p.delta.ApplyUDP(binary.BigEndian.Uint16(t[6:])))
+	case kindEchoRequest, kindEchoReply:
+		binary.BigEndian.PutUint16(t[4:], p.newPort)
+		sum := binary.BigEndian.Uint16(t[2:])
+		if p.family == inet.V4 {
+			sum = p.delta.ApplyICMP(sum)
+		} else {
+			sum = p.delta.Apply(sum)
+		}
+		putSum(t[2:4], sum)
+	default:
+		// Other protocols keep their ports; these two have a pseudo-header (RFC 3828 §3.1, RFC 4340 §9.1).
+		if p.proto == protoLite || p.proto == protoDCCP {
+			putSum(t[6:8], p.delta.ApplyUDP(binary.BigEndian.Uint16(t[6:])))
+		}
+	}
+}
+
+func putPort(t []byte, port uint16, src bool) {
+	if src {
+		binary.BigEndian.PutUint16(t, port)
+	} else {
+		binary.BigEndian.PutUint16(t[2:], port)
+	}
+}
+
+func putSum(b []byte, sum uint16) { binary.BigEndian.PutUint16(b, sum) }

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package session is one worker's session table: two cache lines a session, found by either direction's
+// key through buckets of one cache line, eight 16-bit tags each.
+//
+// A table lies in shared memory and has one writer, the worker that owns it; others may read sessions whose
+// Word is not zero. The writer may die between any two stores: only the sessions themselves are truth, one
+// atomic word publishes each, and Rebuild makes everything else anew from them.
+package session
+
+import (
+	"sync/atomic"
+	"unsafe"
+
+	"weir/pipeline/header"
+	"weir/pipeline/inet"
+)
+
+// State is where a session stands in its life. It selects the idle timeout.
+type State uint8
+
+const (
+	Free        State = iota
+	UDP               // a UDP flow
+	ICMP              // an echo identifier
+	Other             // any other protocol, 1:1 only
+	TCPOpening        // partially open: not yet seen established (RFC 7857 §2.1)
+	TCPOpen           // established
+	TCPClosing        // FIN from both sides, or a reset
+	Unconfirmed       // began from outside; nothing from inside yet
+	NumStates
+)
+
+var stateNames = [NumStates]string{"free", "udp", "icmp", "other", "tcp-partially-open", "tcp-established", "tcp-closing", "unconfirmed"}
+
+func (s State) String() string { return stateNames[s] }
+
+// Session flags.
+const (
+	SNAT        = 1 << iota // the external port is translated too
+	FromOutside             // began with a packet from the Internet: replies keep the address it arrived on
+	SeenInside              // a packet from inside has passed
+	SeenOutside             // a packet from the Internet has passed
+	FinInside
+	FinOutside
+)
+
+// Session is both directions of one translated flow. The first line has the two keys and what a packet's
+// rewriting needs; the second what changes or is needed less often.
+type Session struct {
+	Private, Remote, External inet.Addr
+
+	word uint64 // private port, remote port<<16, external port<<32, protocol<<48, State<<56; 0: free
+	VPC  uint32 // slot of the VPC, part of the inside key
+	Last uint32 // millisecond of the last packet that refreshed it
+
+	// Second line.
+	Generation  uint64       // the generation it was checked against
+	Instance    uint32       // slot of the instance whose limit it counts in
+	Neighbor    uint32       // slot of the neighbor entry that leads to the instance
+	Ports       uint32       // outside ports that it may leave by, a bit each
+	Delta       header.Delta // what the outbound rewriting does to the transport checksum
+	HeaderDelta header.Delta // and to the IPv4 header checksum: addresses alone
+	Flags       uint32
+	Created     uint32 // millisecond
+	Prev, Next  uint32 // list of the instance's unconfirmed sessions, oldest first; None ends it
+	InPort      uint8  // port by which the instance is reached
+	_           [23]byte
+}
+
+// None is no session.
+const None = ^uint32(0)
+
+// Word packs the ports, protocol and state of a session as Publish takes them.
+func Word(privatePort, remotePort, externalPort uint16, proto uint8, state State) uint64 {
+	return uint64(privatePort) | uint64(remotePort)<<16 | uint64(externalPort)<<32 | uint64(proto)<<48 | uint64(state)<<56
+}
+
+const (
+	insideMask  = 0x00ff_0000_ffff_ffff
+	outsideMask = 0x00ff_ffff_ffff_0000
+	stateShift  = 56
+)
+
+// Load reads the word for a process that does not own the table; zero means free.
+func (s *Session) Load() uint64 { return atomic.LoadUint64(&s.word) }
+
+// State and the others below are for the owner.
+func (s *Session) State() State         { return State(s.word >> stateShift) }
+func (s *Session) Proto() uint8         { return uint8(s.word >> 48) }
+func (s *Session) PrivatePort() uint16  { return uint16(s.word) }
+func (s *Session) RemotePort() uint16   { return uint16(s.word >> 16) }
+func (s *Session) ExternalPort() uint16 { return uint16(s.word >> 32) }
+
+// SetState moves a live session to another state.
+func (s *Session) SetState(st State) {
+	s.word = s.word&^(0xff<<stateShift) | uint64(st)<<stateShift
+}
+
+// StateOf, ProtoOf and PortsOf read a word that Load returned.
+func StateOf(word uint64) State         { return State(word >> stateShift) }
+func ProtoOf(word uint64) uint8         { return uint8(word >> 48) }
+func PrivatePortOf(word uint64) uint16  { return uint16(word) }
+func RemotePortOf(word uint64) uint16   { return uint16(word >> 16) }
+func ExternalPortOf(word uint64) uint16 { return uint16(word >> 32) }
+
+// Key names one direction of a flow: on the inside VPC, private and remote address and port; on the outside
+// external and remote address and port, with VPC 0.
+type Key struct {
+	Local, Remote inet.Addr
+	word          uint64 // in the place and under the mask of Session.word
+	mask          uint64
+	VPC           uint32
+}
+
+// InsideKey is the key of a packet from inside. Ports are in host order; echo identifiers stand in the
+// private port, with remote port 0.
+func InsideKey(vpc uint32, private, remote inet.Addr, privatePort, remotePort uint16, proto uint8) (k Key) {
+	k.SetInside(vpc, private, remote, privatePort, remotePort, proto)
+	return k
+}
+
+// OutsideKey is the key of a packet from outside.
+func OutsideKey(external, remote inet.Addr, externalPort, remotePort uint16, proto uint8) (k Key) {
+	k.SetOutside(external, remote, externalPort, remotePort, proto)
+	return k
+}
+
+// SetInside makes k an InsideKey in place.
+func (k *Key) SetInside(vpc uint32, private, remote inet.Addr, privatePort, remotePort uint16, proto uint8) {
+	k.Local, k.Remote, k.mask, k.VPC = private, remote, insideMask, vpc
+	k.word = uint64(privatePort) | uint64(remotePort)<<16 | uint64(proto)<<48
+}
+
+// SetOutside makes k an OutsideKey in place.
+func (k *Key) SetOutside(external, remote inet.Addr, externalPort, remotePort uint16, proto uint8) {
+	k.Local, k.Remote, k.mask, k.VPC = external, remote, outsideMask, 0
+	k.word = uint64(externalPort)<<32 | uint64(remotePort)<<16 | uint64(proto)<<48
+}
+
+// Names reports whether k is the key of a direction of s, and s is live.
+func (k *Key) Names(s *Session) bool {
+	if s.word&k.mask != k.word || s.Remote != k.Remote || s.word>>stateShift == 0 {
+		return false
+	}
+	if k.mask == insideMask {
+		return s.Private == k.Local && s.VPC == k.VPC
+	}
+	return s.External == k.Local
+}
+
+// keys returns the two keys of s.
+func (s *Session) keys() (inside, outside Key) {
+	p := s.Proto()
+	return InsideKey(s.VPC, s.Private, s.Remote, s.PrivatePort(), s.RemotePort(), p),
+		OutsideKey(s.External, s.Remote, s.ExternalPort(), s.RemotePort(), p)
+}
+
+// A session is two cache lines, a bucket one: this does not compile when either changes.
+var (
+	_ [0]byte = [unsafe.Sizeof(Session{}) - 128]byte{}
+	_ [0]byte = [unsafe.Sizeof(bucket{}) - 64]byte{}
+)

@@ -1,0 +1,340 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package session
+
+import (
+	"math/bits"
+	"sync/atomic"
+	"unsafe"
+
+	"weir/pipeline/fault"
+	"weir/pipeline/memory"
+	"weir/pipeline/prefetch"
+)
+
+// bucket is one cache line of the index. A tag of 0 is an empty place. A full bucket goes on in an overflow
+// bucket; nothing ever moves, so that a reader or a crash never finds an entry half-way between two places.
+type bucket struct {
+	tags [8]uint16
+	refs [8]uint32
+	next uint32 // 1 + index of the overflow bucket; 0: none
+	_    [3]uint32
+}
+
+// tableHeader holds what the owner changes beside the sessions.
+type tableHeader struct {
+	Secret   Secret
+	Capacity uint64
+	free     uint64 // how many indexes the free stack holds
+	spare    uint64 // 1 + index of the first unused overflow bucket; 0: none
+	_        [5]uint64
+}
+
+// Region is where the parts of a table lie in a segment.
+type Region struct {
+	Header, Sessions, Buckets, Overflow, Free uint64
+	Capacity                                  uint64
+}
+
+// Reserve adds a table for capacity sessions to the layout of a segment.
+func Reserve(l *memory.Layout, capacity int) Region {
+	n := bucketCount(capacity)
+	return Region{
+		Header:   memory.Add[tableHeader](l, 1),
+		Sessions: memory.Add[Session](l, capacity),
+		Buckets:  memory.Add[bucket](l, n),
+		Overflow: memory.Add[bucket](l, n/8+8),
+		Free:     memory.Add[uint32](l, capacity),
+		Capacity: uint64(capacity),
+	}
+}
+
+// bucketCount gives four entries to a bucket of eight when the table is full: two entries a session.
+func bucketCount(capacity int) int { return capacity/2 + 1 }
+
+// Types are the types of a table, for the layout hash of the segment it lies in.
+func Types() []any { return []any{Session{}, bucket{}, tableHeader{}, Region{}} }
+
+// Table is the owner's view of a table.
+type Table struct {
+	h        *tableHeader
+	secret   Secret // a copy beside the code that uses it
+	sessions []Session
+	buckets  []bucket
+	overflow []bucket
+	free     []uint32
+}
+
+// Open returns the table that lies at r. A fresh one needs Init, one that was used Rebuild.
+func Open(s *memory.Segment, r Region) *Table {
+	n := bucketCount(int(r.Capacity))
+	t := &Table{
+		h:        memory.At[tableHeader](s, r.Header),
+		sessions: memory.Slice[Session](s, r.Sessions, int(r.Capacity)),
+		buckets:  memory.Slice[bucket](s, r.Buckets, n),
+		overflow: memory.Slice[bucket](s, r.Overflow, n/8+8),
+		free:     memory.Slice[uint32](s, r.Free, int(r.Capacity)),
+	}
+	t.secret = t.h.Secret
+	return t
+}
+
+// Init makes an empty table of zeroed memory.
+func (t *Table) Init(secret Secret) {
+	t.h.Secret, t.secret = secret, secret
+	t.h.Capacity = uint64(len(t.sessions))
+	t.clear()
+}
+
+// clear empties the index and the free stack.
+func (t *Table) clear() {
+	clear(t.buckets)
+	clear(t.overflow)
+	for i := range t.overflow {
+		t.overflow[i].next = uint32(i + 2)
+	}
+	t.overflow[len(t.overflow)-1].next = 0
+	t.h.spare = 1
+	t.h.free = 0
+}
+
+// Rebuild makes index and free stack anew from the sessions, which are the only truth after the owner died.
+// keep decides for each live session whether it stays; it may change the session, but not its keys.
+func (t *Table) Rebuild(keep func(ref uint32, s *Session) bool) {
+	t.secret = t.h.Secret
+	t.clear()
+	for i := len(t.sessions) - 1; i >= 0; i-- { // so that the stack gives low indexes first
+		s, ref := &t.sessions[i], uint32(i)
+		switch {
+		case s.word == 0:
+		case s.State() == Free || s.State() >= NumStates || !t.link(ref, s):
+			atomic.StoreUint64(&s.word, 0)
+		case !keep(ref, s):
+			inside, outside := s.keys()
+			t.unlink(t.secret.hash(&inside), ref)
+			t.unlink(t.secret.hash(&outside), ref)
+			atomic.StoreUint64(&s.word, 0)
+		}
+		if s.word == 0 {
+			t.free[t.h.free] = ref
+			t.h.free++
+		}
+	}
+}
+
+// Fill puts every session on the free stack of a table that Init made.
+func (t *Table) Fill() { t.Rebuild(func(uint32, *Session) bool { return true }) }
+
+// Capacity returns the number of sessions the table can hold.
+func (t *Table) Capacity() int { return len(t.sessions) }
+
+// Len returns the number of live sessions.
+func (t *Table) Len() int { return len(t.sessions) - int(t.h.free) }
+
+// At returns session ref.
+func (t *Table) At(ref uint32) *Session { return &t.sessions[ref] }
+
+// Alloc takes a free session; the caller fills all of it but the word and calls Publish, or Release.
+func (t *Table) Alloc() (ref uint32, s *Session, ok bool) {
+	if t.h.free == 0 {
+		return None, nil, false
+	}
+	ref = t.free[t.h.free-1]
+	t.h.free--
+	return ref, &t.sessions[ref], true
+}
+
+// Publish makes a session from Alloc live under word, in both directions. It fails when the index has no room
+// left for it; the session is then free again.
+func (t *Table) Publish(ref uint32, s *Session, word uint64) bool {
+	fault.Point("session.filled")
+	atomic.StoreUint64(&s.word, word)
+	fault.Point("session.published")
+	if !t.link(ref, s) {
+		t.Remove(ref)
+		return false
+	}
+	return true
+}
+
+// Remove ends a session.
+func (t *Table) Remove(ref uint32) {
+	s := &t.sessions[ref]
+	inside, outside := s.keys()
+	atomic.StoreUint64(&s.word, 0)
+	fault.Point("session.removed")
+	t.unlink(t.secret.hash(&inside), ref)
+	fault.Point("session.half-unlinked")
+	t.unlink(t.secret.hash(&outside), ref)
+	t.free[t.h.free] = ref
+	t.h.free++
+}
+
+func (t *Table) link(ref uint32, s *Session) bool {
+	inside, outside := s.keys()
+	hi := t.secret.hash(&inside)
+	if !t.insert(hi, ref) {
+		return false
+	}
+	fault.Point("session.half-linked")
+	if !t.insert(t.secret.hash(&outside), ref) {
+		t.unlink(hi, ref)
+		return false
+	}
+	return true
+}
+
+// bucketOf uses the hash's upper half, the tag its lower.
+func (t *Table) bucketOf(h uint64) *bucket {
+	i, _ := bits.Mul64(h, uint64(len(t.buckets)))
+	return &t.buckets[i]
+}
+
+// tagOf returns the hash's tag, never 0.
+func tagOf(h uint64) uint16 {
+	tag := uint16(h)
+	if tag == 0 {
+		return 1
+	}
+	return tag
+}
+
+func (t *Table) insert(h uint64, ref uint32) bool {
+	b := t.bucketOf(h)
+	for {
+		for i, tag := range &b.tags {
+			if tag == 0 {
+				b.refs[i] = ref
+				b.tags[i] = tagOf(h)
+				return true
+			}
+		}
+		if b.next == 0 {
+			if t.h.spare == 0 {
+				return false
+			}
+			o := &t.overflow[t.h.spare-1]
+			b.next, t.h.spare, o.next = uint32(t.h.spare), uint64(o.next), 0
+		}
+		b = &t.overflow[b.next-1]
+	}
+}
+
+// unlink removes the entry of ref. An overflow bucket that becomes empty goes back to the spare ones.
+func (t *Table) unlink(h uint64, ref uint32) {
+	first := t.bucketOf(h)
+	tag := tagOf(h)
+	var before *bucket
+	for b := first; ; {
+		for i := range b.tags {
+			if b.tags[i] == tag && b.refs[i] == ref {
+				b.tags[i] = 0
+				if before != nil && b.tags == [8]uint16{} {
+					i := before.next
+					before.next = b.next
+					b.next, t.h.spare = uint32(t.h.spare), uint64(i)
+				}
+				return
+			}
+		}
+		if b.next == 0 {
+			return
+		}
+		before, b = b, &t.overflow[b.next-1]
+	}
+}
+
+// candidates returns a bit (the highest of a 16-bit lane) for each place of the four tags in x that may hold tag.
+// A false one can only follow a true one, and the key decides anyway.
+func candidates(x uint64, tag uint16) uint64 {
+	const ones, tops = 0x0001_0001_0001_0001, 0x8000_8000_8000_8000
+	x ^= uint64(tag) * ones
+	return (x - ones) &^ x & tops
+}
+
+func (b *bucket) words() *[2]uint64 { return (*[2]uint64)(unsafe.Pointer(&b.tags)) }
+
+// first returns the first reference in b whose tag fits, or None.
+func (b *bucket) first(tag uint16) uint32 {
+	w := b.words()
+	if m := candidates(w[0], tag); m != 0 {
+		return b.refs[bits.TrailingZeros64(m)>>4&7]
+	}
+	if m := candidates(w[1], tag); m != 0 {
+		return b.refs[bits.TrailingZeros64(m)>>4&3+4]
+	}
+	return None
+}
+
+// Find returns the session that k names a direction of, or None.
+func (t *Table) Find(k *Key) uint32 { return t.find(t.secret.hash(k), k) }
+
+func (t *Table) find(h uint64, k *Key) uint32 {
+	tag := tagOf(h)
+	for b := t.bucketOf(h); ; b = &t.overflow[b.next-1] {
+		for i := range b.tags {
+			if b.tags[i] == tag && k.Names(&t.sessions[b.refs[i]]) {
+				return b.refs[i]
+			}
+		}
+		if b.next == 0 {
+			return None
+		}
+	}
+}
+
+// MaxBatch is the most keys that one FindBatch takes.
+const MaxBatch = 64
+
+// Batch is the room that FindBatch works in.
+type Batch struct {
+	N     int
+	Keys  [MaxBatch]Key
+	Refs  [MaxBatch]uint32 // out: the session of each key, or None
+	Hash  [MaxBatch]uint64 // out: the hash of each key
+	lines [MaxBatch]unsafe.Pointer
+}
+
+// FindBatch looks up N keys at once, so that the two cache misses of a look-up are spent side by side:
+// hash all and prefetch the buckets; match the tags and prefetch the sessions; then compare.
+func (t *Table) FindBatch(b *Batch) {
+	n := min(b.N, MaxBatch)
+	for i := range n {
+		h := t.secret.hash(&b.Keys[i])
+		b.Hash[i] = h
+		b.lines[i] = unsafe.Pointer(t.bucketOf(h))
+	}
+	prefetch.Lines(&b.lines[0], n)
+	m := 0
+	for i := range n {
+		ref := t.bucketOf(b.Hash[i]).first(tagOf(b.Hash[i]))
+		b.Refs[i] = ref
+		if ref != None {
+			b.lines[m] = unsafe.Pointer(&t.sessions[ref])
+			m++
+		}
+	}
+	prefetch.Pairs(&b.lines[0], m)
+	for i := range n {
+		if ref := b.Refs[i]; ref == None {
+			if t.bucketOf(b.Hash[i]).next != 0 {
+				b.Refs[i] = t.find(b.Hash[i], &b.Keys[i])
+			}
+		} else if !b.Keys[i].Names(&t.sessions[ref]) {
+			b.Refs[i] = t.find(b.Hash[i], &b.Keys[i])
+		}
+	}
+}
+
+// MaxProbe returns the length of the longest chain of buckets, for the gauge that would show an attack on the hash.
+func (t *Table) MaxProbe() int {
+	most := 0
+	for i := range t.buckets {
+		n := 1
+		for b := &t.buckets[i]; b.next != 0; b = &t.overflow[b.next-1] {
+			n++
+		}
+		most = max(most, n)
+	}
+	return most
+}

@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pipeline
+
+import (
+	"crypto/rand"
+	"fmt"
+	"math/bits"
+	mathrand "math/rand/v2"
+	"sync/atomic"
+
+	"weir/config"
+	"weir/pipeline/memory"
+	"weir/pipeline/session"
+)
+
+// Sizes that are fixed for the life of a State.
+const (
+	maxWorkers   = 64
+	vpcSlots     = 1 << 16
+	minInstances = 1 << 16
+)
+
+// usage counts the sessions of an instance or a VPC. Workers change Sessions by atomic additions.
+type usage struct {
+	Sessions    uint32
+	Unconfirmed uint32 // of an instance: sessions begun from outside and not yet confirmed
+	Oldest      uint32 // head and tail of the list of those
+	Newest      uint32
+}
+
+// stateHeader stands at the start of the state segment.
+type stateHeader struct {
+	memory.Header
+	Workers        uint64
+	Generation     uint64 // the published one's number
+	NeighborSecret uint64
+	Neighbors      uint64 // offsets
+	NeighborCount  uint64
+	VPCs           uint64
+	Instances      uint64
+	InstanceCount  uint64
+	Worker         [maxWorkers]workerRegion
+	Runtime        Runtime
+	Devices        [MaxPorts]Device
+}
+
+// Runtime is what the data plane tells of itself, once a second.
+type Runtime struct {
+	Collections uint64 // of Go's collector since the process's start
+	HeapBytes   uint64 // live heap objects
+	Alive       int64  // nanoseconds of the monotonic clock
+}
+
+// Device is what a port's driver says of it, once a second.
+type Device struct {
+	MAC      config.MAC
+	LinkUp   bool
+	_        bool
+	Speed    uint32 // Mbit/s, 0: unknown
+	RxMissed uint64
+	RxErrors uint64
+	RxNoMbuf uint64
+	TxErrors uint64
+}
+
+// workerRegion is where one worker's parts lie.
+type workerRegion struct {
+	Counters, Punt, Inject uint64
+	Table                  session.Region
+}
+
+// State is the memory that outlives both processes' turns: counters, sessions, limits, neighbors and rings. It
+// lies in one segment that control makes and the data plane maps.
+type State struct {
+	Segment   *memory.Segment
+	Neighbors *Neighbors
+	h         *stateHeader
+	vpcs      []usage
+	instances []usage
+}
+
+// StateConfig sizes a State.
+type StateConfig struct {
+	Workers   int
+	Sessions  int       // all workers together
+	Instances int       // at the most, over all generations; a floor applies
+	Huge      bool      // try huge pages
+	Seed      *[32]byte // nil: random secrets; else these, for tests and replays
+}
+
+// stateLayout is the hash over everything that lies in a state segment.
+var stateLayout = memory.Hash(append(session.Types(), stateHeader{}, usage{}, Counters{}, neighbor{}, ring{})...)
+
+// NewState makes a fresh State.
+func NewState(c StateConfig) (*State, error) {
+	if c.Workers < 1 || c.Workers > maxWorkers {
+		return nil, fmt.Errorf("%d workers; expected 1 to %d", c.Workers, maxWorkers)
+	}
+	instances := max(minInstances, 2*c.Instances)
+	neighbors := 1 << bits.Len(uint(4*instances-1))
+	var l memory.Layout
+	var h stateHeader
+	memory.Add[stateHeader](&l, 1)
+	h.Workers = uint64(c.Workers)
+	h.NeighborCount, h.InstanceCount = uint64(neighbors), uint64(instances)
+	h.Neighbors = memory.Add[neighbor](&l, neighbors)
+	h.VPCs = memory.Add[usage](&l, vpcSlots)
+	h.Instances = memory.Add[usage](&l, instances)
+	for w := range c.Workers {
+		h.Worker[w] = workerRegion{
+			Counters: memory.Add[Counters](&l, 1),
+			Punt:     memory.Add[ring](&l, 1),
+			Inject:   memory.Add[ring](&l, 1),
+			Table:    session.Reserve(&l, max(64, c.Sessions/c.Workers)),
+		}
+	}
+	s, err := memory.New("state", l.Size(), c.Huge)
+	if err != nil {
+		return nil, err
+	}
+	*memory.At[stateHeader](s, 0) = h
+	st := viewState(s)
+	random := secrets(c.Seed)
+	st.h.NeighborSecret = random()
+	st.Neighbors.secret = st.h.NeighborSecret
+	for w := range c.Workers {
+		var secret session.Secret
+		for i := range secret {
+			secret[i] = random()
+		}
+		t := session.Open(s, h.Worker[w].Table)
+		t.Init(secret)
+		t.Fill()
+	}
+	for i := range st.instances {
+		st.instances[i].Oldest, st.instances[i].Newest = session.None, session.None
+	}
+	s.Seal(stateLayout)
+	return st, nil
+}
+
+// secrets returns a source of random words; with a seed it is always the same.
+func secrets(seed *[32]byte) func() uint64 {
+	return newRandom(seed).Uint64
+}
+
+// newRandom returns a ChaCha8 generator: it allocates nothing afterwards and takes no lock.
+func newRandom(seed *[32]byte) *mathrand.ChaCha8 {
+	var key [32]byte
+	if seed != nil {
+		key = *seed
+	} else {
+		rand.Read(key[:]) // never fails: crypto/rand ends the program if the system has no randomness
+	}
+	return mathrand.NewChaCha8(key)
+}
+
+// AttachState maps the state segment behind fd and takes fd over.
+func AttachState(fd int) (*State, error) {
+	s := new(memory.Segment)
+	if err := s.Map(fd); err != nil {
+		return nil, err
+	}
+	if err := s.Check(stateLayout); err != nil {
+		s.Close()
+		return nil, err
+	}
+	return viewState(s), nil
+}
+
+func viewState(s *memory.Segment) *State {
+	h := memory.At[stateHeader](s, 0)
+	return &State{
+		Segment:   s,
+		Neighbors: &Neighbors{entries: memory.Slice[neighbor](s, h.Neighbors, int(h.NeighborCount)), secret: h.NeighborSecret},
+		h:         h,
+		vpcs:      memory.Slice[usage](s, h.VPCs, vpcSlots),
+		instances: memory.Slice[usage](s, h.Instances, int(h.InstanceCount)),
+	}
+}
+
+// Workers returns the number of workers that the state was made for.
+func (s *State) Workers() int { return int(s.h.Workers) }
+
+// Counters returns worker w's counters.
+func (s *State) Counters(w int) *Counters {
+	return memory.At[Counters](s.Segment, s.h.Worker[w].Counters)
+}
+
+// Runtime and Device return what the data plane writes about itself; it alone writes.
+func (s *State) Runtime() *Runtime { return &s.h.Runtime }
+
+// Device returns the record of a port's device.
+func (s *State) Device(port int) *Device { return &s.h.Devices[port] }
+
+// Punt returns the ring from worker w to control.
+func (s *State) Punt(w int) Ring { return openRing(s.Segment, s.h.Worker[w].Punt) }
+
+// Inject returns the ring from control to worker w.
+func (s *State) Inject(w int) Ring { return openRing(s.Segment, s.h.Worker[w].Inject) }
+
+// Table returns worker w's session table.
+func (s *State) Table(w int) *session.Table { return session.Open(s.Segment, s.h.Worker[w].Table) }
+
+// VPCSessions and InstanceSessions return how many sessions a slot has.
+func (s *State) VPCSessions(slot uint32) int { return int(atomic.LoadUint32(&s.vpcs[slot].Sessions)) }
+
+// InstanceSessions returns how many sessions the instance in slot has.
+func (s *State) InstanceSessions(slot uint32) int {
+	return int(atomic.LoadUint32(&s.instances[slot].Sessions))
+}
+
+// Sweep makes everything valid again after a data plane died, whatever it was doing: counts what it had in hand
+// as dropped, empties the rings, and rebuilds index, limits and lists from the sessions. No worker may run.
+func (s *State) Sweep() {
+	for i := range s.vpcs {
+		s.vpcs[i] = usage{}
+	}
+	for i := range s.instances {
+		s.instances[i] = usage{Oldest: session.None, Newest: session.None}
+	}
+	for w := range s.Workers() {
+		c := s.Counters(w)
+		c.settle()
+		s.Punt(w).reset()
+		s.Inject(w).reset()
+		t := s.Table(w)
+		t.Rebuild(func(ref uint32, e *session.Session) bool {
+			if e.VPC >= vpcSlots || int(e.Instance) >= len(s.instances) {
+				return false
+			}
+			s.vpcs[e.VPC].Sessions++
+			s.instances[e.Instance].Sessions++
+			if e.State() == session.Unconfirmed {
+				s.appendUnconfirmed(t, ref, e)
+			}
+			return true
+		})
+		c.Sessions = uint64(t.Len())
+	}
+}
+
+// appendUnconfirmed puts a session at the new end of its instance's list.
+func (s *State) appendUnconfirmed(t *session.Table, ref uint32, e *session.Session) {
+	u := &s.instances[e.Instance]
+	e.Prev, e.Next = u.Newest, session.None
+	if u.Newest != session.None {
+		t.At(u.Newest).Next = ref
+	} else {
+		u.Oldest = ref
+	}
+	u.Newest = ref
+	u.Unconfirmed++
+}
+
+// removeUnconfirmed takes a session off its instance's list.
+func (s *State) removeUnconfirmed(t *session.Table, e *session.Session) {
+	u := &s.instances[e.Instance]
+	if e.Prev != session.None {
+		t.At(e.Prev).Next = e.Next
+	} else {
+		u.Oldest = e.Next
+	}
+	if e.Next != session.None {
+		t.At(e.Next).Prev = e.Prev
+	} else {
+		u.Newest = e.Prev
+	}
+	u.Unconfirmed--
+}
+
+// Seen returns the number of the generation that worker w has come to.
+func (s *State) Seen(w int) uint64 { return atomic.LoadUint64(&s.Counters(w).Generation) }
