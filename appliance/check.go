@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"weir/config"
+)
+
+func checkCommand() *cobra.Command {
+	var asJSON, strict bool
+	cmd := &cobra.Command{
+		Use:   "check PATH",
+		Short: "Check a configuration: all faults and warnings, with file and line",
+		Long:  "Check reads a configuration, a file or a directory of files, as weir run does.\nIt exits 0 if there is no fault, 1 otherwise; with --strict also on warnings.",
+		Args:  cobra.ExactArgs(1),
+		RunE: work(func(cmd *cobra.Command, args []string) error {
+			return check(cmd.OutOrStdout(), args[0], asJSON, strict)
+		}),
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
+	cmd.Flags().BoolVar(&strict, "strict", false, "warnings fail too")
+	return cmd
+}
+
+func check(out io.Writer, path string, asJSON, strict bool) error {
+	cfg, warnings, err := config.Load(path)
+	var faults config.Faults
+	if err != nil && !errors.As(err, &faults) {
+		return err
+	}
+	if asJSON {
+		enc := json.NewEncoder(out)
+		enc.SetIndent("", "  ")
+		if err := enc.Encode(struct {
+			OK       bool             `json:"ok"`
+			Faults   []config.Fault   `json:"faults"`
+			Warnings []config.Warning `json:"warnings"`
+		}{err == nil, append([]config.Fault{}, faults...), append([]config.Warning{}, warnings...)}); err != nil {
+			return err
+		}
+	} else {
+		for _, f := range faults {
+			fmt.Fprintf(out, "fault: %s\n", f)
+		}
+		for _, w := range warnings {
+			fmt.Fprintf(out, "warning: %s\n", w)
+		}
+		if err == nil {
+			instances := 0
+			for _, v := range cfg.VPCs {
+				instances += len(v.Instances)
+			}
+			fmt.Fprintf(out, "%s: good: %d ports, %d pools, %d gateways, %d VPCs, %d instances\n",
+				path, len(cfg.Ports), len(cfg.Pools), len(cfg.Gateways), len(cfg.VPCs), instances)
+		}
+	}
+	if err != nil || strict && len(warnings) > 0 {
+		return failure{} // said already
+	}
+	return nil
+}

@@ -1,0 +1,381 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"weir/config"
+	"weir/metrics"
+	"weir/pipeline"
+)
+
+func runCommand() *cobra.Command {
+	var path, socket string
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Run the gateway: control in the foreground, and the data plane that it starts",
+		Long: "Run reads the configuration, starts the data plane (or uses the one that listens at the socket), and serves\n" +
+			"metrics. It follows changes of the configuration on disk; SIGHUP makes it look at once. SIGTERM or SIGINT ends both.",
+		Args: cobra.NoArgs,
+		RunE: work(func(cmd *cobra.Command, _ []string) error {
+			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGTERM, unix.SIGINT)
+			defer stop()
+			return run(ctx, path, socket)
+		}),
+	}
+	cmd.Flags().StringVar(&path, "config", "/etc/weir/weir.yaml", "configuration: a file, or a directory of files")
+	cmd.Flags().StringVar(&socket, "socket", defaultSocket, "where the data plane listens")
+	return cmd
+}
+
+// censusInterval is how often the session tables are walked for the gauges by VPC.
+const censusInterval = 2 * time.Second
+
+// control is the control process: everything that is not moving packets.
+type control struct {
+	log      *slog.Logger
+	path     string
+	cfg      *config.Config
+	state    *pipeline.State
+	compiler *pipeline.Compiler
+	gen      *pipeline.Generation
+	respond  *pipeline.Responder // nil until the data plane has said its MACs
+	plane    supervisor
+	status   metrics.Status
+}
+
+// run is the control process's life.
+func run(ctx context.Context, path, socket string) error {
+	cfg, warnings, err := config.Load(path)
+	if err != nil {
+		return err
+	}
+	c := &control{log: newLogger(cfg.Log).With("process", "control"), path: path, cfg: cfg}
+	for _, w := range warnings {
+		c.log.Warn("configuration", "warning", w.String())
+	}
+	if err := c.prepare(); err != nil {
+		return err
+	}
+	defer c.state.Segment.Close()
+	c.plane = supervisor{log: c.log, socket: socket}
+
+	api, err := c.serve()
+	if err != nil {
+		return err
+	}
+	defer api()
+	if err := c.plane.connect(ctx); err != nil {
+		return err
+	}
+	defer c.plane.stop()
+	if err := c.start(); err != nil {
+		return err
+	}
+	c.log.Info("forwarding", "generation", c.gen.Number, "config", path)
+
+	// One goroutine does all of control's work on shared memory; these tell it when.
+	changed := make(chan struct{}, 1)
+	poke := func() {
+		select {
+		case changed <- struct{}{}:
+		default: // one is waiting already
+		}
+	}
+	go func() {
+		if err := config.Watch(ctx, path, poke); err != nil && ctx.Err() == nil {
+			c.log.Error("the configuration is not watched; SIGHUP still reloads", "error", err)
+		}
+	}()
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, unix.SIGHUP)
+	defer signal.Stop(hup)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	census := time.NewTicker(censusInterval)
+	defer census.Stop()
+	var counting atomic.Bool
+	for {
+		select {
+		case <-ctx.Done():
+			c.log.Info("stopping")
+			return nil
+		case <-tick.C:
+			c.respond.Poll(monotonic())
+			if c.plane.dead() {
+				if err := c.restart(ctx); err != nil {
+					return err
+				}
+			}
+		case <-census.C:
+			if counting.CompareAndSwap(false, true) {
+				names := c.gen.VPCNames(c.cfg)
+				go func() {
+					c.status.Census.Store(c.state.TakeCensus(names))
+					counting.Store(false)
+				}()
+			}
+		case <-hup:
+			c.log.Info("SIGHUP")
+			c.reload()
+		case <-changed:
+			c.reload()
+		}
+	}
+}
+
+// prepare makes the shared state and compiles the first generation.
+func (c *control) prepare() error {
+	instances := 0
+	for _, v := range c.cfg.VPCs {
+		instances += len(v.Instances)
+	}
+	var err error
+	c.state, err = pipeline.NewState(pipeline.StateConfig{
+		Workers: len(c.cfg.Dataplane.Workers), Sessions: c.cfg.Dataplane.Sessions, Instances: instances, Huge: true,
+	})
+	if err != nil {
+		return err
+	}
+	if !c.state.Segment.Huge() {
+		c.log.Warn("no huge pages for the session table: look-ups in a large table cost more; reserve some in /proc/sys/vm/nr_hugepages",
+			"mebibytes", c.state.Segment.Size()>>20)
+	}
+	c.compiler = pipeline.NewCompiler(c.state, nil)
+	if c.gen, err = c.compiler.Compile(c.cfg); err != nil {
+		return err
+	}
+	c.status.Generation.Store(c.gen.Number)
+	c.status.Reloaded(true, time.Now())
+	return nil
+}
+
+// start hands the segments to a fresh data plane.
+func (c *control) start() error {
+	d := c.cfg.Dataplane
+	s := startConfig{Log: c.cfg.Log, Workers: d.Workers, Memory: d.Memory, Idle: d.Idle, EALArgs: d.EALArgs}
+	for i := range c.cfg.Ports {
+		p := &c.cfg.Ports[i]
+		s.Ports = append(s.Ports, startPort{p.Name, p.Device, p.MTU, p.MAC, hasIPv6(c.cfg, i)})
+	}
+	if err := c.plane.conn.ask(msgStart, 0, s, c.state.Segment.FD(), c.gen.FD()); err != nil {
+		return fmt.Errorf("data plane: %w", err)
+	}
+	macs := make([]config.MAC, len(c.cfg.Ports))
+	for i := range macs {
+		macs[i] = c.state.Device(i).MAC
+	}
+	c.respond = pipeline.NewResponder(c.state, macs)
+	c.respond.Configure(c.cfg, c.gen)
+	c.status.Up.Store(true)
+	return nil
+}
+
+// hasIPv6 reports whether port i must hear neighbor solicitations.
+func hasIPv6(c *config.Config, i int) bool {
+	for _, a := range c.Ports[i].Addresses {
+		if a.Addr().Is6() {
+			return true
+		}
+	}
+	for _, v := range c.VPCs {
+		for _, t := range v.Attach {
+			for _, a := range t.Addresses {
+				if t.Port == i && a.Addr().Is6() {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// restart brings up a data plane after the last one died. The sessions are in the state, and stay.
+func (c *control) restart(ctx context.Context) error {
+	c.status.Up.Store(false)
+	c.status.Restarts.Add(1)
+	for try := 0; ; try++ {
+		err := c.plane.connect(ctx)
+		if err == nil {
+			err = c.start()
+		}
+		if err == nil {
+			c.log.Info("forwarding again", "generation", c.gen.Number)
+			return nil
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		wait := min(100*time.Millisecond<<min(try, 6), 5*time.Second)
+		c.log.Error("the data plane does not start", "error", err, "again_in", wait)
+		c.plane.reap()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+	}
+}
+
+// reload brings what is on disk into force, all of it or nothing.
+func (c *control) reload() {
+	err := c.tryReload()
+	c.status.Reloaded(err == nil, time.Now())
+	if err != nil {
+		var faults config.Faults
+		if errors.As(err, &faults) {
+			for _, f := range faults {
+				c.log.Error("reload refused", "fault", f.String())
+			}
+		} else {
+			c.log.Error("reload refused", "error", err)
+		}
+		c.log.Warn("the running configuration stays", "generation", c.gen.Number)
+	}
+}
+
+func (c *control) tryReload() error {
+	cfg, warnings, err := config.Load(c.path)
+	if err != nil {
+		return err
+	}
+	if config.Equal(c.cfg, cfg) {
+		return nil
+	}
+	var refused error
+	if keys := config.RestartOnly(c.cfg, cfg); len(keys) > 0 {
+		if !keepRestartOnly(cfg, c.cfg) {
+			return fmt.Errorf("%v changed, which takes a restart of weir; nothing of this change is applied", keys)
+		}
+		refused = fmt.Errorf("%v changed, which takes a restart of weir; the rest is applied", keys)
+		if config.Equal(c.cfg, cfg) {
+			return refused
+		}
+	}
+	if percent := shrunk(c.cfg, cfg); percent > c.cfg.Reload.MaxShrink {
+		return fmt.Errorf("the change takes away %d %% of the instances and external addresses, more than reload.max_shrink allows (%d %%); "+
+			"raise that first if it is meant", percent, c.cfg.Reload.MaxShrink)
+	}
+	for _, w := range warnings {
+		c.log.Warn("configuration", "warning", w.String())
+	}
+	gen, err := c.compiler.Compile(cfg)
+	if err != nil {
+		return err
+	}
+	changes := config.Diff(c.cfg, cfg)
+	if err := c.plane.conn.ask(msgPublish, gen.Number, nil, gen.FD()); err != nil {
+		var gone lost
+		if !errors.As(err, &gone) {
+			gen.Close()
+			return fmt.Errorf("data plane: %w", err)
+		}
+		c.plane.died() // the next one starts with the new generation
+	}
+	old := c.gen
+	c.cfg, c.gen = cfg, gen
+	c.respond.Configure(cfg, gen)
+	c.compiler.Retire()
+	c.status.Generation.Store(gen.Number)
+	old.Close()
+	for i, line := range changes {
+		if i == 20 {
+			c.log.Info("changed", "and", fmt.Sprintf("%d more", len(changes)-i))
+			break
+		}
+		c.log.Info("changed", "what", line)
+	}
+	c.log.Info("reloaded", "generation", gen.Number)
+	return refused
+}
+
+// keepRestartOnly puts what only a restart changes back to what runs, and reports whether that was possible: a port that
+// comes or goes moves all others.
+func keepRestartOnly(cfg, running *config.Config) bool {
+	if len(cfg.Ports) != len(running.Ports) {
+		return false
+	}
+	for i := range cfg.Ports {
+		p, r := &cfg.Ports[i], &running.Ports[i]
+		if p.Name != r.Name || p.Side != r.Side {
+			return false
+		}
+		p.Device, p.MTU, p.MAC = r.Device, r.MTU, r.MAC
+	}
+	cfg.Dataplane = running.Dataplane
+	return true
+}
+
+// shrunk returns how much of the instances and external addresses of a is gone in b, in percent.
+func shrunk(a, b *config.Config) int {
+	objects := func(c *config.Config) map[string]bool {
+		m := map[string]bool{}
+		for _, v := range c.VPCs {
+			for _, in := range v.Instances {
+				m[v.Name+"/"+in.Name] = true
+				for _, e := range slices.Concat(in.Floating, in.Ephemeral) {
+					m[e.String()] = true
+				}
+				for _, s := range in.SNAT {
+					m[fmt.Sprint(s)] = true
+				}
+			}
+		}
+		return m
+	}
+	before, after := objects(a), objects(b)
+	gone := 0
+	for k := range before {
+		if !after[k] {
+			gone++
+		}
+	}
+	if len(before) == 0 {
+		return 0
+	}
+	return gone * 100 / len(before)
+}
+
+// serve starts the HTTP server, if the configuration names an address, and returns what ends it.
+func (c *control) serve() (func(), error) {
+	if c.cfg.API.Listen == "" {
+		return func() {}, nil
+	}
+	l, err := net.Listen("tcp", c.cfg.API.Listen)
+	if err != nil {
+		return nil, fmt.Errorf("api.listen: %w; choose another address", err)
+	}
+	s := metrics.NewServer(c.state, c.ports(), &c.status, c.log)
+	go func() {
+		if err := s.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
+			c.log.Error("api", "error", err)
+		}
+	}()
+	return func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		s.Shutdown(ctx)
+	}, nil
+}
+
+func (c *control) ports() []string {
+	names := make([]string, len(c.cfg.Ports))
+	for i, p := range c.cfg.Ports {
+		names[i] = p.Name
+	}
+	return names
+}

@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"weir/config"
+)
+
+// Control and the data plane meet at a Unix socket of packets (SOCK_SEQPACKET). A message is a kind, a number, a
+// payload, and descriptors of segments. The data plane listens; control asks, and gets one reply to each question.
+type messageKind uint32
+
+const (
+	msgStart   messageKind = iota + 1 // JSON startConfig; descriptors: state, generation
+	msgPublish                        // number; descriptor: generation
+	msgStop                           // end in order
+	msgOK
+	msgFailed // text
+)
+
+const (
+	messageHeader = 16
+	maxMessage    = 64 << 10
+	defaultSocket = "/run/weir/dataplane.sock"
+)
+
+// startConfig is what the data plane needs beside the segments.
+type startConfig struct {
+	Log       config.Log
+	Workers   []int
+	Memory    uint64
+	Idle      config.Idle
+	EALArgs   []string
+	Ports     []startPort
+	HugePages bool // the state segment lies on huge pages
+}
+
+type startPort struct {
+	Name, Device string
+	MTU          int
+	MAC          config.MAC
+	Groups       bool // needs multicast: neighbor solicitations
+}
+
+// conn is one end. After newConn it allocates nothing but in errors.
+type conn struct {
+	fd   int
+	buf  [maxMessage]byte
+	oob  [64]byte
+	fds  [4]int
+	nfds int
+	hdr  unix.Msghdr
+	iov  unix.Iovec
+}
+
+func newConn(fd int) *conn { return &conn{fd: fd} }
+
+func (c *conn) Close() error { return unix.Close(c.fd) }
+
+// send writes one message.
+func (c *conn) send(kind messageKind, number uint64, payload []byte, fds ...int) error {
+	if messageHeader+len(payload) > maxMessage {
+		return fmt.Errorf("a message of %d bytes; the socket takes %d", len(payload), maxMessage-messageHeader)
+	}
+	binary.LittleEndian.PutUint32(c.buf[:], uint32(kind))
+	binary.LittleEndian.PutUint64(c.buf[8:], number)
+	n := messageHeader + copy(c.buf[messageHeader:], payload)
+	var rights []byte
+	if len(fds) > 0 {
+		rights = unix.UnixRights(fds...)
+	}
+	return unix.Sendmsg(c.fd, c.buf[:n], rights, nil, unix.MSG_NOSIGNAL)
+}
+
+// receive reads one message. The payload is good until the next call; the descriptors are the caller's to close, by
+// take. io.EOF: the other side is gone.
+func (c *conn) receive() (messageKind, uint64, []byte, error) {
+	c.drop()
+	c.iov = unix.Iovec{Base: &c.buf[0], Len: maxMessage}
+	c.hdr = unix.Msghdr{Iov: &c.iov, Iovlen: 1, Control: &c.oob[0], Controllen: uint64(len(c.oob))}
+	n, _, e := unix.Syscall(unix.SYS_RECVMSG, uintptr(c.fd), uintptr(unsafe.Pointer(&c.hdr)), unix.MSG_CMSG_CLOEXEC)
+	switch {
+	case e == unix.ECONNRESET || e == 0 && n == 0:
+		return 0, 0, nil, io.EOF
+	case e != 0:
+		return 0, 0, nil, e
+	case n < messageHeader:
+		return 0, 0, nil, errors.New("a message without its header")
+	}
+	// One control message: SOL_SOCKET, SCM_RIGHTS, then the descriptors as 32-bit numbers.
+	if used := c.oob[:c.hdr.Controllen]; len(used) >= unix.SizeofCmsghdr {
+		for d := used[unix.SizeofCmsghdr:binary.LittleEndian.Uint64(used)]; len(d) >= 4 && c.nfds < len(c.fds); d = d[4:] {
+			c.fds[c.nfds] = int(int32(binary.LittleEndian.Uint32(d)))
+			c.nfds++
+		}
+	}
+	return messageKind(binary.LittleEndian.Uint32(c.buf[:])), binary.LittleEndian.Uint64(c.buf[8:]), c.buf[messageHeader:n], nil
+}
+
+// take hands descriptor i of the last message to the caller, or -1.
+func (c *conn) take(i int) int {
+	if i >= c.nfds {
+		return -1
+	}
+	fd := c.fds[i]
+	c.fds[i] = -1
+	return fd
+}
+
+// drop closes the descriptors that nobody took.
+func (c *conn) drop() {
+	for _, fd := range c.fds[:c.nfds] {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+	}
+	c.nfds = 0
+}
+
+// ask sends a question and waits for its answer. A msgFailed comes back as an error with its text.
+func (c *conn) ask(kind messageKind, number uint64, payload any, fds ...int) error {
+	var b []byte
+	if payload != nil {
+		var err error
+		if b, err = json.Marshal(payload); err != nil {
+			return err
+		}
+	}
+	if err := c.send(kind, number, b, fds...); err != nil {
+		return lost{err}
+	}
+	kind, _, text, err := c.receive()
+	switch {
+	case err != nil:
+		return lost{err}
+	case kind == msgOK:
+		return nil
+	case kind == msgFailed:
+		return errors.New(string(text))
+	}
+	return fmt.Errorf("the data plane answered with message %d", kind)
+}
+
+// lost is an error of the connection: the other side died.
+type lost struct{ err error }
+
+func (l lost) Error() string { return "the data plane is gone: " + l.err.Error() }
+func (l lost) Unwrap() error { return l.err }
+
+// listen binds the data plane's socket. A socket file that nobody listens at is left over from a crash, and replaced.
+func listen(path string) (int, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return -1, fmt.Errorf("socket %s: %w; choose another place with --socket", path, err)
+	}
+	if c, err := dial(path); err == nil {
+		c.Close()
+		return -1, fmt.Errorf("socket %s: another data plane listens there; stop it, or choose another place with --socket", path)
+	}
+	os.Remove(path)
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("socket: %w", err)
+	}
+	old := unix.Umask(0o077) // whoever may write there commands the gateway
+	err = unix.Bind(fd, &unix.SockaddrUnix{Name: path})
+	unix.Umask(old)
+	if err == nil {
+		err = unix.Listen(fd, 1)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("socket %s: %w; choose another place with --socket", path, err)
+	}
+	return fd, nil
+}
+
+// dial connects to a data plane.
+func dial(path string) (*conn, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("socket: %w", err)
+	}
+	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("socket %s: %w", path, err)
+	}
+	// A reply takes long only when huge amounts of memory are populated.
+	tv := unix.Timeval{Sec: 60}
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("socket %s: %w", path, err)
+	}
+	return newConn(fd), nil
+}

@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"weir/config"
+	"weir/dpdk"
+	"weir/pipeline"
+)
+
+// worker is where dpdk and pipeline meet: one pinned thread, one loop.
+type worker struct {
+	index  int
+	core   int
+	ports  []*dpdk.Port
+	pool   *dpdk.Mempool
+	pipe   *pipeline.Worker
+	state  *pipeline.State
+	inject pipeline.Ring
+	gens   *[generations]pipeline.Generation
+	seen   uint64 // number of the generation in use
+	idle   config.Idle
+	stop   *atomic.Bool
+
+	rx    dpdk.RxBurst
+	burst pipeline.Burst
+	mbufs [4 * dpdk.MaxBurst]dpdk.Mbuf
+	empty int // turns without work, in a row
+}
+
+// burstSize is how many packets one receive asks for: large enough that calls into C weigh little, small enough that
+// headers and sessions of a burst stay in the first cache.
+const burstSize = 32
+
+// loop runs until stop is set.
+func (w *worker) loop() {
+	var last int64
+	for !w.stop.Load() {
+		now := monotonic()
+		if n := w.state.Published(); n != w.seen {
+			w.pipe.SetGeneration(&w.gens[n%generations])
+			w.seen = n
+		}
+		w.pipe.SetClock(now)
+		polls, hits := len(w.ports), 0
+		for p, port := range w.ports {
+			if n := port.Receive(w.index, &w.rx, burstSize); n > 0 {
+				hits++
+				w.process(p)
+			}
+		}
+		work := hits > 0
+		if w.inject.Peek() != nil {
+			w.originate()
+			work = true
+		}
+		w.pipe.Release()
+		w.send()
+		if elapsed := now - last; elapsed > 1e6 {
+			w.expire(elapsed)
+			last = now
+		}
+		if work {
+			w.pipe.Polled(polls, polls-hits, monotonic()-now)
+			w.empty = 0
+		} else {
+			w.pipe.Polled(polls, polls, 0)
+			w.rest()
+		}
+	}
+	w.pipe.Abandon()
+	w.send()
+}
+
+// process takes what was received by port p through the pipeline and sends the result.
+func (w *worker) process(p int) {
+	b := &w.burst
+	b.Port, b.N = p, w.rx.N
+	for i := range w.rx.N {
+		k := &b.Packets[i]
+		k.Data = unsafe.Slice((*byte)(w.rx.Data[i]), w.rx.Len[i])
+		k.Handle = uintptr(w.rx.Mbufs[i])
+		k.Long = w.rx.Segs[i] > 1
+	}
+	w.pipe.Process(b)
+	w.send()
+}
+
+// send empties the pipeline's queues: one call of C for each port, and one to free what was dropped.
+func (w *worker) send() {
+	for p, port := range w.ports {
+		q := &w.pipe.Out[p]
+		if q.N == 0 {
+			continue
+		}
+		for i := range q.N {
+			m := dpdk.Mbuf(q.Handles[i])
+			m.SetLen(len(q.Frames[i])) // Ethernet padding was cut
+			w.mbufs[i] = m
+		}
+		n := port.Transmit(w.index, w.mbufs[:q.N])
+		if n < q.N { // once more, then it is the queue's fault
+			n += port.Transmit(w.index, w.mbufs[n:q.N])
+		}
+		w.pipe.Sent(p, n)
+	}
+	w.free()
+}
+
+func (w *worker) free() {
+	done := w.pipe.Done
+	for len(done) > 0 {
+		n := min(len(done), len(w.mbufs))
+		for i, h := range done[:n] {
+			w.mbufs[i] = dpdk.Mbuf(h)
+		}
+		dpdk.Free(w.mbufs[:n])
+		done = done[n:]
+	}
+	w.pipe.Done = w.pipe.Done[:0]
+}
+
+// originate sends what control has to say, a burst at the most.
+func (w *worker) originate() {
+	for range burstSize {
+		m := w.inject.Peek()
+		if m == nil {
+			return
+		}
+		if m.Kind == pipeline.InjectFrame && int(m.Port) < len(w.ports) && w.pool.Alloc(w.mbufs[:1]) == nil {
+			b := w.mbufs[0]
+			data := m.Data()
+			b.SetLen(copy(b.Bytes()[:cap(b.Bytes())], data))
+			if w.ports[m.Port].Transmit(w.index, w.mbufs[:1]) == 1 {
+				w.pipe.Originated(int(m.Port), 1, uint64(len(data)))
+			} else {
+				dpdk.Free(w.mbufs[:1])
+			}
+		}
+		w.inject.Pop()
+	}
+}
+
+// The whole table is walked about once in walkTime; no turn walks more than maxWalk sessions.
+const (
+	walkTime = int64(4e9)
+	maxWalk  = 2048
+)
+
+func (w *worker) expire(elapsed int64) {
+	n := int64(w.pipe.Capacity()) * min(elapsed, walkTime) / walkTime
+	w.pipe.Expire(int(min(n+1, maxWalk)))
+}
+
+// Rest while the queues are empty: spin for a while, then sleep longer and longer. A Go sleep on a locked thread takes a
+// millisecond at least, nanosleep does not.
+const (
+	spinTurns = 200
+	minSleep  = 20_000 // nanoseconds
+	maxSleep  = 500_000
+)
+
+func (w *worker) rest() {
+	w.empty++
+	if w.idle == config.IdleBusy || w.empty < spinTurns {
+		return
+	}
+	ts := unix.Timespec{Nsec: int64(min(minSleep<<min((w.empty-spinTurns)/64, 5), maxSleep))}
+	unix.Syscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&ts)), 0, 0)
+}
+
+// run pins the thread and loops. ready is told once the thread is registered, or why it could not be.
+func (w *worker) run(ready chan<- error, done func()) {
+	defer done()
+	if err := dpdk.RegisterThread(w.core); err != nil {
+		ready <- err
+		return
+	}
+	defer dpdk.UnregisterThread()
+	unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0) // sleep as long as asked; best effort
+	ready <- nil
+	w.loop()
+}

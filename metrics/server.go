@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package metrics
+
+import (
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"weir/pipeline"
+)
+
+// maxScrapes is how many scrapes are answered at a time; more are told to come back.
+const maxScrapes = 16
+
+// NewServer returns the HTTP server of the control process: /metrics, /healthz (the process lives) and /readyz (the
+// data plane forwards). ports are the names of the ports by index. Its limits are for a management network, not for the Internet.
+func NewServer(state *pipeline.State, ports []string, status *Status, log *slog.Logger) *http.Server {
+	r := prometheus.NewRegistry()
+	r.MustRegister(collector{state, ports, status}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(r, promhttp.HandlerOpts{
+		MaxRequestsInFlight: maxScrapes,
+		Timeout:             5 * time.Second,
+		ErrorLog:            slog.NewLogLogger(log.Handler(), slog.LevelError),
+	}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { w.Write([]byte("ok\n")) })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if !status.Up.Load() {
+			http.Error(w, "the data plane does not forward", http.StatusServiceUnavailable)
+			return
+		}
+		w.Write([]byte("ready\n"))
+	})
+	return &http.Server{
+		Handler:           mux,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       5 * time.Second,
+		WriteTimeout:      10 * time.Second,
+		IdleTimeout:       60 * time.Second,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+}
