@@ -46,10 +46,11 @@ func (f failure) Unwrap() error { return f.err }
 // work makes a command's function report its errors as failures.
 func work(f func(cmd *cobra.Command, args []string) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
-		if err := f(cmd, args); err != nil {
-			return failure{err}
+		err := f(cmd, args)
+		if err == nil || errors.As(err, new(failure)) {
+			return err
 		}
-		return nil
+		return failure{err}
 	}
 }
 

@@ -254,9 +254,6 @@ func familyOf(a netip.Addr) string {
 func (v *vpcChecker) checkInstances() {
 	list := v.text.instances
 	sortNamed(v.checker, list, "instance", func(i *instanceText) at[string] { return i.name })
-	if len(list) > 0 && len(v.text.attach) == 0 {
-		v.faults.add(v.text.spot, "VPC %q has instances (%v) and no attachment; expected at least one under attach", v.vpc.Name, list[0].spot)
-	}
 	v.vpc.Instances = slices.Grow(v.vpc.Instances, len(list))
 	for i := range list {
 		v.vpc.Instances = append(v.vpc.Instances, v.instance(&list[i]))

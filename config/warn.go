@@ -115,6 +115,9 @@ func (w *warner) warnVPC(index int) {
 		}
 		tags = append(tags, g)
 	}
+	if t := &w.doc.vpcs[index]; len(t.instances) > 0 && len(t.attach) == 0 {
+		w.found.add(t.spot, "VPC %q has instances (%v) and no attachment: nothing reaches them; expected at least one under attach", w.config.VPCs[index].Name, t.instances[0].spot)
+	}
 	marks := make([][2]int, len(w.config.Gateways)+1) // the last instance, from 1, with something eligible there
 	for i := range w.config.VPCs[index].Instances {
 		w.warnInstance(index, i, tags, unnamedRoute, marks)

@@ -269,8 +269,14 @@ func (b *builder) neighbor(port int, a inet.Addr, mac config.MAC) (uint32, error
 	return slot, err
 }
 
+// noPort is where a VPC without attachment is reached: nowhere.
+const noPort = 0xff
+
 // via says how a VPC-internal address is reached: by which port, and through which hop; a zero hop is the address itself.
 func via(v *config.VPC, a netip.Addr) (port int, hop config.NextHop) {
+	if len(v.Attach) == 0 {
+		return noPort, config.NextHop{}
+	}
 	at := v.Attach[0]
 	for _, t := range v.Attach {
 		if slices.ContainsFunc(t.Addresses, func(p netip.Prefix) bool { return p.Masked().Contains(a) }) {
@@ -296,10 +302,6 @@ func (b *builder) buildVPC(vi int, attached *[2][]rangeItem, shared map[inet.Add
 		for _, p := range a.Addresses {
 			b.hostList = append(b.hostList, host{Addr: inet.FromNetip(p.Addr()), Domain: uint32(vi) + 1, Kind: hostOwn, Port: uint8(a.Port)})
 		}
-	}
-	if len(v.Attach) == 0 { // config guarantees: no instances then
-		b.vpcs = append(b.vpcs, vpcRecord{Slot: slot, Sources: [2]uint32{NoTable, NoTable}})
-		return nil
 	}
 	routing := b.buildRoutes(v)
 	rec := vpcRecord{Slot: slot, Limit: uint32(cmp.Or(v.PerVPC, b.cfg.Sessions.PerVPC)), Tags: uint32(len(routing.gateways))}
@@ -468,7 +470,9 @@ func (b *builder) buildInstance(v *config.VPC, in *config.Instance, vi uint32, r
 		} else {
 			hop.Address = a
 		}
-		rec.Port[f] = uint8(port)
+		if rec.Port[f] = uint8(port); port == noPort {
+			continue
+		}
 		if rec.Neighbor[f], err = b.neighbor(port, inet.FromNetip(hop.Address), mac); err != nil {
 			return rec, err
 		}

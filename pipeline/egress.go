@@ -20,6 +20,9 @@ func (w *Worker) egress(b *Burst) {
 				w.drop(p, NoNextHop)
 				continue
 			}
+		} else if p.outPort == noPort {
+			w.drop(p, NoNextHop)
+			continue
 		} else if p.neighbor == NoNeighbor {
 			p.neighbor = w.neighbors.Find(p.outPort, p.hop)
 		}

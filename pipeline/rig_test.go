@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pipeline
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"weir/config"
+	"weir/pipeline/packettext"
+	"weir/pipeline/session"
+)
+
+// rig is a worker with what stands around it. Packets go in and come out as lines of packettext.
+type rig struct {
+	*Worker
+	t        testing.TB
+	state    *State
+	compiler *Compiler
+	cfg      *config.Config
+	gens     []*Generation
+}
+
+// newRig starts a worker on the configuration in text. The zero AssumeMAC leaves neighbors to be resolved.
+func newRig(t testing.TB, text string, assume config.MAC) *rig {
+	t.Helper()
+	r := &rig{t: t, cfg: parseConfig(t, text)}
+	var err error
+	r.state, err = NewState(StateConfig{Workers: 1, Sessions: r.cfg.Dataplane.Sessions, Seed: &testSeed})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for _, g := range r.gens {
+			g.Close()
+		}
+		r.state.Segment.Close()
+	})
+	r.compiler = NewCompiler(r.state, &testSeed)
+	g, err := r.compiler.Compile(r.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.gens = append(r.gens, g)
+	var macs []config.MAC
+	for i := range r.cfg.Ports {
+		macs = append(macs, config.MAC{2, 0, 0, 0, 0, byte(1 + i)})
+	}
+	r.Worker = NewWorker(r.state, 0, g, WorkerConfig{MACs: macs, AssumeMAC: assume, Seed: &testSeed})
+	r.SetClock(1e9)
+	return r
+}
+
+func parseConfig(t testing.TB, text string) *config.Config {
+	t.Helper()
+	cfg, _, err := config.Parse([]config.File{{Name: "test.yaml", Data: []byte(text)}})
+	if err != nil {
+		t.Fatalf("%v\n%s", err, text)
+	}
+	return cfg
+}
+
+// reload makes the worker use the configuration in text from now on.
+func (r *rig) reload(text string) {
+	r.t.Helper()
+	r.cfg = parseConfig(r.t, text)
+	g, err := r.compiler.Compile(r.cfg)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.gens = append(r.gens, g)
+	r.SetGeneration(g)
+	r.compiler.Retire()
+}
+
+// after moves the clock.
+func (r *rig) after(d time.Duration) { r.SetClock(r.nanos + d.Nanoseconds()) }
+
+// neighborMAC is the Ethernet source of every frame that tests send.
+const neighborMAC = "02:00:00:00:01:09"
+
+// parseLine turns a line without Ethernet addresses into a frame for port.
+func parseLine(t testing.TB, port int, line string) []byte {
+	t.Helper()
+	if !strings.HasPrefix(line, "raw ") {
+		line = fmt.Sprintf("%s > 02:00:00:00:00:%02x %s", neighborMAC, 1+port, line)
+	}
+	b, err := packettext.Parse(line)
+	if err != nil {
+		t.Fatalf("%s: %v", line, err)
+	}
+	return b
+}
+
+// fate is what became of one packet of a burst.
+type fate struct {
+	port  int // by which it left; -1: it did not
+	frame []byte
+	held  bool
+}
+
+// process takes frames through the worker in one burst and returns the fate of each. It checks what holds for any burst:
+// every packet is in one place, the counters add up, and what was right when it came is right when it leaves.
+func (r *rig) process(port int, frames ...[]byte) []fate {
+	r.t.Helper()
+	var b Burst
+	b.Port, b.N = port, len(frames)
+	right := make([]bool, len(frames))
+	was := make([]string, len(frames))
+	for i, f := range frames {
+		b.Packets[i].Data, b.Packets[i].Handle = f, uintptr(i+1)
+		right[i] = packettext.Verify(f) == nil
+		was[i] = packettext.Format(f)
+	}
+	before := r.holding
+	r.Process(&b)
+	fates := make([]fate, len(frames))
+	seen := make([]int, len(frames))
+	for p := range r.Out {
+		q := &r.Out[p]
+		for i := range q.N {
+			h := int(q.Handles[i]) - 1
+			seen[h]++
+			fates[h] = fate{port: p, frame: q.Frames[i]}
+			if err := packettext.Verify(q.Frames[i]); right[h] && err != nil {
+				r.t.Fatalf("in:  %s\nout: %s\n%v", was[h], packettext.Format(q.Frames[i]), err)
+			}
+		}
+	}
+	for _, h := range r.Done {
+		seen[h-1]++
+		fates[h-1] = fate{port: -1}
+	}
+	for i := before; i < r.holding; i++ {
+		h := r.held[i].handle - 1
+		seen[h]++
+		fates[h] = fate{port: -1, held: true}
+	}
+	for h, n := range seen {
+		if n != 1 {
+			r.t.Fatalf("%s is in %d places after Process", was[h], n)
+		}
+	}
+	r.drain()
+	r.balanced()
+	return fates
+}
+
+// balanced checks the sums of the counters.
+func (r *rig) balanced() {
+	r.t.Helper()
+	t := r.counters.Totals()
+	if t.Received != t.Forwarded+t.Punted+t.Dropped+t.Held || t.Transmitted != t.Forwarded+t.Fragmented+t.Originated {
+		r.t.Fatalf("counters do not add up: %+v", t)
+	}
+	if t.Held != uint64(r.holding) || r.counters.Sessions != uint64(r.sessions.Len()) {
+		r.t.Fatalf("counters say %d held, %d sessions; there are %d, %d", t.Held, r.counters.Sessions, r.holding, r.sessions.Len())
+	}
+}
+
+// frameFate takes one frame through the worker and says what became of it: the packet that left without Ethernet
+// addresses and TTL, "drop REASON", "punt" or "held".
+func (r *rig) frameFate(port int, frame []byte) string {
+	r.t.Helper()
+	dropped, punted := r.counters.Dropped, r.counters.Punted
+	f := r.process(port, frame)[0]
+	switch {
+	case f.held:
+		return "held"
+	case f.port >= 0:
+		return bare(f.frame)
+	case r.counters.Punted > punted:
+		return "punt"
+	}
+	for reason, n := range r.counters.Dropped {
+		if n > dropped[reason] {
+			return "drop " + Reason(reason).String()
+		}
+	}
+	return "lost"
+}
+
+// bare is a frame as text without Ethernet addresses and TTL.
+func bare(frame []byte) string {
+	words := strings.Fields(packettext.Format(frame))[3:]
+	keep := words[:0]
+	for _, w := range words {
+		if !strings.HasPrefix(w, "ttl=") {
+			keep = append(keep, w)
+		}
+	}
+	return strings.Join(keep, " ")
+}
+
+// send sends a line into port.
+func (r *rig) send(port int, line string) string {
+	r.t.Helper()
+	return r.frameFate(port, parseLine(r.t, port, line))
+}
+
+// expect sends a line into port and compares what becomes of it.
+func (r *rig) expect(port int, line, want string) {
+	r.t.Helper()
+	if got := r.send(port, line); got != want {
+		r.t.Fatalf("%s into port %d:\n  got  %s\n  want %s", line, port, got, want)
+	}
+}
+
+// forget ends all sessions.
+func (r *rig) forget() {
+	if r.sessions.Len() == 0 {
+		return
+	}
+	for ref := range uint32(r.sessions.Capacity()) {
+		if r.sessions.At(ref).State() != session.Free {
+			r.end(ref)
+		}
+	}
+	r.counters.Sessions = 0
+}
+
+// only returns the one session there is.
+func (r *rig) only() *session.Session {
+	r.t.Helper()
+	var found *session.Session
+	for ref := range uint32(r.sessions.Capacity()) {
+		if s := r.sessions.At(ref); s.State() != session.Free {
+			if found != nil {
+				r.t.Fatal("more than one session")
+			}
+			found = s
+		}
+	}
+	if found == nil {
+		r.t.Fatal("no session")
+	}
+	return found
+}

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pipeline
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"weir/config"
+)
+
+// largeConfig has the shape of what deploy/scale writes, without the text: instances spread over VPCs, two floating
+// addresses each, two gateways a VPC.
+func largeConfig(instances, vpcs, gateways int) *config.Config {
+	cfg := config.DefaultConfig
+	cfg.Ports = []config.Port{
+		{Name: "in", Device: "net_null1", Side: config.Inside, MTU: 1500},
+		{Name: "out", Device: "net_null0", Side: config.Outside, MTU: 1500, Addresses: []netip.Prefix{netip.MustParsePrefix("198.51.100.2/24")}},
+	}
+	at := func(base string, n int) netip.Addr {
+		b := netip.MustParseAddr(base).As4()
+		v := uint32(b[0])<<24 + uint32(b[1])<<16 + uint32(b[2])<<8 + uint32(b[3]) + uint32(n)
+		return netip.AddrFrom4([4]byte{byte(v >> 24), byte(v >> 16), byte(v >> 8), byte(v)})
+	}
+	perPool := 2 * (instances/vpcs + 1) * (vpcs/gateways + 1)
+	for g := range gateways {
+		cfg.Pools = append(cfg.Pools, config.Pool{Name: fmt.Sprintf("p%06d", g), Ranges: []config.Range{{From: at("100.64.0.0", g*perPool), To: at("100.64.0.0", (g+1)*perPool-1)}}})
+		cfg.Gateways = append(cfg.Gateways, config.Gateway{Name: fmt.Sprint("g", g), ID: config.ID{15: byte(g), 14: byte(g >> 8), 0: 1}, Pools: []int{g}, VPC: -1})
+	}
+	next := make([]int, gateways)
+	for v := range vpcs {
+		g := v % gateways
+		vpc := config.VPC{Name: fmt.Sprintf("v%06d", v), Subnets: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16")}, Routes: []config.Route{
+			{To: netip.MustParsePrefix("0.0.0.0/0"), Class: config.Custom, Target: config.TargetGateway, Gateway: g},
+			{To: netip.MustParsePrefix("192.0.2.0/24"), Class: config.Custom, Target: config.TargetGateway, Gateway: (g + 1) % gateways}}}
+		vpc.Attach = []config.Attachment{{Port: 0, Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/16")}}}
+		for n := range instances / vpcs {
+			e := at("100.64.0.0", g*perPool+next[g])
+			next[g] += 2
+			vpc.Instances = append(vpc.Instances, config.Instance{Name: fmt.Sprintf("i%06d", n), Address4: at("10.0.0.2", n), MAC: config.MAC{2, 1},
+				Floating: []netip.Addr{e, e.Next()}})
+		}
+		cfg.VPCs = append(cfg.VPCs, vpc)
+	}
+	return &cfg
+}
+
+// BenchmarkCompile is a reload after parsing, up to the generation that the data plane maps: 100,000 instances, 200,000 external
+// addresses, 1,000 gateways, 10,000 VPCs. (All VPCs share one port here, which config would refuse: instances must have neighbors.)
+func BenchmarkCompile(b *testing.B) {
+	cfg := largeConfig(100_000, 10_000, 1_000)
+	s, err := NewState(StateConfig{Workers: 1, Sessions: 1024, Instances: 100_000})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Segment.Close()
+	c := NewCompiler(s, &testSeed)
+	var size uint64
+	for b.Loop() {
+		g, err := c.Compile(cfg)
+		if err != nil {
+			b.Fatal(err)
+		}
+		size = g.Size()
+		g.Close()
+	}
+	b.ReportMetric(float64(size)/(1<<20), "MiB")
+}
