@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# weir in a container. `make image` builds and tries it, also where no registry can be reached.
+#
+# To run: --network host, /dev/vfio and /dev/hugepages mounted, capabilities NET_RAW NET_ADMIN IPC_LOCK SYS_NICE, and
+# the configuration at /etc/weir/weir.yaml. The host itself is prepared by deploy/host-setup.
+ARG GO_IMAGE=docker.io/library/golang:1.26-bookworm
+ARG BASE_IMAGE=docker.io/library/debian:bookworm-slim
+
+FROM ${GO_IMAGE} AS build
+RUN apt-get update -qq && \
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends gcc libc6-dev libdpdk-dev pkg-config >/dev/null && \
+    rm -rf /var/lib/apt/lists/*
+ARG GOPROXY=https://proxy.golang.org,direct
+ARG GOSUMDB=sum.golang.org
+WORKDIR /src
+COPY go.mod go.sum ./
+RUN go mod download
+COPY appliance appliance
+COPY config config
+COPY dpdk dpdk
+COPY metrics metrics
+COPY pipeline pipeline
+ARG VERSION=dev
+RUN go build -trimpath -buildvcs=false -ldflags "-X main.version=${VERSION}" -o /out/weir ./appliance
+
+FROM ${BASE_IMAGE}
+# DPDK's drivers are loaded at run time, so nothing but their names would bring them in.
+RUN apt-get update -qq && \
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends librte-meta-bus librte-meta-mempool librte-meta-net >/dev/null && \
+    rm -rf /var/lib/apt/lists/*
+COPY --from=build /out/weir /usr/local/bin/weir
+COPY LICENSE deploy/weir.example.yaml /usr/share/doc/weir/
+ENTRYPOINT ["/usr/local/bin/weir"]
+CMD ["run", "--config", "/etc/weir/weir.yaml"]

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+
+# `make` alone lists the words. Every word installs the Debian packages it needs and does not find.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+# The Debian packages, in this one place.
+BUILD_PACKAGES := gcc libc6-dev pkg-config libdpdk-dev
+TEST_PACKAGES  := $(BUILD_PACKAGES) shellcheck systemd iproute2 ethtool tcpdump
+IMAGE_PACKAGES := buildah debootstrap
+
+# sudo hides a Go that stands where Go's own installation puts it.
+GO := $(shell command -v go || echo /usr/local/go/bin/go)
+
+# What may be set on the command line.
+DURATION ?= 0
+FUZZTIME ?= 10s
+BENCH    ?= .
+COUNT    ?= 1
+IMAGE    ?= weir:latest
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+
+PURE := ./config/... ./metrics/... ./pipeline/...
+
+.PHONY: help
+help: ## list these words
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: packages-build ## build bin/weir
+	$(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/weir ./appliance
+
+.PHONY: run
+run: need-root build ## play: two tenants, an Internet and a weir in namespaces (DURATION=10s: end by itself)
+	$(GO) build -o bin/quickstart ./deploy/quickstart
+	@exec bin/quickstart -duration $(DURATION)
+
+.PHONY: replay
+replay: build ## replay captured packets through the playground's configuration; needs no privileges
+	deploy/make/replay "$(GO)"
+
+.PHONY: test
+test: need-root packages-test build lint ## everything: lint, tests, races, live tests, playground, deployment
+	@# One package at a time: the live tests share the cores with workers that poll.
+	$(GO) test -count=1 -p 1 -timeout 10m ./...
+	CGO_ENABLED=0 $(GO) test -count=1 -run '^$$' $(PURE)
+	$(GO) test -count=1 -race -timeout 10m $(PURE)
+	$(MAKE) --no-print-directory replay
+	$(MAKE) --no-print-directory run DURATION=5s
+
+.PHONY: lint
+lint: packages-test ## gofmt, vet, layering, shell scripts, alert rules, units
+	deploy/make/lint "$(GO)"
+
+.PHONY: fuzz
+fuzz: packages-build ## run every fuzz target for FUZZTIME (10s)
+	deploy/make/fuzz "$(GO)" $(FUZZTIME)
+
+.PHONY: bench
+bench: packages-build ## run the benchmarks (BENCH=regexp, COUNT=6 for benchstat)
+	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) ./...
+
+.PHONY: image
+image: need-root packages-image ## build and try the container image (IMAGE=weir:latest)
+	deploy/make/image "$(GO)" $(IMAGE) $(VERSION)
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin
+
+.PHONY: packages-build packages-test packages-image
+packages-build:
+	@deploy/make/packages $(BUILD_PACKAGES)
+packages-test:
+	@deploy/make/packages $(TEST_PACKAGES)
+packages-image:
+	@deploy/make/packages $(IMAGE_PACKAGES)
+
+.PHONY: need-root
+need-root:
+	@[[ $$(id -u) = 0 ]] || { echo "make $(MAKECMDGOALS) makes network namespaces or mounts and so needs root; without root, \`make replay\` shows the same gateway on captured packets." >&2; exit 1; }
