@@ -54,9 +54,10 @@ var DefaultConfig = Config{
 		Sessions: 1 << 20,
 	},
 	Sessions: Sessions{
-		Spread:      SpreadFlow,
-		UnknownTCP:  UnknownTCPDrop,
-		PerInstance: 65536,
+		Spread:       SpreadFlow,
+		DrainTimeout: 10 * time.Minute,
+		UnknownTCP:   UnknownTCPDrop,
+		PerInstance:  65536,
 		Timeouts: Timeouts{
 			TCPPartiallyOpen: 4 * time.Minute,
 			TCPEstablished:   2*time.Hour + 4*time.Minute,
@@ -196,13 +197,24 @@ const (
 	SpreadInstance
 )
 
+// OnMove says what becomes of a session whose address is not eligible for its route's gateway any more.
+type OnMove uint8
+
+const (
+	OnMoveKeep  OnMove = iota // it stays
+	OnMoveDrain               // it stays for DrainTimeout at the most
+	OnMoveCut                 // it ends
+)
+
 // Sessions holds the defaults of session handling.
 type Sessions struct {
-	Spread      Spread
-	UnknownTCP  UnknownTCP
-	PerInstance int // sessions; 0: no limit. Already in Instance.PerInstance where nothing overrides it
-	PerVPC      int // sessions; 0: no limit. Already in VPC.PerVPC where nothing overrides it
-	Timeouts    Timeouts
+	Spread       Spread
+	OnMove       OnMove
+	DrainTimeout time.Duration
+	UnknownTCP   UnknownTCP
+	PerInstance  int // sessions; 0: no limit. Already in Instance.PerInstance where nothing overrides it
+	PerVPC       int // sessions; 0: no limit. Already in VPC.PerVPC where nothing overrides it
+	Timeouts     Timeouts
 }
 
 // UnknownTCP says what becomes of a TCP segment from inside that has no session and begins none.

@@ -141,7 +141,7 @@ var (
 	parseSpread  = oneOf(choice[Spread]{"flow", SpreadFlow}, choice[Spread]{"endpoint", SpreadEndpoint}, choice[Spread]{"instance", SpreadInstance})
 	parseTCP     = oneOf(choice[UnknownTCP]{"drop", UnknownTCPDrop}, choice[UnknownTCP]{"reset", UnknownTCPReset})
 	parseClass   = oneOf(choice[Class]{"custom", Custom}, choice[Class]{"system", System})
-	parseMoved   = words("keep", "drain", "cut")
+	parseMoved   = oneOf(choice[OnMove]{"keep", OnMoveKeep}, choice[OnMove]{"drain", OnMoveDrain}, choice[OnMove]{"cut", OnMoveCut})
 	parseMapping = words("endpoint-independent", "address-and-port-dependent")
 	parseFilter  = words("endpoint-independent", "address-dependent", "address-and-port-dependent")
 	parsePieces  = words("track", "drop")
@@ -280,10 +280,10 @@ func (r *reader) sessions(v value) {
 		case "spread":
 			c.Spread = text(r, v, parseSpread).value
 		case "on_move":
-			r.only(v, parseMoved, "keep")
+			c.OnMove = text(r, v, parseMoved).value
 		case "drain_timeout":
-			if d := text(r, v, parseDuration); d.ok && d.value != 10*time.Minute {
-				r.later(v, "10m")
+			if d := r.duration(v); d.ok {
+				c.DrainTimeout = d.value
 			}
 		case "mapping":
 			r.only(v, parseMapping, "address-and-port-dependent")

@@ -23,6 +23,8 @@ const unconfirmedTimeout = 30 * time.Second
 // VPCs, instances and neighbors have, so that sessions find them again in the next generation. It is not safe for
 // use by several goroutines.
 type Compiler struct {
+	Source []byte // kept with the next generation, for whoever resumes from it
+
 	state     *State
 	number    uint64
 	vpcs      slots
@@ -44,13 +46,36 @@ func NewCompiler(state *State, seed *[32]byte) *Compiler {
 	}
 }
 
+// Resume returns a compiler that goes on from generation g, which another process compiled for state.
+func Resume(state *State, g *Generation) *Compiler {
+	c := NewCompiler(state, nil)
+	c.number = g.Number
+	for i := range g.vpcs {
+		c.vpcs.resume(g.name(i), g.vpcs[i].Slot)
+	}
+	for i := range g.instances {
+		in := &g.instances[i]
+		c.instances.resume(g.name(int(in.VPC))+"/"+g.name(len(g.vpcs)+i), in.Slot)
+		for f := range in.Neighbor {
+			if in.Neighbor[f] != NoNeighbor {
+				c.neighbors[in.Neighbor[f]] = true
+			}
+		}
+	}
+	for i := range g.hops {
+		c.neighbors[g.hops[i].Neighbor] = true
+	}
+	return c
+}
+
 // Compile makes the next generation. On an error everything stays as it was.
 func (c *Compiler) Compile(cfg *config.Config) (*Generation, error) {
 	b := builder{c: c, cfg: cfg, neighbors: map[uint32]bool{}, newVPCs: map[string]uint32{}, newInstances: map[string]uint32{}}
 	if err := b.build(); err != nil {
 		return nil, err
 	}
-	h := genHeader{Number: c.number + 1, HostSecret: b.hostSecret, Spread: uint8(cfg.Sessions.Spread)}
+	h := genHeader{Number: c.number + 1, HostSecret: b.hostSecret, Spread: uint8(cfg.Sessions.Spread),
+		OnMove: uint8(cfg.Sessions.OnMove), Drain: uint32(cfg.Sessions.DrainTimeout.Milliseconds())}
 	t := cfg.Sessions.Timeouts
 	for s, d := range map[session.State]time.Duration{
 		session.UDP: t.UDP, session.ICMP: t.ICMP, session.Other: t.Other, session.TCPOpening: t.TCPPartiallyOpen,
@@ -58,6 +83,7 @@ func (c *Compiler) Compile(cfg *config.Config) (*Generation, error) {
 	} {
 		h.Timeouts[s] = uint32(d.Milliseconds())
 	}
+	b.source = c.Source
 	g, err := store(h, &b.tables)
 	if err != nil {
 		return nil, err
@@ -97,6 +123,11 @@ type slots struct {
 func newSlots(what string, capacity int, sessions func(uint32) int) slots {
 	// Slot 0 is never given: a zero key names nobody.
 	return slots{what: what, capacity: capacity, known: map[string]uint32{}, current: map[string]uint32{}, next: 1, sessions: sessions}
+}
+
+func (s *slots) resume(name string, slot uint32) {
+	s.known[name], s.current[name] = slot, slot
+	s.next = max(s.next, slot+1)
 }
 
 func (s *slots) get(name string, taken map[string]uint32) (uint32, error) {
@@ -160,17 +191,30 @@ func (b *builder) build() error {
 			return err
 		}
 	}
+	for i := range b.cfg.VPCs {
+		b.addName(b.cfg.VPCs[i].Name)
+	}
+	for i := range b.cfg.VPCs {
+		for j := range b.cfg.VPCs[i].Instances {
+			b.addName(b.cfg.VPCs[i].Instances[j].Name)
+		}
+	}
 	for f := range attached {
 		b.ranges[attachedTables+f] = b.rangeTable(attached[f])
 	}
 	for addr, list := range shared {
 		slices.SortFunc(list, func(x, y snatRange) int { return cmp.Compare(x.First, y.First) })
 		b.hostList = append(b.hostList, host{Addr: addr, Kind: hostSNAT, Index: uint32(len(b.snat)), Ranges: uint16(len(list)),
-			Ports: b.poolPorts[b.poolOf(addr.Netip())]})
+			Ports: b.poolPorts[b.poolOf(addr.Netip())], Set: b.setOf(addr.Netip())})
 		b.snat = append(b.snat, list...)
 	}
 	b.buildHosts()
 	return nil
+}
+
+func (b *builder) addName(name string) {
+	b.names = append(b.names, name...)
+	b.nameEnds = append(b.nameEnds, uint32(len(b.names)))
 }
 
 // indexPools prepares the questions "which pool", "which gateways", "which ports" of an address.
@@ -204,6 +248,24 @@ func (b *builder) indexPools() {
 			b.single[a] = append(b.single[a], int32(i))
 		}
 	}
+	for _, list := range b.poolGateways { // set i is that of pool i
+		b.addSet(list)
+	}
+}
+
+func (b *builder) addSet(list []int32) uint32 {
+	b.sets = append(b.sets, span{uint32(len(b.gateways)), uint32(len(list))})
+	b.gateways = append(b.gateways, list...)
+	return uint32(len(b.sets) - 1)
+}
+
+// setOf returns the set of gateways of an address: its pool's, and those that name it alone.
+func (b *builder) setOf(a netip.Addr) uint32 {
+	pool := b.poolOf(a)
+	if single := b.single[a]; len(single) > 0 {
+		return b.addSet(slices.Concat(b.poolGateways[pool], single))
+	}
+	return uint32(pool)
 }
 
 // poolOf returns the pool of an address; config guarantees that there is one.
@@ -530,13 +592,8 @@ func (b *builder) selectionFor(in *config.Instance, private netip.Addr, gateway 
 
 func (b *builder) buildAttached(p netip.Prefix, instance uint32) rangeItem {
 	pool := b.poolOf(p.Addr())
-	r := attachedRecord{Instance: instance, Ports: b.poolPorts[pool], Gateways: span{First: uint32(len(b.gateways))}}
+	r := attachedRecord{Instance: instance, Ports: b.poolPorts[pool], Set: uint32(pool)}
 	r.First, r.Last = inet.PrefixRange(p)
-	if len(b.poolGateways[pool]) == 0 {
-		b.gateways = append(b.gateways, config.UnnamedGateway)
-	}
-	b.gateways = append(b.gateways, b.poolGateways[pool]...)
-	r.Gateways.Count = uint32(len(b.gateways)) - r.Gateways.First
 	b.attached = append(b.attached, r)
 	return itemOf(p, uint32(len(b.attached)))
 }
@@ -549,7 +606,7 @@ func (b *builder) addHosts(in *config.Instance, index, vi uint32, shared map[ine
 	}
 	external := func(list []netip.Addr, kind uint8) {
 		for _, a := range list {
-			b.hostList = append(b.hostList, host{Addr: inet.FromNetip(a), Kind: kind, Index: index, Ports: b.poolPorts[b.poolOf(a)]})
+			b.hostList = append(b.hostList, host{Addr: inet.FromNetip(a), Kind: kind, Index: index, Ports: b.poolPorts[b.poolOf(a)], Set: b.setOf(a)})
 		}
 	}
 	external(in.Floating, hostFloating)

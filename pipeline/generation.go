@@ -26,14 +26,16 @@ type genHeader struct {
 	Number     uint64
 	HostSecret uint64
 	Timeouts   [session.NumStates]uint32 // milliseconds
+	Drain      uint32                    // milliseconds
 	Spread     uint8
-	_          [7]uint8
+	OnMove     uint8
+	_          [2]uint8
 	Sections   [numSections]section
 }
 
 type section struct{ Off, Count uint64 }
 
-const numSections = 16
+const numSections = 20
 
 // tables are the sections. Each is a slice into the segment (or, while compiling, on the heap).
 type tables struct {
@@ -52,13 +54,17 @@ type tables struct {
 	snat       table[snatRange]
 	sources    table[sourceRecord]
 	attached   table[attachedRecord]
-	gateways   table[int32] // lists of gateways that attached prefixes may leave by
+	gateways   table[int32]  // lists of gateways
+	sets       table[span]   // the lists: gateways that a pool, or an address, is associated with
+	names      table[byte]   // of the VPCs, then of the instances, one after the other; for control
+	nameEnds   table[uint32] // where each name ends
+	source     table[byte]   // the text that it was compiled from, as control wants it; for control
 }
 
 // columns returns all sections in their order.
 func (t *tables) columns() [numSections]column {
 	return [numSections]column{&t.ports, &t.onLink, &t.hops, &t.vpcs, &t.instances, &t.selections, &t.candidates, &t.routes,
-		&t.ranges, &t.starts, &t.results, &t.hosts, &t.snat, &t.sources, &t.attached, &t.gateways}
+		&t.ranges, &t.starts, &t.results, &t.hosts, &t.snat, &t.sources, &t.attached, &t.gateways, &t.sets, &t.names, &t.nameEnds, &t.source}
 }
 
 // span is a run of records of another section.
@@ -173,6 +179,8 @@ type host struct {
 	Ranges uint16 // hostSNAT: how many
 	Index  uint32 // instance, or first of the ranges
 	Ports  uint32 // outside ports that the address may use
+	Set    uint32 // the gateways that the address is associated with
+	_      uint32
 }
 
 // snatRange is an instance's ports of a shared address.
@@ -197,9 +205,10 @@ type sourceRecord struct {
 // attachedRecord is a public prefix that is routed to an instance.
 type attachedRecord struct {
 	First, Last inet.Addr
-	Gateways    span // it may leave by these
+	Set         uint32 // it may leave by these gateways
 	Instance    uint32
 	Ports       uint32
+	_           uint32
 }
 
 // genLayout is the hash over all types of a generation.
@@ -253,6 +262,33 @@ func (g *Generation) host(domain uint32, a inet.Addr) *host {
 
 // Ports returns the number of ports.
 func (g *Generation) Ports() int { return len(g.ports) }
+
+// eligible reports whether what has this set of gateways may be a source for gateway: the unnamed one takes only what
+// is associated with none.
+func (g *Generation) eligible(set uint32, gateway int32) bool {
+	s := g.sets[set]
+	if gateway == config.UnnamedGateway {
+		return s.Count == 0
+	}
+	for _, x := range g.gateways[s.First:s.end()] {
+		if x == gateway {
+			return true
+		}
+	}
+	return false
+}
+
+// Source returns the text that the generation was compiled from. It aliases the segment.
+func (g *Generation) Source() []byte { return g.source }
+
+// name returns name i: the VPCs' come first, then the instances'.
+func (g *Generation) name(i int) string {
+	start := uint32(0)
+	if i > 0 {
+		start = g.nameEnds[i-1]
+	}
+	return string(g.names[start:g.nameEnds[i]])
+}
 
 // FD returns the descriptor of the generation's segment.
 func (g *Generation) FD() int { return g.segment.FD() }

@@ -77,15 +77,17 @@ func (w *Worker) late(k session.Key, p *Packet) (*session.Session, bool) {
 
 // usable ends a session that is over, by time or by a newer generation, and reports whether it lives.
 func (w *Worker) usable(ref uint32, s *session.Session) bool {
-	if w.tick-s.Last > w.gen.h.Timeouts[s.State()] && int32(w.tick-s.Last) > 0 {
-		w.end(ref)
-		return false
-	}
-	if s.Generation != w.gen.Number && !w.recheck(s) {
+	if w.over(s) || s.Generation != w.gen.Number && !w.recheck(s) {
 		w.end(ref)
 		return false
 	}
 	return true
+}
+
+// over reports whether the time of a session is over.
+func (w *Worker) over(s *session.Session) bool {
+	idle := w.tick - s.Last
+	return idle > w.gen.h.Timeouts[s.State()] && int32(idle) > 0 || s.Flags&session.Draining != 0 && int32(w.tick-s.Drain) >= 0
 }
 
 // end removes a session and everything that counts it.
@@ -100,8 +102,10 @@ func (w *Worker) end(ref uint32) {
 	w.counters.SessionsEnded++
 }
 
-// recheck holds a session against a newer generation (design 2.5, on_move: keep): it ends when its remote address has
-// no route to a gateway any more, or when its address, or port within its range, is not the instance's any more.
+// recheck holds a session against a newer generation (design 2.5): it ends when its remote address has no route to a
+// gateway any more, or when its address, or port within its range, is not the instance's any more. When its address is
+// merely not eligible for the route's gateway any more, sessions.on_move decides; a session that began from outside
+// replies from the address it arrived on, whichever gateway the route names.
 func (w *Worker) recheck(s *session.Session) bool {
 	g := w.gen
 	h := g.host(0, s.External)
@@ -127,6 +131,17 @@ func (w *Worker) recheck(s *session.Session) bool {
 	r := g.find(in.Routes[f], s.Remote)
 	if r == 0 || g.routes[r-1].Kind != routeGateway {
 		return false
+	}
+	switch {
+	case s.Flags&session.FromOutside != 0 || g.eligible(h.Set, g.routes[r-1].Gateway) || g.h.OnMove == uint8(config.OnMoveKeep):
+		s.Flags &^= session.Draining
+	case g.h.OnMove == uint8(config.OnMoveCut):
+		return false
+	case s.Flags&session.Draining == 0:
+		s.Flags |= session.Draining
+		if s.Drain = w.tick + g.h.Drain; g.h.Drain == 0 {
+			return false
+		}
 	}
 	s.Neighbor, s.InPort, s.Ports = in.Neighbor[f], in.Port[f], h.Ports
 	s.Generation = g.Number
@@ -230,15 +245,13 @@ func (w *Worker) trackTCP(s *session.Session, flags uint8, inside bool) {
 	}
 }
 
-// Expire ends the sessions among the next n that have been idle for too long, and returns how many it ended. Called
-// every turn, it walks the table in slices.
+// Expire ends the sessions among the next n that have been idle for too long or that a newer generation ends, and
+// returns how many. Called every turn, it walks the table in slices.
 func (w *Worker) Expire(n int) int {
 	ended := 0
-	timeouts := &w.gen.h.Timeouts
 	for range n {
 		s := w.sessions.At(w.expireAt)
-		if st := s.State(); st != session.Free && w.tick-s.Last > timeouts[st] && int32(w.tick-s.Last) > 0 {
-			w.end(w.expireAt)
+		if s.State() != session.Free && !w.usable(w.expireAt, s) {
 			ended++
 		}
 		if w.expireAt++; w.expireAt == uint32(w.sessions.Capacity()) {

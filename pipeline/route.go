@@ -2,11 +2,7 @@
 
 package pipeline
 
-import (
-	"slices"
-
-	"weir/pipeline/inet"
-)
+import "weir/pipeline/inet"
 
 // route sends each packet from inside that has no session where its VPC's routes say: on inside the VPC, or tagged
 // with an Internet gateway and on to selectSource.
@@ -91,7 +87,7 @@ func (w *Worker) routeOne(port int, p *Packet) Reason {
 		return Hairpin
 	}
 	if attached != nil {
-		if slices.Contains(g.gateways[attached.Gateways.First:attached.Gateways.end()], rt.Gateway) {
+		if g.eligible(attached.Set, rt.Gateway) {
 			p.act, p.ports = actOutPlain, attached.Ports
 			return Pass
 		}

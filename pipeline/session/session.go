@@ -43,6 +43,7 @@ const (
 	SeenOutside             // a packet from the Internet has passed
 	FinInside
 	FinOutside
+	Draining // ends at Drain
 )
 
 // Session is both directions of one translated flow. The first line has the two keys and what a packet's
@@ -64,8 +65,9 @@ type Session struct {
 	Flags       uint32
 	Created     uint32 // millisecond
 	Prev, Next  uint32 // list of the instance's unconfirmed sessions, oldest first; None ends it
+	Drain       uint32 // Draining: millisecond at which it ends
 	InPort      uint8  // port by which the instance is reached
-	_           [23]byte
+	_           [19]byte
 }
 
 // None is no session.
