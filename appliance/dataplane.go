@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"math"
 	"os"
@@ -30,8 +29,8 @@ func dataplaneCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "dataplane",
 		Short: "Run the data plane alone; weir run commands it through a socket",
-		Long: "Dataplane waits at a socket for weir run, which tells it what to do. weir run starts one by itself\n" +
-			"unless one is there already; on a host it is a systemd unit of its own.",
+		Long: "Dataplane waits at a socket for weir run, which tells it what to do, and goes on forwarding when weir run goes\n" +
+			"away, until the next one comes. weir run starts one by itself unless one is there; on a host it is a systemd unit of its own.",
 		Args: cobra.NoArgs,
 		RunE: work(func(*cobra.Command, []string) error { return dataplane(socket) }),
 	}
@@ -39,8 +38,8 @@ func dataplaneCommand() *cobra.Command {
 	return cmd
 }
 
-// dataplane is a process with nothing to collect: it allocates at start, and nothing afterwards. It serves one control
-// process, and ends in order when that is gone.
+// dataplane is a process with nothing to collect: it allocates at start, and nothing afterwards. It obeys one control
+// process at a time, and forwards whether there is one or not.
 func dataplane(socket string) error {
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(math.MaxInt64) // an inherited GOMEMLIMIT would collect all the same
@@ -53,59 +52,9 @@ func dataplane(socket string) error {
 		return err
 	}
 	defer os.Remove(socket)
-	if ok, err := waitReadable(l, terminated); !ok || err != nil {
-		return err
-	}
-	fd, _, err := unix.Accept4(l, unix.SOCK_CLOEXEC)
-	if err != nil {
-		return fmt.Errorf("socket %s: accept: %w", socket, err)
-	}
-	unix.Close(l)
-	c := newConn(fd)
-	defer c.Close()
-
-	kind, _, payload, err := c.receive()
-	if err != nil {
-		if errors.Is(err, io.EOF) {
-			return nil // somebody only looked whether we are here
-		}
-		return fmt.Errorf("socket %s: %w", socket, err)
-	}
-	if kind != msgStart {
-		return fmt.Errorf("control began with message %d, expected start: it is of another version", kind)
-	}
-	var d plane
-	if err := d.start(payload, c.take(0), c.take(1)); err != nil {
-		c.send(msgFailed, 0, []byte(err.Error()))
-		d.close()
-		return nil // control has been told, and says it
-	}
-	d.measure()
-	err = c.send(msgOK, 0, nil)
-	if err == nil {
-		err = d.serve(c, terminated)
-	}
-	return errors.Join(err, d.close())
-}
-
-// waitReadable waits for input on fd; false when a signal came first.
-func waitReadable(fd int, stop <-chan os.Signal) (bool, error) {
-	var p [1]unix.PollFd
-	for {
-		p[0] = unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}
-		n, err := unix.Poll(p[:], 200)
-		if err != nil && err != unix.EINTR {
-			return false, fmt.Errorf("poll: %w", err)
-		}
-		if n > 0 {
-			return true, nil
-		}
-		select {
-		case <-stop:
-			return false, nil
-		default:
-		}
-	}
+	defer unix.Close(l)
+	d := &plane{log: slog.Default(), control: conn{fd: noConn}, refused: conn{fd: noConn}}
+	return errors.Join(d.serve(l, terminated), d.close())
 }
 
 // generations is how many are kept at once: the one in use, the one that replaces it, and room between them.
@@ -114,6 +63,9 @@ const generations = 4
 // plane is a running data plane.
 type plane struct {
 	log     *slog.Logger
+	control conn   // the one that commands
+	refused conn   // room for telling another one so
+	config  []byte // what start was told; nil: nothing runs yet
 	state   *pipeline.State
 	gens    [generations]pipeline.Generation
 	current uint64
@@ -135,6 +87,7 @@ func (d *plane) start(payload []byte, stateFD, genFD int) error {
 		return fmt.Errorf("start: %w", err)
 	}
 	d.log = newLogger(c.Log).With("process", "dataplane")
+	d.config = append([]byte{}, payload...)
 	if stateFD < 0 || genFD < 0 {
 		return errors.New("start: no segments came with it")
 	}
@@ -158,18 +111,18 @@ func (d *plane) start(payload []byte, stateFD, genFD int) error {
 	for i := range d.ports {
 		d.state.Device(i).MAC = macs[i]
 	}
-	ready := make(chan error, len(c.Workers))
-	for i, core := range c.Workers {
+	ready := make(chan error, len(c.Dataplane.Workers))
+	for i, core := range c.Dataplane.Workers {
 		w := &worker{
 			index: i, core: core, ports: d.ports, pool: d.pool, state: d.state, inject: d.state.Inject(i),
 			pipe: pipeline.NewWorker(d.state, i, &d.gens[d.current%generations], pipeline.WorkerConfig{MACs: macs}),
-			gens: &d.gens, seen: d.current, idle: c.Idle, stop: &d.stop,
+			gens: &d.gens, seen: d.current, idle: c.Dataplane.Idle, stop: &d.stop,
 		}
 		d.workers = append(d.workers, w)
 		d.running.Add(1)
 		go w.run(ready, d.running.Done)
 	}
-	for range c.Workers {
+	for range c.Dataplane.Workers {
 		if err := <-ready; err != nil {
 			return err
 		}
@@ -189,17 +142,17 @@ func (d *plane) open(c *startConfig) error {
 		}
 		mtu = max(mtu, p.MTU)
 	}
-	if err := dpdk.Init(dpdk.EALConfig{Memory: c.Memory, PCI: pci, Args: c.EALArgs, Log: d.log}); err != nil {
+	if err := dpdk.Init(dpdk.EALConfig{Memory: c.Dataplane.Memory, PCI: pci, Args: c.Dataplane.EALArgs, Log: d.log}); err != nil {
 		return err
 	}
 	d.started = true
-	pool, err := dpdk.NewMempool("packets", poolSize(len(c.Ports), len(c.Workers)), dpdk.DataRoom(mtu), dpdk.SocketID(c.Workers[0]))
+	pool, err := dpdk.NewMempool("packets", poolSize(len(c.Ports), len(c.Dataplane.Workers)), dpdk.DataRoom(mtu), dpdk.SocketID(c.Dataplane.Workers[0]))
 	if err != nil {
 		return err
 	}
 	d.pool = pool
 	for _, p := range c.Ports {
-		port, err := openPort(p, len(c.Workers), pool)
+		port, err := openPort(p, len(c.Dataplane.Workers), pool)
 		if err != nil {
 			return err
 		}
@@ -248,18 +201,18 @@ func portMACs(ports []*dpdk.Port) []config.MAC {
 	return macs
 }
 
-// serve obeys control until it is gone or says stop. From here on nothing is allocated.
-func (d *plane) serve(c *conn, terminated <-chan os.Signal) error {
-	var p [1]unix.PollFd
+// serve obeys control until it says stop, or a signal does. Once started nothing is allocated.
+func (d *plane) serve(l int, terminated <-chan os.Signal) error {
+	var p [2]unix.PollFd
 	var next int64
 	for {
-		if now := monotonic(); now >= next {
+		if now := monotonic(); d.config != nil && now >= next {
 			d.measure()
 			next = now + 1e9
 		}
-		p[0] = unix.PollFd{Fd: int32(c.fd), Events: unix.POLLIN}
-		n, err := unix.Poll(p[:], 200)
-		if err != nil && err != unix.EINTR {
+		p[0] = unix.PollFd{Fd: int32(l), Events: unix.POLLIN}
+		p[1] = unix.PollFd{Fd: int32(d.control.fd), Events: unix.POLLIN} // -1 is passed over
+		if _, err := unix.Poll(p[:], 200); err != nil && err != unix.EINTR {
 			return fmt.Errorf("poll: %w", err)
 		}
 		select {
@@ -268,31 +221,75 @@ func (d *plane) serve(c *conn, terminated <-chan os.Signal) error {
 			return nil
 		default:
 		}
-		if n <= 0 {
-			continue
-		}
-		kind, number, _, err := c.receive()
-		if err == io.EOF {
-			d.log.Warn("control is gone; stopping")
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("socket: %w", err)
-		}
-		switch kind {
-		case msgPublish:
-			if err := d.publish(number, c.take(0)); err != nil {
-				c.send(msgFailed, 0, []byte(err.Error()))
-			} else if err := c.send(msgOK, number, nil); err != nil {
-				return fmt.Errorf("socket: %w", err)
+		if p[1].Revents != 0 {
+			if stop, err := d.obey(); stop || err != nil {
+				return err
 			}
-		case msgStop:
-			c.send(msgOK, 0, nil)
-			return nil
-		default:
-			c.send(msgFailed, 0, []byte("unknown message: control is of another version"))
+		}
+		if p[0].Revents != 0 {
+			d.accept(l)
 		}
 	}
+}
+
+// accept takes on a control process, or tells it that there is one.
+func (d *plane) accept(l int) {
+	// Not unix.Accept4, which allocates the peer's address.
+	fd, _, e := unix.Syscall6(unix.SYS_ACCEPT4, uintptr(l), 0, 0, unix.SOCK_CLOEXEC, 0, 0)
+	switch {
+	case e != 0:
+	case d.control.fd == noConn:
+		d.control.fd = int(fd)
+	default:
+		d.refused.fd = int(fd)
+		d.refused.send(msgFailed, 0, alreadyCommanded)
+		d.refused.Close()
+	}
+}
+
+var alreadyCommanded = []byte("another weir run commands this data plane; stop that first, or give this one a socket of its own with --socket")
+
+// obey handles one message of control. A stop, or a start that failed, ends the process; anything that is wrong with the
+// connection only ends the connection.
+func (d *plane) obey() (stop bool, err error) {
+	c := &d.control
+	kind, number, payload, err := c.receive()
+	if err != nil {
+		if d.config != nil {
+			d.log.Warn("control is gone; forwarding goes on", "reason", err)
+		}
+		c.Close()
+		return false, nil
+	}
+	switch {
+	case kind == msgHello && d.config == nil:
+		err = c.send(msgIdle, 0, nil)
+	case kind == msgHello:
+		err = c.send(msgRunning, d.current, d.config, d.state.Segment.FD(), d.gens[d.current%generations].FD())
+	case kind == msgStart && d.config == nil:
+		if failed := d.start(payload, c.take(0), c.take(1)); failed != nil {
+			c.send(msgFailed, 0, []byte(failed.Error())) // who says it
+			return true, nil
+		}
+		d.measure()
+		err = c.send(msgOK, 0, nil)
+	case kind == msgPublish && d.config != nil:
+		if failed := d.publish(number, c.take(0)); failed != nil {
+			err = c.send(msgFailed, 0, []byte(failed.Error()))
+		} else {
+			err = c.send(msgOK, number, nil)
+		}
+	case kind == msgStop:
+		c.send(msgOK, 0, nil)
+		return true, nil
+	default:
+		err = c.send(msgFailed, 0, fmt.Appendf(nil, "message %d is not understood now: control is of another version", kind))
+	}
+	if err != nil {
+		d.log.Warn("control does not take its answer", "error", err)
+		c.Close()
+	}
+	return false, nil
 }
 
 // publish maps a generation, tells the workers, and lets go of the old one when all of them are past it.
@@ -306,7 +303,6 @@ func (d *plane) publish(number uint64, fd int) error {
 		return fmt.Errorf("publish: generation %d after %d", number, d.current)
 	}
 	if err := g.Attach(fd); err != nil {
-		unix.Close(fd)
 		return err
 	}
 	d.state.Publish(number)

@@ -3,7 +3,9 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"encoding/gob"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -25,20 +27,23 @@ import (
 
 func runCommand() *cobra.Command {
 	var path, socket string
+	var attach bool
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Run the gateway: control in the foreground, and the data plane that it starts",
-		Long: "Run reads the configuration, starts the data plane (or uses the one that listens at the socket), and serves\n" +
-			"metrics. It follows changes of the configuration on disk; SIGHUP makes it look at once. SIGTERM or SIGINT ends both.",
+		Long: "Run reads the configuration, starts the data plane, or takes over the one that listens at the socket, and serves\n" +
+			"metrics. It follows changes of the configuration on disk; SIGHUP makes it look at once. SIGTERM or SIGINT ends it, and\n" +
+			"the data plane too unless that is a service of its own. Should it crash, the data plane goes on forwarding.",
 		Args: cobra.NoArgs,
 		RunE: work(func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGTERM, unix.SIGINT)
 			defer stop()
-			return run(ctx, path, socket)
+			return run(ctx, path, socket, attach)
 		}),
 	}
 	cmd.Flags().StringVar(&path, "config", "/etc/weir/weir.yaml", "configuration: a file, or a directory of files")
 	cmd.Flags().StringVar(&socket, "socket", defaultSocket, "where the data plane listens")
+	cmd.Flags().BoolVar(&attach, "attach", false, "start no data plane: wait for the one that is a service of its own")
 	return cmd
 }
 
@@ -59,33 +64,38 @@ type control struct {
 }
 
 // run is the control process's life.
-func run(ctx context.Context, path, socket string) error {
-	cfg, warnings, err := config.Load(path)
+func run(ctx context.Context, path, socket string, attach bool) error {
+	c := &control{path: path, log: newLogger(config.DefaultConfig.Log).With("process", "control")}
+	next, loadErr := c.load()
+	if loadErr == nil {
+		c.log = newLogger(next.cfg.Log).With("process", "control")
+	}
+	c.plane = supervisor{log: c.log, socket: socket, attachOnly: attach}
+	if loadErr != nil {
+		// Only where somebody forwards already can there be a beginning without a good configuration on disk.
+		probe, err := dial(socket)
+		if err != nil {
+			return loadErr
+		}
+		probe.Close()
+	}
+	live, err := c.plane.connect(ctx)
 	if err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
 		return err
 	}
-	c := &control{log: newLogger(cfg.Log).With("process", "control"), path: path, cfg: cfg}
-	for _, w := range warnings {
-		c.log.Warn("configuration", "warning", w.String())
-	}
-	if err := c.prepare(); err != nil {
+	defer c.plane.release()
+	if err := c.begin(ctx, live, next, loadErr); err != nil {
 		return err
 	}
 	defer c.state.Segment.Close()
-	c.plane = supervisor{log: c.log, socket: socket}
-
 	api, err := c.serve()
 	if err != nil {
 		return err
 	}
 	defer api()
-	if err := c.plane.connect(ctx); err != nil {
-		return err
-	}
-	defer c.plane.stop()
-	if err := c.start(); err != nil {
-		return err
-	}
 	c.log.Info("forwarding", "generation", c.gen.Number, "config", path)
 
 	// One goroutine does all of control's work on shared memory; these tell it when.
@@ -138,8 +148,127 @@ func run(ctx context.Context, path, socket string) error {
 	}
 }
 
+// loaded is a configuration and the files it was read from.
+type loaded struct {
+	cfg      *config.Config
+	files    []config.File
+	warnings []config.Warning
+}
+
+// load reads what is on disk, twice, until two readings agree: a file that is being written is none.
+func (c *control) load() (*loaded, error) {
+	files, err := config.ReadFiles(c.path)
+	for range 20 {
+		again, errAgain := config.ReadFiles(c.path)
+		if err == nil && errAgain == nil && slices.EqualFunc(files, again, func(a, b config.File) bool { return a.Name == b.Name && bytes.Equal(a.Data, b.Data) }) {
+			break
+		}
+		if err != nil && errAgain != nil {
+			return nil, err
+		}
+		files, err = again, errAgain
+		time.Sleep(50 * time.Millisecond)
+	}
+	if err != nil {
+		return nil, err
+	}
+	cfg, warnings, err := config.Parse(files)
+	if err != nil {
+		return nil, err
+	}
+	return &loaded{cfg, files, warnings}, nil
+}
+
+// source packs files as a generation keeps them.
+func source(files []config.File) []byte {
+	var b bytes.Buffer
+	gob.NewEncoder(&b).Encode(files) // a buffer takes everything
+	return b.Bytes()
+}
+
+// begin starts the data plane with what was loaded, or takes over one that forwards.
+func (c *control) begin(ctx context.Context, live *running, next *loaded, loadErr error) error {
+	if live != nil {
+		err := c.adopt(live, next, loadErr)
+		if err == nil {
+			return nil
+		}
+		if loadErr != nil {
+			return errors.Join(err, loadErr)
+		}
+		c.log.Warn("the running data plane cannot be taken over; it is restarted, and its sessions are lost", "reason", err)
+		c.plane.halt()
+		if _, err := c.plane.connect(ctx); err != nil {
+			return err
+		}
+	} else if loadErr != nil {
+		return loadErr
+	}
+	if err := c.prepare(next); err != nil {
+		return err
+	}
+	return c.start()
+}
+
+// adopt takes over a data plane that forwards: its state, its generation, and the configuration that was compiled from. What
+// is on disk is brought into force as by a reload.
+func (c *control) adopt(live *running, next *loaded, loadErr error) error {
+	state, gen, err := live.segments()
+	if err != nil {
+		return err
+	}
+	fail := func(err error) error {
+		gen.Close()
+		state.Segment.Close()
+		return err
+	}
+	var files []config.File
+	if err := gob.NewDecoder(bytes.NewReader(gen.Source())).Decode(&files); err != nil {
+		return fail(fmt.Errorf("the running configuration cannot be read: %w", err))
+	}
+	cfg, _, err := config.Parse(files)
+	if err != nil {
+		return fail(fmt.Errorf("the running configuration is not one for this version: %w", err))
+	}
+	if !live.start.putInto(cfg) {
+		return fail(errors.New("the running ports are not those of the running configuration"))
+	}
+	c.cfg, c.state, c.gen = cfg, state, gen
+	c.compiler = pipeline.Resume(state, gen)
+	c.compiler.Retire()
+	c.status.Generation.Store(gen.Number)
+	c.forwarding()
+	c.log.Info("took over a data plane that forwards", "generation", gen.Number)
+	if loadErr != nil {
+		c.refused(loadErr)
+		return nil
+	}
+	c.status.Reloaded(true, time.Now())
+	if err := c.apply(next); err != nil {
+		c.refused(err)
+	}
+	return nil
+}
+
+// putInto writes what the data plane was started with over what a configuration says of it.
+func (s *startConfig) putInto(cfg *config.Config) bool {
+	if len(s.Ports) != len(cfg.Ports) {
+		return false
+	}
+	for i, p := range s.Ports {
+		if cfg.Ports[i].Name != p.Name {
+			return false
+		}
+		cfg.Ports[i].Device, cfg.Ports[i].MTU, cfg.Ports[i].MAC = p.Device, p.MTU, p.MAC
+	}
+	cfg.Dataplane = s.Dataplane
+	return true
+}
+
 // prepare makes the shared state and compiles the first generation.
-func (c *control) prepare() error {
+func (c *control) prepare(next *loaded) error {
+	c.cfg = next.cfg
+	c.warn(next.warnings)
 	instances := 0
 	for _, v := range c.cfg.VPCs {
 		instances += len(v.Instances)
@@ -156,6 +285,7 @@ func (c *control) prepare() error {
 			"mebibytes", c.state.Segment.Size()>>20)
 	}
 	c.compiler = pipeline.NewCompiler(c.state, nil)
+	c.compiler.Source = source(next.files)
 	if c.gen, err = c.compiler.Compile(c.cfg); err != nil {
 		return err
 	}
@@ -164,10 +294,15 @@ func (c *control) prepare() error {
 	return nil
 }
 
+func (c *control) warn(warnings []config.Warning) {
+	for _, w := range warnings {
+		c.log.Warn("configuration", "warning", w.String())
+	}
+}
+
 // start hands the segments to a fresh data plane.
 func (c *control) start() error {
-	d := c.cfg.Dataplane
-	s := startConfig{Log: c.cfg.Log, Workers: d.Workers, Memory: d.Memory, Idle: d.Idle, EALArgs: d.EALArgs}
+	s := startConfig{Log: c.cfg.Log, Dataplane: c.cfg.Dataplane, Supervised: c.plane.supervised}
 	for i := range c.cfg.Ports {
 		p := &c.cfg.Ports[i]
 		s.Ports = append(s.Ports, startPort{p.Name, p.Device, p.MTU, p.MAC, hasIPv6(c.cfg, i)})
@@ -175,6 +310,12 @@ func (c *control) start() error {
 	if err := c.plane.conn.ask(msgStart, 0, s, c.state.Segment.FD(), c.gen.FD()); err != nil {
 		return fmt.Errorf("data plane: %w", err)
 	}
+	c.forwarding()
+	return nil
+}
+
+// forwarding begins control's part beside a data plane that forwards.
+func (c *control) forwarding() {
 	macs := make([]config.MAC, len(c.cfg.Ports))
 	for i := range macs {
 		macs[i] = c.state.Device(i).MAC
@@ -182,7 +323,6 @@ func (c *control) start() error {
 	c.respond = pipeline.NewResponder(c.state, macs)
 	c.respond.Configure(c.cfg, c.gen)
 	c.status.Up.Store(true)
-	return nil
 }
 
 // hasIPv6 reports whether port i must hear neighbor solicitations.
@@ -209,7 +349,10 @@ func (c *control) restart(ctx context.Context) error {
 	c.status.Up.Store(false)
 	c.status.Restarts.Add(1)
 	for try := 0; ; try++ {
-		err := c.plane.connect(ctx)
+		live, err := c.plane.connect(ctx)
+		if err == nil && live != nil {
+			return errors.New("the data plane that came back forwards for somebody else")
+		}
 		if err == nil {
 			err = c.start()
 		}
@@ -233,26 +376,34 @@ func (c *control) restart(ctx context.Context) error {
 
 // reload brings what is on disk into force, all of it or nothing.
 func (c *control) reload() {
-	err := c.tryReload()
-	c.status.Reloaded(err == nil, time.Now())
-	if err != nil {
-		var faults config.Faults
-		if errors.As(err, &faults) {
-			for _, f := range faults {
-				c.log.Error("reload refused", "fault", f.String())
-			}
-		} else {
-			c.log.Error("reload refused", "error", err)
-		}
-		c.log.Warn("the running configuration stays", "generation", c.gen.Number)
+	next, err := c.load()
+	if err == nil {
+		err = c.apply(next)
 	}
+	if err != nil {
+		c.refused(err)
+		return
+	}
+	c.status.Reloaded(true, time.Now())
 }
 
-func (c *control) tryReload() error {
-	cfg, warnings, err := config.Load(c.path)
-	if err != nil {
-		return err
+// refused says why what is on disk is not, or not wholly, in force.
+func (c *control) refused(err error) {
+	c.status.Reloaded(false, time.Now())
+	var faults config.Faults
+	if errors.As(err, &faults) {
+		for _, f := range faults {
+			c.log.Error("reload refused", "fault", f.String())
+		}
+	} else {
+		c.log.Error("reload refused", "error", err)
 	}
+	c.log.Warn("the running configuration stays", "generation", c.gen.Number)
+}
+
+// apply brings a loaded configuration into force. Without a change of meaning nothing happens.
+func (c *control) apply(next *loaded) error {
+	cfg := next.cfg
 	if config.Equal(c.cfg, cfg) {
 		return nil
 	}
@@ -270,9 +421,8 @@ func (c *control) tryReload() error {
 		return fmt.Errorf("the change takes away %d %% of the instances and external addresses, more than reload.max_shrink allows (%d %%); "+
 			"raise that first if it is meant", percent, c.cfg.Reload.MaxShrink)
 	}
-	for _, w := range warnings {
-		c.log.Warn("configuration", "warning", w.String())
-	}
+	c.warn(next.warnings)
+	c.compiler.Source = source(next.files)
 	gen, err := c.compiler.Compile(cfg)
 	if err != nil {
 		return err

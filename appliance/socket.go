@@ -22,11 +22,14 @@ import (
 type messageKind uint32
 
 const (
-	msgStart   messageKind = iota + 1 // JSON startConfig; descriptors: state, generation
+	msgHello   messageKind = iota + 1 // answered by msgIdle or msgRunning
+	msgStart                          // JSON startConfig; descriptors: state, generation
 	msgPublish                        // number; descriptor: generation
 	msgStop                           // end in order
 	msgOK
-	msgFailed // text
+	msgFailed  // text
+	msgIdle    // nothing runs yet
+	msgRunning // number of the generation; JSON startConfig; descriptors: state, generation
 )
 
 const (
@@ -37,13 +40,10 @@ const (
 
 // startConfig is what the data plane needs beside the segments.
 type startConfig struct {
-	Log       config.Log
-	Workers   []int
-	Memory    uint64
-	Idle      config.Idle
-	EALArgs   []string
-	Ports     []startPort
-	HugePages bool // the state segment lies on huge pages
+	Log        config.Log
+	Dataplane  config.Dataplane
+	Ports      []startPort
+	Supervised bool // a weir run started the process, and ends it when it ends in order
 }
 
 type startPort struct {
@@ -53,7 +53,7 @@ type startPort struct {
 	Groups       bool // needs multicast: neighbor solicitations
 }
 
-// conn is one end. After newConn it allocates nothing but in errors.
+// conn is one end. It allocates nothing but in errors and for descriptors that it sends.
 type conn struct {
 	fd   int
 	buf  [maxMessage]byte
@@ -64,9 +64,15 @@ type conn struct {
 	iov  unix.Iovec
 }
 
-func newConn(fd int) *conn { return &conn{fd: fd} }
+// noConn is the descriptor of a conn without connection.
+const noConn = -1
 
-func (c *conn) Close() error { return unix.Close(c.fd) }
+func (c *conn) Close() error {
+	c.drop()
+	err := unix.Close(c.fd)
+	c.fd = noConn
+	return err
+}
 
 // send writes one message.
 func (c *conn) send(kind messageKind, number uint64, payload []byte, fds ...int) error {
@@ -128,7 +134,7 @@ func (c *conn) drop() {
 	c.nfds = 0
 }
 
-// ask sends a question and waits for its answer. A msgFailed comes back as an error with its text.
+// ask sends a question that is answered by msgOK. A msgFailed comes back as an error with its text.
 func (c *conn) ask(kind messageKind, number uint64, payload any, fds ...int) error {
 	var b []byte
 	if payload != nil {
@@ -140,16 +146,23 @@ func (c *conn) ask(kind messageKind, number uint64, payload any, fds ...int) err
 	if err := c.send(kind, number, b, fds...); err != nil {
 		return lost{err}
 	}
-	kind, _, text, err := c.receive()
+	kind, _, _, err := c.answer()
+	if err == nil && kind != msgOK {
+		err = fmt.Errorf("the data plane answered with message %d: it is of another version", kind)
+	}
+	return err
+}
+
+// answer receives the answer to a question.
+func (c *conn) answer() (messageKind, uint64, []byte, error) {
+	kind, number, payload, err := c.receive()
 	switch {
 	case err != nil:
-		return lost{err}
-	case kind == msgOK:
-		return nil
+		return 0, 0, nil, lost{err}
 	case kind == msgFailed:
-		return errors.New(string(text))
+		return 0, 0, nil, errors.New(string(payload))
 	}
-	return fmt.Errorf("the data plane answered with message %d", kind)
+	return kind, number, payload, nil
 }
 
 // lost is an error of the connection: the other side died.
@@ -201,5 +214,5 @@ func dial(path string) (*conn, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("socket %s: %w", path, err)
 	}
-	return newConn(fd), nil
+	return &conn{fd: fd}, nil
 }

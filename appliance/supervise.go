@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -14,29 +15,108 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"weir/pipeline"
 )
 
 // supervisor keeps a data plane: the one that listens at the socket, or a child of its own.
 type supervisor struct {
-	log    *slog.Logger
-	socket string
-	conn   *conn         // nil: none
-	child  *exec.Cmd     // nil: the data plane is somebody else's, such as systemd's
-	exited chan struct{} // closed when child has ended
-	gone   bool
+	log        *slog.Logger
+	socket     string
+	attachOnly bool          // never start one: a service manager does
+	conn       *conn         // nil: none
+	supervised bool          // the data plane was started by a weir run, this one or an earlier
+	child      *exec.Cmd     // nil: the data plane is not this process's child
+	exited     chan struct{} // closed when child has ended
+	gone       bool
 }
 
 // connectWait is how long a data plane may take until it listens.
 const connectWait = 10 * time.Second
 
-// connect meets a data plane, and starts one if nobody listens.
-func (s *supervisor) connect(ctx context.Context) error {
+// running is a data plane that forwards already, and what it forwards with. The descriptors are the holder's.
+type running struct {
+	number uint64
+	start  startConfig
+	state  int
+	gen    int
+}
+
+// connect meets a data plane; if nobody listens it starts one, or, with attachOnly, waits for one. It returns what the
+// data plane runs already, nil if nothing.
+func (s *supervisor) connect(ctx context.Context) (*running, error) {
 	s.reap()
-	if c, err := dial(s.socket); err == nil {
-		s.conn, s.gone = c, false
-		s.log.Info("using the data plane that is there", "socket", s.socket)
-		return nil
+	c, err := dial(s.socket)
+	if err != nil && !s.attachOnly {
+		if err := s.spawn(); err != nil {
+			return nil, err
+		}
 	}
+	for deadline := time.Now().Add(connectWait); err != nil; c, err = dial(s.socket) {
+		if time.Now().After(deadline) {
+			s.reap()
+			return nil, fmt.Errorf("no data plane listens after %v: %w", connectWait, err)
+		}
+		select {
+		case <-s.exited: // nil without a child: never
+			state := s.child.ProcessState
+			s.child, s.exited = nil, nil
+			return nil, fmt.Errorf("the data plane ended at once: %v", state)
+		case <-ctx.Done():
+			s.reap()
+			return nil, ctx.Err()
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+	s.conn, s.gone = c, false
+	r, err := s.hello()
+	if err != nil {
+		s.conn.Close()
+		s.conn = nil
+		return nil, fmt.Errorf("data plane at %s: %w", s.socket, err)
+	}
+	return r, nil
+}
+
+// hello asks what the data plane does.
+func (s *supervisor) hello() (*running, error) {
+	if err := s.conn.send(msgHello, 0, nil); err != nil {
+		return nil, lost{err}
+	}
+	kind, number, payload, err := s.conn.answer()
+	switch {
+	case err != nil:
+		return nil, err
+	case kind == msgIdle:
+		s.supervised = s.child != nil
+		return nil, nil
+	case kind != msgRunning:
+		return nil, fmt.Errorf("answered with message %d: it is of another version; stop it and start again", kind)
+	}
+	r := &running{number: number, state: s.conn.take(0), gen: s.conn.take(1)}
+	if err := json.Unmarshal(payload, &r.start); err != nil {
+		return nil, fmt.Errorf("says nothing of use: %w; it is of another version: stop it and start again", err)
+	}
+	s.supervised = r.start.Supervised
+	return r, nil
+}
+
+// segments maps what a running data plane forwards with. It fails when that is of another layout.
+func (r *running) segments() (*pipeline.State, *pipeline.Generation, error) {
+	state, err := pipeline.AttachState(r.state)
+	if err != nil {
+		return nil, nil, err
+	}
+	g := new(pipeline.Generation)
+	if err := g.Attach(r.gen); err != nil {
+		state.Segment.Close()
+		return nil, nil, err
+	}
+	return state, g, nil
+}
+
+// spawn starts a data plane as a child. It outlives this process, should that crash: packets do not stop for it.
+func (s *supervisor) spawn() error {
 	self, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("cannot start the data plane: %w", err)
@@ -46,8 +126,7 @@ func (s *supervisor) connect(ctx context.Context) error {
 	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool {
 		return strings.HasPrefix(v, "GOGC=") || strings.HasPrefix(v, "GOMEMLIMIT=")
 	})
-	// Signals of the terminal are control's to act on.
-	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true} // the terminal's signals are control's to act on
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("cannot start the data plane: %w", err)
 	}
@@ -57,24 +136,7 @@ func (s *supervisor) connect(ctx context.Context) error {
 		close(exited)
 	}()
 	s.child, s.exited = cmd, exited
-	for deadline := time.Now().Add(connectWait); ; {
-		if c, err := dial(s.socket); err == nil {
-			s.conn, s.gone = c, false
-			return nil
-		} else if time.Now().After(deadline) {
-			s.reap()
-			return fmt.Errorf("the data plane did not listen within %v: %w", connectWait, err)
-		}
-		select {
-		case <-exited:
-			s.child = nil
-			return fmt.Errorf("the data plane ended at once: %v", cmd.ProcessState)
-		case <-ctx.Done():
-			s.reap()
-			return ctx.Err()
-		case <-time.After(5 * time.Millisecond):
-		}
-	}
+	return nil
 }
 
 // dead reports whether the data plane has gone: its end of the socket is closed.
@@ -101,32 +163,41 @@ func (s *supervisor) reap() {
 		s.conn = nil
 	}
 	if s.child != nil {
-		select {
-		case <-s.exited:
-		case <-time.After(500 * time.Millisecond): // it stops by itself when control's end is closed
-			s.child.Process.Kill()
-			<-s.exited
-		}
-		s.child = nil
+		s.child.Process.Kill() // it is dead already, or does not answer
+		<-s.exited
+		s.child, s.exited = nil, nil
 	}
 }
 
-// stop ends the data plane in order.
-func (s *supervisor) stop() {
-	if s.conn == nil || s.gone {
-		s.reap()
-		return
+// release ends the data plane in order if a weir run started it; a service manager's goes on forwarding.
+func (s *supervisor) release() {
+	if s.conn != nil && !s.gone && s.supervised {
+		s.halt()
 	}
+	if s.supervised {
+		s.reap()
+	} else if s.conn != nil {
+		s.log.Info("the data plane goes on forwarding", "socket", s.socket)
+		s.conn.Close()
+		s.conn = nil
+	}
+}
+
+// halt tells the data plane to end, and waits until it has.
+func (s *supervisor) halt() {
 	if err := s.conn.ask(msgStop, 0, nil); err != nil && !errors.As(err, new(lost)) {
 		s.log.Warn("the data plane did not stop in order", "error", err)
+		return
 	}
-	if s.child != nil {
+	tv := unix.Timeval{Sec: 5}
+	unix.SetsockoptTimeval(s.conn.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv)
+	if _, _, _, err := s.conn.receive(); errors.Is(err, unix.EAGAIN) {
+		s.log.Warn("the data plane takes too long to end")
+	} else if s.child != nil {
 		select {
 		case <-s.exited:
-			s.child = nil
-		case <-time.After(5 * time.Second):
-			s.log.Warn("the data plane takes too long to end; killed")
+		case <-time.After(time.Second):
 		}
 	}
-	s.reap()
+	s.gone = true
 }

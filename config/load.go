@@ -26,7 +26,7 @@ type File struct {
 // order of their names (hidden files and subdirectories are left out). The error is a Faults; warnings come
 // only with a Config.
 func Load(path string) (*Config, []Warning, error) {
-	files, err := readFiles(path)
+	files, err := ReadFiles(path)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -56,9 +56,9 @@ func Parse(files []File) (*Config, []Warning, error) {
 	return &c.config, c.warn(), nil
 }
 
-// readFiles returns the files that make up the configuration at path, in the order of their names.
+// ReadFiles returns the files that make up the configuration at path, in the order of their names.
 // The error is a Faults with a fault for each file that cannot be read.
-func readFiles(path string) ([]File, error) {
+func ReadFiles(path string) ([]File, error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, Faults{unreadable(path, err)}

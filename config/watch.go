@@ -95,7 +95,7 @@ type digest [sha256.Size]byte
 
 // read returns the digest of the configuration files, or of the reason why they cannot be read.
 func (w watcher) read() digest {
-	files, err := readFiles(w.path)
+	files, err := ReadFiles(w.path)
 	if err != nil {
 		return sha256.Sum256([]byte(err.Error()))
 	}

@@ -65,6 +65,16 @@ func Resume(state *State, g *Generation) *Compiler {
 	for i := range g.hops {
 		c.neighbors[g.hops[i].Neighbor] = true
 	}
+	for slot := range state.Neighbors.entries {
+		if s, _ := state.Neighbors.Get(uint32(slot)); s != NeighborNone {
+			state.Neighbors.used++
+			if !c.neighbors[uint32(slot)] {
+				c.stale[uint32(slot)] = true
+			}
+		}
+	}
+	c.vpcs.passOver()
+	c.instances.passOver()
 	return c
 }
 
@@ -128,6 +138,15 @@ func newSlots(what string, capacity int, sessions func(uint32) int) slots {
 func (s *slots) resume(name string, slot uint32) {
 	s.known[name], s.current[name] = slot, slot
 	s.next = max(s.next, slot+1)
+}
+
+// passOver keeps slots from being given that sessions of names that are gone still count in.
+func (s *slots) passOver() {
+	for slot := s.next; int(slot) < s.capacity; slot++ {
+		if s.sessions(slot) != 0 {
+			s.next = slot + 1
+		}
+	}
 }
 
 func (s *slots) get(name string, taken map[string]uint32) (uint32, error) {
