@@ -15,25 +15,34 @@ import (
 
 func checkCommand() *cobra.Command {
 	var asJSON, strict bool
+	var target string
 	cmd := &cobra.Command{
 		Use:   "check PATH",
 		Short: "Check a configuration: all faults and warnings, with file and line",
 		Long:  "Check reads a configuration, a file or a directory of files, as weir run does.\nIt exits 0 if there is no fault, 1 otherwise; with --strict also on warnings.",
 		Args:  cobra.ExactArgs(1),
 		RunE: work(func(cmd *cobra.Command, args []string) error {
-			return check(cmd.OutOrStdout(), args[0], asJSON, strict)
+			return check(cmd.OutOrStdout(), args[0], target, asJSON, strict)
 		}),
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
+	cmd.Flags().StringVar(&target, "against", "", "also say what would change: `ADDR|PATH` of a running weir's API, with its sessions, or of another configuration")
 	cmd.Flags().BoolVar(&strict, "strict", false, "warnings fail too")
 	return cmd
 }
 
-func check(out io.Writer, path string, asJSON, strict bool) error {
+func check(out io.Writer, path, target string, asJSON, strict bool) error {
 	cfg, warnings, err := config.Load(path)
 	var faults config.Faults
 	if err != nil && !errors.As(err, &faults) {
 		return err
+	}
+	var p *preview
+	if target != "" && err == nil {
+		var failed error
+		if p, failed = against(path, target, cfg); failed != nil {
+			return failed
+		}
 	}
 	if asJSON {
 		enc := json.NewEncoder(out)
@@ -42,7 +51,8 @@ func check(out io.Writer, path string, asJSON, strict bool) error {
 			OK       bool             `json:"ok"`
 			Faults   []config.Fault   `json:"faults"`
 			Warnings []config.Warning `json:"warnings"`
-		}{err == nil, append([]config.Fault{}, faults...), append([]config.Warning{}, warnings...)}); err != nil {
+			Against  *preview         `json:"against,omitempty"`
+		}{err == nil, append([]config.Fault{}, faults...), append([]config.Warning{}, warnings...), p}); err != nil {
 			return err
 		}
 	} else {
@@ -59,6 +69,9 @@ func check(out io.Writer, path string, asJSON, strict bool) error {
 			}
 			fmt.Fprintf(out, "%s: good: %d ports, %d pools, %d gateways, %d VPCs, %d instances\n",
 				path, len(cfg.Ports), len(cfg.Pools), len(cfg.Gateways), len(cfg.VPCs), instances)
+			if p != nil {
+				p.print(out)
+			}
 		}
 	}
 	if err != nil || strict && len(warnings) > 0 {

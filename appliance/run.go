@@ -61,11 +61,12 @@ type control struct {
 	respond  *pipeline.Responder // nil until the data plane has said its MACs
 	plane    supervisor
 	status   metrics.Status
+	compare  chan chan comparison // who asks, answered between two other things
 }
 
 // run is the control process's life.
 func run(ctx context.Context, path, socket string, attach bool) error {
-	c := &control{path: path, log: newLogger(config.DefaultConfig.Log).With("process", "control")}
+	c := &control{path: path, compare: make(chan chan comparison), log: newLogger(config.DefaultConfig.Log).With("process", "control")}
 	next, loadErr := c.load()
 	if loadErr == nil {
 		c.log = newLogger(next.cfg.Log).With("process", "control")
@@ -121,6 +122,8 @@ func run(ctx context.Context, path, socket string, attach bool) error {
 	var counting atomic.Bool
 	for {
 		select {
+		case ask := <-c.compare:
+			ask <- comparison{c.cfg, c.compiler.Clone()}
 		case <-ctx.Done():
 			c.log.Info("stopping")
 			return nil
@@ -510,6 +513,10 @@ func (c *control) serve() (func(), error) {
 		return nil, fmt.Errorf("api.listen: %w; choose another address", err)
 	}
 	s := metrics.NewServer(c.state, c.ports(), &c.status, c.log)
+	mux := http.NewServeMux()
+	mux.Handle("/", s.Handler)
+	mux.HandleFunc("POST /api/v1/check", c.previewHandler)
+	s.Handler = mux
 	go func() {
 		if err := s.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
 			c.log.Error("api", "error", err)

@@ -77,7 +77,7 @@ func (w *Worker) late(k session.Key, p *Packet) (*session.Session, bool) {
 
 // usable ends a session that is over, by time or by a newer generation, and reports whether it lives.
 func (w *Worker) usable(ref uint32, s *session.Session) bool {
-	if w.over(s) || s.Generation != w.gen.Number && !w.recheck(s) {
+	if w.over(s) || s.Generation != w.gen.Number && !w.gen.recheck(s, w.tick) {
 		w.end(ref)
 		return false
 	}
@@ -106,8 +106,7 @@ func (w *Worker) end(ref uint32) {
 // gateway any more, or when its address, or port within its range, is not the instance's any more. When its address is
 // merely not eligible for the route's gateway any more, sessions.on_move decides; a session that began from outside
 // replies from the address it arrived on, whichever gateway the route names.
-func (w *Worker) recheck(s *session.Session) bool {
-	g := w.gen
+func (g *Generation) recheck(s *session.Session, tick uint32) bool {
 	h := g.host(0, s.External)
 	if h == nil || g.own(s.Remote) {
 		return false
@@ -139,7 +138,7 @@ func (w *Worker) recheck(s *session.Session) bool {
 		return false
 	case s.Flags&session.Draining == 0:
 		s.Flags |= session.Draining
-		if s.Drain = w.tick + g.h.Drain; g.h.Drain == 0 {
+		if s.Drain = tick + g.h.Drain; g.h.Drain == 0 {
 			return false
 		}
 	}
