@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"runtime/debug"
 	"runtime/metrics"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -70,7 +71,7 @@ type plane struct {
 	gens    [generations]pipeline.Generation
 	current uint64
 	ports   []*dpdk.Port
-	pool    *dpdk.Mempool
+	pools   map[int]*dpdk.Mempool // by NUMA node
 	workers []*worker
 	stop    atomic.Bool
 	running sync.WaitGroup
@@ -99,6 +100,10 @@ func (d *plane) start(payload []byte, stateFD, genFD int) error {
 	if err := g.Attach(genFD); err != nil {
 		return fmt.Errorf("generation: %w", err)
 	}
+	if len(c.Dataplane.Workers) != d.state.Workers() || len(c.Ports) != g.Ports() {
+		return fmt.Errorf("start: %d workers and %d ports, but segments for %d and %d",
+			len(c.Dataplane.Workers), len(c.Ports), d.state.Workers(), g.Ports())
+	}
 	d.current = g.Number
 	d.gens[g.Number%generations] = g
 	d.state.Sweep()
@@ -114,7 +119,7 @@ func (d *plane) start(payload []byte, stateFD, genFD int) error {
 	ready := make(chan error, len(c.Dataplane.Workers))
 	for i, core := range c.Dataplane.Workers {
 		w := &worker{
-			index: i, core: core, ports: d.ports, pool: d.pool, state: d.state, inject: d.state.Inject(i),
+			index: i, core: core, ports: d.ports, pool: d.pools[dpdk.SocketID(core)], state: d.state, inject: d.state.Inject(i),
 			pipe: pipeline.NewWorker(d.state, i, &d.gens[d.current%generations], pipeline.WorkerConfig{MACs: macs}),
 			gens: &d.gens, seen: d.current, idle: c.Dataplane.Idle, stop: &d.stop,
 		}
@@ -146,12 +151,27 @@ func (d *plane) open(c *startConfig) error {
 		return err
 	}
 	d.started = true
-	pool, err := dpdk.NewMempool("packets", poolSize(len(c.Ports), len(c.Dataplane.Workers)), dpdk.DataRoom(mtu), dpdk.SocketID(c.Dataplane.Workers[0]))
-	if err != nil {
-		return err
+	// A port receives into memory of its own node; a worker sends what control says from memory of its own.
+	d.pools = map[int]*dpdk.Mempool{}
+	pool := func(socket int) (*dpdk.Mempool, error) {
+		if p := d.pools[socket]; p != nil {
+			return p, nil
+		}
+		p, err := dpdk.NewMempool(fmt.Sprint("packets", socket), poolSize(len(c.Ports), len(c.Dataplane.Workers)), dpdk.DataRoom(mtu), socket)
+		if err == nil {
+			d.pools[socket] = p
+		}
+		return p, err
 	}
-	d.pool = pool
+	for _, core := range c.Dataplane.Workers {
+		if _, err := pool(dpdk.SocketID(core)); err != nil {
+			return err
+		}
+	}
 	for _, p := range c.Ports {
+		if err := claim(p.Device); err != nil {
+			return fmt.Errorf("port %q: %w", p.Name, err)
+		}
 		port, err := openPort(p, len(c.Dataplane.Workers), pool)
 		if err != nil {
 			return err
@@ -176,11 +196,36 @@ func poolSize(ports, workers int) int {
 	return n - 1
 }
 
+// claim keeps other data planes away from a network interface, which any number of processes could read. The lock is an
+// abstract Unix socket: it belongs to a network namespace, as interfaces do, and ends with the process. Any other device
+// has one owner anyway.
+func claim(device string) error {
+	_, args, _ := strings.Cut(device, ",")
+	for arg := range strings.SplitSeq(args, ",") {
+		name, ok := strings.CutPrefix(arg, "iface=")
+		if !ok {
+			continue
+		}
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("socket: %w", err)
+		}
+		if err := unix.Bind(fd, &unix.SockaddrUnix{Name: "@weir/interface/" + name}); err != nil {
+			unix.Close(fd)
+			if err == unix.EADDRINUSE {
+				return fmt.Errorf("interface %s: another data plane uses it, or another port; stop that one, or name another interface", name)
+			}
+			return fmt.Errorf("interface %s: lock: %w", name, err)
+		}
+	}
+	return nil
+}
+
 // openPort opens a device, promiscuous only if it does not take the MAC that the configuration wants.
-func openPort(p startPort, queues int, pool *dpdk.Mempool) (*dpdk.Port, error) {
+func openPort(p startPort, queues int, pool func(socket int) (*dpdk.Mempool, error)) (*dpdk.Port, error) {
 	c := dpdk.PortConfig{
 		Name: p.Name, Device: p.Device, MTU: p.MTU, MAC: p.MAC, RxQueues: queues, TxQueues: queues, AllMulticast: p.Groups,
-		Mempool: func(int) (*dpdk.Mempool, error) { return pool, nil },
+		Mempool: pool,
 	}
 	port, err := dpdk.OpenPort(c)
 	if err != nil || port.MACRefused() == nil {
@@ -241,9 +286,12 @@ func (d *plane) accept(l int) {
 	case d.control.fd == noConn:
 		d.control.fd = int(fd)
 	default:
+		if d.refused.fd != noConn {
+			d.refused.Close()
+		}
+		// Closed at the next time, not now: a question that nobody reads would turn the answer into a reset.
 		d.refused.fd = int(fd)
 		d.refused.send(msgFailed, 0, alreadyCommanded)
-		d.refused.Close()
 	}
 }
 
@@ -340,8 +388,8 @@ func (d *plane) close() error {
 	for _, p := range d.ports {
 		errs = append(errs, p.Close())
 	}
-	if d.pool != nil {
-		errs = append(errs, d.pool.Free())
+	for _, p := range d.pools {
+		errs = append(errs, p.Free())
 	}
 	if d.started {
 		errs = append(errs, dpdk.Cleanup())

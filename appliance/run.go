@@ -156,10 +156,12 @@ type loaded struct {
 	cfg      *config.Config
 	files    []config.File
 	warnings []config.Warning
+	took     time.Duration
 }
 
 // load reads what is on disk, twice, until two readings agree: a file that is being written is none.
 func (c *control) load() (*loaded, error) {
+	begin := time.Now()
 	files, err := config.ReadFiles(c.path)
 	for range 20 {
 		again, errAgain := config.ReadFiles(c.path)
@@ -179,7 +181,7 @@ func (c *control) load() (*loaded, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &loaded{cfg, files, warnings}, nil
+	return &loaded{cfg, files, warnings, time.Since(begin)}, nil
 }
 
 // source packs files as a generation keeps them.
@@ -297,9 +299,15 @@ func (c *control) prepare(next *loaded) error {
 	return nil
 }
 
+// maxLines bounds what one reload logs of a kind: weir check prints all of it.
+const maxLines = 20
+
 func (c *control) warn(warnings []config.Warning) {
-	for _, w := range warnings {
+	for _, w := range warnings[:min(len(warnings), maxLines)] {
 		c.log.Warn("configuration", "warning", w.String())
+	}
+	if more := len(warnings) - maxLines; more > 0 {
+		c.log.Warn("configuration: weir check prints the other warnings", "more", more)
 	}
 }
 
@@ -395,8 +403,11 @@ func (c *control) refused(err error) {
 	c.status.Reloaded(false, time.Now())
 	var faults config.Faults
 	if errors.As(err, &faults) {
-		for _, f := range faults {
+		for _, f := range faults[:min(len(faults), maxLines)] {
 			c.log.Error("reload refused", "fault", f.String())
+		}
+		if more := len(faults) - maxLines; more > 0 {
+			c.log.Error("reload refused: weir check prints the other faults", "more", more)
 		}
 	} else {
 		c.log.Error("reload refused", "error", err)
@@ -407,6 +418,7 @@ func (c *control) refused(err error) {
 // apply brings a loaded configuration into force. Without a change of meaning nothing happens.
 func (c *control) apply(next *loaded) error {
 	cfg := next.cfg
+	begin := time.Now()
 	if config.Equal(c.cfg, cfg) {
 		return nil
 	}
@@ -421,7 +433,7 @@ func (c *control) apply(next *loaded) error {
 		}
 	}
 	if percent := shrunk(c.cfg, cfg); percent > c.cfg.Reload.MaxShrink {
-		return fmt.Errorf("the change takes away %d %% of the instances and external addresses, more than reload.max_shrink allows (%d %%); "+
+		return fmt.Errorf("the change takes away %d %% of the instances or of the external addresses, more than reload.max_shrink allows (%d %%); "+
 			"raise that first if it is meant", percent, c.cfg.Reload.MaxShrink)
 	}
 	c.warn(next.warnings)
@@ -445,14 +457,13 @@ func (c *control) apply(next *loaded) error {
 	c.compiler.Retire()
 	c.status.Generation.Store(gen.Number)
 	old.Close()
-	for i, line := range changes {
-		if i == 20 {
-			c.log.Info("changed", "and", fmt.Sprintf("%d more", len(changes)-i))
-			break
-		}
+	for _, line := range changes[:min(len(changes), maxLines)] {
 		c.log.Info("changed", "what", line)
 	}
-	c.log.Info("reloaded", "generation", gen.Number)
+	if more := len(changes) - maxLines; more > 0 {
+		c.log.Info("changed", "more", more)
+	}
+	c.log.Info("reloaded", "generation", gen.Number, "load", next.took.Round(time.Microsecond), "apply", time.Since(begin).Round(time.Microsecond))
 	return refused
 }
 
@@ -473,34 +484,27 @@ func keepRestartOnly(cfg, running *config.Config) bool {
 	return true
 }
 
-// shrunk returns how much of the instances and external addresses of a is gone in b, in percent.
+// shrunk returns by how much b has fewer instances, or fewer external addresses, than a: the larger of the two, in percent.
 func shrunk(a, b *config.Config) int {
-	objects := func(c *config.Config) map[string]bool {
-		m := map[string]bool{}
+	count := func(c *config.Config) (instances, external int) {
 		for _, v := range c.VPCs {
-			for _, in := range v.Instances {
-				m[v.Name+"/"+in.Name] = true
-				for _, e := range slices.Concat(in.Floating, in.Ephemeral) {
-					m[e.String()] = true
-				}
-				for _, s := range in.SNAT {
-					m[fmt.Sprint(s)] = true
-				}
+			instances += len(v.Instances)
+			for i := range v.Instances {
+				in := &v.Instances[i]
+				external += len(in.Floating) + len(in.Ephemeral) + len(in.SNAT) + len(in.Attached)
 			}
 		}
-		return m
+		return
 	}
-	before, after := objects(a), objects(b)
-	gone := 0
-	for k := range before {
-		if !after[k] {
-			gone++
+	percent := func(before, after int) int {
+		if before == 0 {
+			return 0
 		}
+		return (before - after) * 100 / before
 	}
-	if len(before) == 0 {
-		return 0
-	}
-	return gone * 100 / len(before)
+	i, e := count(a)
+	j, f := count(b)
+	return max(percent(i, j), percent(e, f))
 }
 
 // serve starts the HTTP server, if the configuration names an address, and returns what ends it.

@@ -57,7 +57,7 @@ type startPort struct {
 type conn struct {
 	fd   int
 	buf  [maxMessage]byte
-	oob  [64]byte
+	oob  [unix.SizeofCmsghdr + 4*4]byte // four descriptors; the kernel closes what is beyond
 	fds  [4]int
 	nfds int
 	hdr  unix.Msghdr
@@ -101,8 +101,6 @@ func (c *conn) receive() (messageKind, uint64, []byte, error) {
 		return 0, 0, nil, io.EOF
 	case e != 0:
 		return 0, 0, nil, e
-	case n < messageHeader:
-		return 0, 0, nil, errors.New("a message without its header")
 	}
 	// One control message: SOL_SOCKET, SCM_RIGHTS, then the descriptors as 32-bit numbers.
 	if used := c.oob[:c.hdr.Controllen]; len(used) >= unix.SizeofCmsghdr {
@@ -110,6 +108,12 @@ func (c *conn) receive() (messageKind, uint64, []byte, error) {
 			c.fds[c.nfds] = int(int32(binary.LittleEndian.Uint32(d)))
 			c.nfds++
 		}
+	}
+	switch {
+	case c.hdr.Flags&unix.MSG_TRUNC != 0:
+		return 0, 0, nil, fmt.Errorf("a message of more than %d bytes", maxMessage)
+	case n < messageHeader:
+		return 0, 0, nil, errors.New("a message without its header")
 	}
 	return messageKind(binary.LittleEndian.Uint32(c.buf[:])), binary.LittleEndian.Uint64(c.buf[8:]), c.buf[messageHeader:n], nil
 }

@@ -6,7 +6,7 @@
 //	go run ./deploy/scale --instances 100000 --vpcs 10000 --gateways 1000 --files 100 DIR
 //
 // DIR then holds weir.yaml and the instances in files of their own: a directory that weir run and weir check read. The devices
-// are net_null ones: it runs anywhere.
+// are net_ring ones: it runs anywhere.
 package main
 
 import (
@@ -56,8 +56,8 @@ func (c *scale) write(dir string) error {
 	perPool += 2 * ((c.instances+c.vpcs-1)/c.vpcs + 1) // a VPC's instances never straddle two pools
 	err := file(filepath.Join(dir, "weir.yaml"), func(w *bufio.Writer) {
 		fmt.Fprintf(w, "version: 1\napi: {listen: \"127.0.0.1:9474\"}\ndataplane: {memory: 256MiB, sessions: 1048576}\nports:\n"+
-			"  - {name: out, device: net_null0, side: outside, addresses: [198.51.100.2/24], next_hops: [{address: 198.51.100.1, mac: \"02:00:00:00:00:fe\"}]}\n"+
-			"  - {name: in, device: net_null1, side: inside}\npools:\n")
+			"  - {name: out, device: net_ring0, side: outside, addresses: [198.51.100.2/24], next_hops: [{address: 198.51.100.1, mac: \"02:00:00:00:00:fe\"}]}\n"+
+			"  - {name: in, device: net_ring1, side: inside}\npools:\n")
 		for g := range c.gateways {
 			fmt.Fprintf(w, "  - {name: pool-%d, ranges: [%s-%s]}\n", g, external(g*perPool), external(g*perPool+perPool-1))
 		}
