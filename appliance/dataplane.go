@@ -23,6 +23,7 @@ import (
 	"weir/config"
 	"weir/dpdk"
 	"weir/pipeline"
+	"weir/pipeline/fault"
 )
 
 func dataplaneCommand() *cobra.Command {
@@ -346,20 +347,23 @@ func (d *plane) publish(number uint64, fd int) error {
 		return errors.New("publish: no segment came with it")
 	}
 	g := &d.gens[number%generations]
-	if number <= d.current || number >= d.current+generations {
+	if number <= d.current || number%generations == d.current%generations {
 		unix.Close(fd)
 		return fmt.Errorf("publish: generation %d after %d", number, d.current)
 	}
 	if err := g.Attach(fd); err != nil {
 		return err
 	}
+	fault.Point("reload.before-publish")
 	d.state.Publish(number)
+	fault.Point("reload.published")
 	for w := range d.workers {
 		for d.state.Seen(w) != number {
 			ts := unix.Timespec{Nsec: 50_000}
 			unix.Nanosleep(&ts, nil)
 		}
 	}
+	fault.Point("reload.before-release")
 	old := d.current
 	d.current = number
 	return d.gens[old%generations].Close()

@@ -91,7 +91,7 @@ func run(ctx context.Context, path, socket string, attach bool) error {
 	if err := c.begin(ctx, live, next, loadErr); err != nil {
 		return err
 	}
-	defer c.state.Segment.Close()
+	// The state stays mapped to the end: a scrape that its client has given up may still read it.
 	api, err := c.serve()
 	if err != nil {
 		return err

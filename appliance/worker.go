@@ -40,8 +40,11 @@ const burstSize = 32
 // loop runs until stop is set.
 func (w *worker) loop() {
 	var last int64
+	before := monotonic()
 	for !w.stop.Load() {
 		now := monotonic()
+		w.pipe.Turned(now - before)
+		before = now
 		if n := w.state.Published(); n != w.seen {
 			w.pipe.SetGeneration(&w.gens[n%generations])
 			w.seen = n
@@ -70,7 +73,9 @@ func (w *worker) loop() {
 			w.empty = 0
 		} else {
 			w.pipe.Polled(polls, polls, 0)
-			w.rest()
+			if w.rest() {
+				before = monotonic()
+			}
 		}
 	}
 	w.pipe.Abandon()
@@ -165,13 +170,14 @@ const (
 	maxSleep  = 500_000
 )
 
-func (w *worker) rest() {
+func (w *worker) rest() (slept bool) {
 	w.empty++
 	if w.idle == config.IdleBusy || w.empty < spinTurns {
-		return
+		return false
 	}
 	ts := unix.Timespec{Nsec: int64(min(minSleep<<min((w.empty-spinTurns)/64, 5), maxSleep))}
 	unix.Syscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&ts)), 0, 0)
+	return true
 }
 
 // run pins the thread and loops. ready is told once the thread is registered, or why it could not be.

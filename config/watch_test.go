@@ -45,7 +45,7 @@ func watch(t *testing.T, path string, poll time.Duration) *watched {
 
 // contents returns what a file holds, or the files of a directory one after the other.
 func contents(path string) string {
-	files, err := readFiles(path)
+	files, err := ReadFiles(path)
 	if err != nil {
 		return "unreadable"
 	}

@@ -61,6 +61,7 @@ var (
 	polls       = desc("worker_polls_total", "Receive calls of a worker.", worker)
 	emptyPolls  = desc("worker_empty_polls_total", "Receive calls that brought nothing.", worker)
 	busy        = desc("worker_busy_seconds_total", "Time a worker spent in turns that found work.", worker)
+	turns       = desc("worker_turn_seconds", "How long the worker's turns took, sleeps left out: the long ones are its absences from its queues.", worker)
 	up          = desc("dataplane_up", "Whether the data plane forwards.", nil)
 	restarts    = desc("dataplane_restarts_total", "Data planes started after one died.", nil)
 	collections = desc("dataplane_collections", "Runs of Go's garbage collector in the data plane since its start; expected 0.", nil)
@@ -103,6 +104,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		count(emptyPolls, k.EmptyPolls, name)
 		ch <- prometheus.MustNewConstMetric(busy, prometheus.CounterValue, float64(k.BusyNanoseconds)/1e9, name)
 		gauge(live, float64(k.Sessions), name)
+		ch <- turnHistogram(k, name)
 	}
 	for i, name := range c.ports {
 		count(rxPackets, sum.Received[i], name)
@@ -144,6 +146,20 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	r := c.state.Runtime()
 	gauge(collections, float64(r.Collections))
 	gauge(heap, float64(r.HeapBytes))
+}
+
+// turnHistogram makes powers of two of nanoseconds from 1 us to 67 ms into a Prometheus histogram.
+func turnHistogram(k *pipeline.Counters, worker string) prometheus.Metric {
+	const first, last = 10, 26
+	buckets := make(map[float64]uint64, last-first+1)
+	var n uint64
+	for i, c := range k.Turns {
+		n += c
+		if i >= first && i <= last {
+			buckets[float64(uint64(1)<<i)/1e9] = n
+		}
+	}
+	return prometheus.MustNewConstHistogram(turns, n, float64(k.TurnsNanoseconds)/1e9, buckets, worker)
 }
 
 func truth(b bool) float64 {

@@ -82,6 +82,7 @@ func Resume(state *State, g *Generation) *Compiler {
 func (c *Compiler) Compile(cfg *config.Config) (*Generation, error) {
 	b := builder{c: c, cfg: cfg, neighbors: map[uint32]bool{}, newVPCs: map[string]uint32{}, newInstances: map[string]uint32{}}
 	if err := b.build(); err != nil {
+		b.revert()
 		return nil, err
 	}
 	h := genHeader{Number: c.number + 1, HostSecret: b.hostSecret, Spread: uint8(cfg.Sessions.Spread),
@@ -96,6 +97,7 @@ func (c *Compiler) Compile(cfg *config.Config) (*Generation, error) {
 	b.source = c.Source
 	g, err := store(h, &b.tables)
 	if err != nil {
+		b.revert()
 		return nil, err
 	}
 	c.number++
@@ -189,7 +191,14 @@ type builder struct {
 	hostList              []host
 	hostSecret            uint64
 	neighbors             map[uint32]bool
+	changed               []changedNeighbor
 	newVPCs, newInstances map[string]uint32
+}
+
+// changedNeighbor is an entry of the neighbor table that the compilation made or changed, and its word before; 0: none.
+type changedNeighbor struct {
+	slot uint32
+	was  uint64
 }
 
 type poolRange struct {
@@ -333,21 +342,37 @@ func (b *builder) buildPorts() error {
 func (b *builder) neighbor(port int, a inet.Addr, mac config.MAC) (uint32, error) {
 	n := b.c.state.Neighbors
 	slot := n.Find(uint8(port), a)
-	var err error
-	switch {
-	case mac != config.MAC{}:
-		slot, err = n.Set(uint8(port), a, NeighborStatic, mac)
-	case slot == NoNeighbor:
-		slot, err = n.Set(uint8(port), a, NeighborIncomplete, config.MAC{})
-	default:
-		if state, _ := n.Get(slot); state == NeighborStatic {
-			slot, err = n.Set(uint8(port), a, NeighborIncomplete, config.MAC{})
+	var was, word uint64
+	if slot != NoNeighbor {
+		was = atomic.LoadUint64(&n.entries[slot].word)
+		word = was
+	}
+	if static := NeighborState(was>>48) == NeighborStatic; mac != (config.MAC{}) {
+		word = uint64(NeighborStatic)<<48 | macWord(mac)
+	} else if static || was == 0 {
+		word = uint64(NeighborIncomplete) << 48
+	}
+	if word != was {
+		var err error
+		if slot, err = n.Set(uint8(port), a, NeighborState(word>>48), macOf(word)); err != nil {
+			return slot, err
+		}
+		b.changed = append(b.changed, changedNeighbor{slot, was})
+	}
+	b.neighbors[slot] = true
+	return slot, nil
+}
+
+// revert undoes what the compilation did to the table of neighbors.
+func (b *builder) revert() {
+	n := b.c.state.Neighbors
+	for _, c := range slices.Backward(b.changed) {
+		if c.was == 0 {
+			n.Remove(c.slot)
+		} else {
+			atomic.StoreUint64(&n.entries[c.slot].word, c.was)
 		}
 	}
-	if err == nil {
-		b.neighbors[slot] = true
-	}
-	return slot, err
 }
 
 // noPort is where a VPC without attachment is reached: nowhere.
@@ -385,7 +410,7 @@ func (b *builder) buildVPC(vi int, attached *[2][]rangeItem, shared map[inet.Add
 		}
 	}
 	routing := b.buildRoutes(v)
-	rec := vpcRecord{Slot: slot, Limit: uint32(cmp.Or(v.PerVPC, b.cfg.Sessions.PerVPC)), Tags: uint32(len(routing.gateways))}
+	rec := vpcRecord{Slot: slot, Limit: uint32(v.PerVPC), Tags: uint32(len(routing.gateways))}
 	var sources [2][]rangeItem
 	for i := range v.Instances {
 		in := &v.Instances[i]
@@ -531,7 +556,7 @@ func (b *builder) buildInstance(v *config.VPC, in *config.Instance, vi uint32, r
 	rec = instanceRecord{
 		Addr:       [2]inet.Addr{inet.FromNetip(in.Address4), inet.FromNetip(in.Address6)},
 		VPC:        vi,
-		Limit:      uint32(cmp.Or(in.PerInstance, b.cfg.Sessions.PerInstance)),
+		Limit:      uint32(in.PerInstance),
 		Selections: uint32(len(b.selections)),
 		Routes:     [2]uint32{NoTable, NoTable},
 		Neighbor:   [2]uint32{NoNeighbor, NoNeighbor},

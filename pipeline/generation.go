@@ -320,7 +320,8 @@ func store(h genHeader, t *tables) (*Generation, error) {
 	return g, nil
 }
 
-// Attach maps the generation behind fd into g, which must be zero or closed, and takes fd over. It allocates nothing.
+// Attach maps the generation behind fd into g, which must be zero or closed, and takes fd over, also when it fails. It
+// allocates nothing.
 func (g *Generation) Attach(fd int) error {
 	if err := g.segment.Map(fd); err != nil {
 		return err

@@ -175,7 +175,9 @@ func (w *Worker) fromInside(s *session.Session, p *Packet) {
 		w.state.removeUnconfirmed(w.sessions, s)
 		s.SetState(firstState(p.kind))
 	}
-	s.Last = w.tick
+	if p.tcpFlags&tcpRST == 0 { // which may answer what came from outside (RFC 7857 §8)
+		s.Last = w.tick
+	}
 	if p.kind == kindTCP {
 		w.trackTCP(s, p.tcpFlags, true)
 	}
@@ -236,8 +238,10 @@ func (w *Worker) trackTCP(s *session.Session, flags uint8, inside bool) {
 		}
 	}
 	if st != s.State() {
+		if s.State() == session.TCPOpen { // the closing timer begins; resets and SYNs in turn must not keep a session alive
+			s.Last = w.tick
+		}
 		s.SetState(st)
-		s.Last = w.tick
 	}
 	if fl != s.Flags {
 		s.Flags = fl

@@ -38,6 +38,12 @@ type Neighbors struct {
 	used    int // control only
 }
 
+// is compares the address. Control may be between its two stores; but then word is 0, so a reader who finds a word
+// and asks once more has seen a whole address.
+func (e *neighbor) is(a inet.Addr) bool {
+	return atomic.LoadUint64(&e.addr.Hi) == a.Hi && atomic.LoadUint64(&e.addr.Lo) == a.Lo
+}
+
 // maxNeighborProbe bounds a search.
 const maxNeighborProbe = 128
 
@@ -59,7 +65,7 @@ func (n *Neighbors) Find(port uint8, a inet.Addr) uint32 {
 		switch link := atomic.LoadUint32(&e.link); {
 		case link == 0:
 			return NoNeighbor
-		case link == uint32(port)+1 && e.addr == a && atomic.LoadUint64(&e.word) != 0:
+		case link == uint32(port)+1 && e.is(a) && atomic.LoadUint64(&e.word) != 0 && e.is(a):
 			return at
 		}
 		at = (at + 1) & mask
@@ -75,7 +81,8 @@ func (n *Neighbors) Get(slot uint32) (NeighborState, config.MAC) {
 
 // At returns what the neighbor in slot is the neighbor of.
 func (n *Neighbors) At(slot uint32) (port uint8, a inet.Addr) {
-	return uint8(n.entries[slot].link - 1), n.entries[slot].addr
+	e := &n.entries[slot]
+	return uint8(atomic.LoadUint32(&e.link) - 1), inet.Addr{Hi: atomic.LoadUint64(&e.addr.Hi), Lo: atomic.LoadUint64(&e.addr.Lo)}
 }
 
 // Set makes or changes an entry. Only control calls it.
@@ -89,7 +96,8 @@ func (n *Neighbors) Set(port uint8, a inet.Addr, state NeighborState, mac config
 	at := n.start(port, a) & mask
 	for range maxNeighborProbe {
 		if e := &n.entries[at]; atomic.LoadUint64(&e.word) == 0 {
-			e.addr = a
+			atomic.StoreUint64(&e.addr.Hi, a.Hi)
+			atomic.StoreUint64(&e.addr.Lo, a.Lo)
 			atomic.StoreUint32(&e.link, uint32(port)+1)
 			atomic.StoreUint64(&e.word, word)
 			n.used++

@@ -18,6 +18,7 @@
 package pipeline
 
 import (
+	"math/bits"
 	"math/rand/v2"
 	"sync/atomic"
 
@@ -176,6 +177,12 @@ func (w *Worker) Originated(port, frames int, bytes uint64) {
 	w.counters.Originated += uint64(frames)
 	w.counters.Transmitted[port] += uint64(frames)
 	w.counters.TransmittedBytes[port] += bytes
+}
+
+// Turned counts one turn of the loop that took so many nanoseconds.
+func (w *Worker) Turned(nanos int64) {
+	w.counters.Turns[min(bits.Len64(uint64(nanos)), TurnBuckets-1)]++
+	w.counters.TurnsNanoseconds += uint64(nanos)
 }
 
 // Polled counts n receive calls, empty of which brought nothing, and the nanoseconds of turns with work.

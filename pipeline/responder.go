@@ -24,6 +24,7 @@ type Responder struct {
 	Passive bool
 
 	probes map[probeKey]*probe
+	scan   int64 // when to look through the probes next
 	buf    []byte
 	lost   uint64
 }
@@ -46,6 +47,7 @@ type probe struct {
 const (
 	probeInterval   = int64(1e9)
 	probeTries      = 3
+	scanInterval    = int64(100e6)
 	hopInterval     = int64(10e9)  // a next hop is asked again after this
 	reaskInterval   = int64(300e9) // any other neighbor
 	maxDynamicProbe = 4096         // neighbors that no configuration names
@@ -59,9 +61,18 @@ func NewResponder(s *State, macs []config.MAC) *Responder {
 // Configure tells of the generation that answers are to follow, and of the configuration it was compiled from.
 func (r *Responder) Configure(cfg *config.Config, g *Generation) {
 	r.cfg, r.gen = cfg, g
+	named := map[uint32]bool{}
+	for i := range g.instances {
+		for _, slot := range g.instances[i].Neighbor {
+			named[slot] = true
+		}
+	}
 	for k, p := range r.probes {
-		if p.hop || r.state.Neighbors.Find(k.port, k.addr) == NoNeighbor {
+		slot := r.state.Neighbors.Find(k.port, k.addr)
+		if p.hop || slot == NoNeighbor {
 			delete(r.probes, k)
+		} else if named[slot] {
+			p.dynamic = false // so that nobody removes it
 		}
 	}
 	for i := range g.hops {
@@ -81,8 +92,12 @@ func (r *Responder) Poll(now int64) {
 			ring.Pop()
 		}
 	}
+	if r.Passive || now < r.scan {
+		return
+	}
+	r.scan = now + scanInterval
 	for k, p := range r.probes {
-		if now >= p.next && !r.Passive {
+		if now >= p.next {
 			r.ask(k, p, now)
 		}
 	}
@@ -156,7 +171,11 @@ func (r *Responder) ipv6(port uint8, e header.Ethernet, ip header.IPv6, now int6
 		}
 		if r.answers(port, s.Target()) {
 			flags := uint8(header.NDPRouter | header.NDPSolicited | header.NDPOverride)
-			r.send(port, header.AppendNeighborAdvertisement(r.frame(e.Src(), port, typeIPv6), header.MAC(r.macs[port]), flags, s.Target(), ip.Src(), s.Target()))
+			to := e.Src()
+			if ip.Src().IsUnspecified() { // duplicate detection: all nodes shall hear it
+				to = header.MulticastMAC(netip.IPv6LinkLocalAllNodes())
+			}
+			r.send(port, header.AppendNeighborAdvertisement(r.frame(to, port, typeIPv6), header.MAC(r.macs[port]), flags, s.Target(), ip.Src(), s.Target()))
 		}
 		return
 	}
@@ -257,7 +276,8 @@ func (r *Responder) want(k probeKey, now int64) {
 		r.probes[k] = p
 	}
 	if !p.wanted {
-		p.wanted, p.tries, p.next = true, 0, now
+		p.wanted, p.tries = true, 0
+		r.ask(k, p, now)
 	}
 }
 

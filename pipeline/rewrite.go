@@ -62,8 +62,11 @@ func (p *Packet) translate(ip []byte) {
 		putSum(t[2:4], sum)
 	default:
 		// Other protocols keep their ports; these two have a pseudo-header (RFC 3828 §3.1, RFC 4340 §9.1).
-		if p.proto == protoLite || p.proto == protoDCCP {
+		switch p.proto {
+		case protoLite:
 			putSum(t[6:8], p.delta.ApplyUDP(binary.BigEndian.Uint16(t[6:])))
+		case protoDCCP: // 0 is a sum like any other
+			putSum(t[6:8], p.delta.Apply(binary.BigEndian.Uint16(t[6:])))
 		}
 	}
 }

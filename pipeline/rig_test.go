@@ -238,3 +238,33 @@ func (r *rig) only() *session.Session {
 	}
 	return found
 }
+
+// rigConfig has an instance of each kind, in both families: one with a floating address and an attached prefix, one with
+// three floating addresses, one with an ephemeral one, one with a range of ports. Port 0 is inside, 1 outside.
+const rigConfig = `
+version: 1
+dataplane: {sessions: 4096}
+ports:
+  - {name: in, device: net_null0, side: inside}
+  - {name: out, device: net_null1, side: outside, addresses: [198.51.100.2/24, "2001:db8::2/64"],
+     next_hops: [{address: 198.51.100.1, mac: "02:00:00:00:02:01"}, {address: "2001:db8::1", mac: "02:00:00:00:02:01"}]}
+pools:
+  - {name: p, ranges: [192.0.2.0/24, "2001:db8:1::/64"]}
+  - {name: attached, ranges: [203.0.113.0/24, "2001:db8:2::/48"]}
+gateways:
+  - {name: g, id: 00000000-0000-4000-8000-000000000001, pools: [p, attached]}
+vpcs:
+  - name: v
+    attach: [{port: in, addresses: [10.0.0.1/16, "fd00::1/64"]}]
+    subnets: [10.0.0.0/16, "fd00::/64"]
+    routes: [{to: 0.0.0.0/0, gateway: g}, {to: "::/0", gateway: g}, {to: 100.64.0.0/10, drop: true}]
+    instances:
+      - {name: one, addresses: [10.0.0.5, "fd00::5"], mac: "02:00:00:00:01:05", transit: [10.9.0.0/24],
+         external: {floating: [192.0.2.5, "2001:db8:1::5"], attached: [203.0.113.16/28, "2001:db8:2::/64"]}}
+      - {name: shared, addresses: [10.0.0.6, "fd00::6"], mac: "02:00:00:00:01:06",
+         external: {snat: [{address: 192.0.2.6, ports: 1024-65535}, {address: "2001:db8:1::6", ports: 1024-65535}]}}
+      - {name: several, addresses: [10.0.0.7, "fd00::7"], mac: "02:00:00:00:01:07",
+         external: {floating: [192.0.2.20, 192.0.2.21, 192.0.2.22, "2001:db8:1::20", "2001:db8:1::21"]}}
+      - {name: brief, addresses: [10.0.0.8], mac: "02:00:00:00:01:08", external: {ephemeral: [192.0.2.30]}}
+      - {name: none, addresses: [10.0.0.9, "fd00::9"], mac: "02:00:00:00:01:09"}
+`

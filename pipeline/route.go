@@ -36,11 +36,14 @@ func (w *Worker) routeOne(port int, p *Packet) Reason {
 	g := w.gen
 	vi := uint32(g.ports[port].VPC)
 	domain := vi + 1
+	if p.local == p.remote {
+		return Martian
+	}
 	to := g.host(domain, p.remote)
 	if to != nil && to.Kind == hostOwn {
 		return punted
 	}
-	if martian(p.remote) || p.local == p.remote {
+	if martian(p.remote) {
 		return Martian
 	}
 	// Whose is the source: an instance's own address, or a prefix behind an instance.
@@ -127,14 +130,17 @@ func (w *Worker) deliver(b *Burst) {
 func (w *Worker) deliverOne(p *Packet) Reason {
 	g := w.gen
 	h := g.host(0, p.local)
-	if h != nil && h.Kind == hostOwn {
-		return punted
-	}
-	if martian(p.remote) || private(p.remote) || p.local == p.remote {
+	if p.local == p.remote {
 		return Martian
 	}
 	if g.own(p.remote) {
 		return OwnSource
+	}
+	if h != nil && h.Kind == hostOwn {
+		return punted
+	}
+	if martian(p.remote) || private(p.remote) {
+		return Martian
 	}
 	if h == nil {
 		if r := g.find(attachedTables+uint32(p.family), p.local); r != 0 {

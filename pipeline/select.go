@@ -205,6 +205,11 @@ func (w *Worker) inbound(p *Packet, in *instanceRecord, h *host) {
 			return
 		}
 	}
+	// The inside key may be taken by a flow that the instance began and that left by another address: that one stays.
+	key := session.InsideKey(w.gen.vpcs[in.VPC].Slot, in.Addr[f], p.remote, p.localPort, p.remotePort, p.proto)
+	if ref := w.sessions.Find(&key); ref != session.None && w.usable(ref, w.sessions.At(ref)) {
+		return
+	}
 	// At most a quarter of what the instance may have; the oldest gives way.
 	u := &w.state.instances[in.Slot]
 	if quarter := w.quarter(in); u.Unconfirmed >= quarter {
@@ -212,11 +217,6 @@ func (w *Worker) inbound(p *Packet, in *instanceRecord, h *host) {
 			return
 		}
 		w.end(u.Oldest)
-	}
-	// The inside key may be taken by a flow that the instance began and that left by another address: that one stays.
-	key := session.InsideKey(w.gen.vpcs[in.VPC].Slot, in.Addr[f], p.remote, p.localPort, p.remotePort, p.proto)
-	if ref := w.sessions.Find(&key); ref != session.None && w.usable(ref, w.sessions.At(ref)) {
-		return
 	}
 	if w.create(p, in, in.Addr[f], p.local, p.localPort, h.Ports, session.FromOutside) == Pass {
 		w.counts.stateless--

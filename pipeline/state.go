@@ -156,7 +156,7 @@ func newRandom(seed *[32]byte) *mathrand.ChaCha8 {
 	return mathrand.NewChaCha8(key)
 }
 
-// AttachState maps the state segment behind fd and takes fd over.
+// AttachState maps the state segment behind fd and takes fd over, also when it fails.
 func AttachState(fd int) (*State, error) {
 	s := new(memory.Segment)
 	if err := s.Map(fd); err != nil {

@@ -52,7 +52,6 @@ func create(name string, size uint64, flags int) (*Segment, error) {
 	}
 	s := new(Segment)
 	if err := s.Map(fd); err != nil {
-		unix.Close(fd)
 		return nil, fmt.Errorf("segment %s: %w", name, err)
 	}
 	return s, nil
@@ -60,18 +59,21 @@ func create(name string, size uint64, flags int) (*Segment, error) {
 
 func roundUp(n, to uint64) uint64 { return (n + to - 1) / to * to }
 
-// Map maps the segment behind fd into s, which must be zero or closed, populates it and takes fd over. It
-// allocates nothing.
+// Map maps the segment behind fd into s, which must be zero or closed, populates it and takes fd over, also when it fails.
+// It allocates nothing.
 func (s *Segment) Map(fd int) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
+		unix.Close(fd)
 		return fmt.Errorf("fstat: %w", err)
 	}
 	if st.Size <= 0 {
+		unix.Close(fd)
 		return errors.New("the segment is empty")
 	}
 	p, err := unix.MmapPtr(fd, 0, nil, uintptr(st.Size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_POPULATE)
 	if err != nil {
+		unix.Close(fd)
 		return fmt.Errorf("mmap of %d MiB: %w", st.Size>>20, err)
 	}
 	// Tenants' addresses are in here: keep them out of core dumps.

@@ -31,6 +31,9 @@ func (t *Table) Check() error {
 			}
 			continue
 		}
+		if s.State() == Free || s.State() >= NumStates {
+			return fmt.Errorf("session table: session %d is in state %d, which is none", i, s.State())
+		}
 		inside, outside := s.keys()
 		if got := t.Find(&inside); got != uint32(i) {
 			return fmt.Errorf("session table: the inside key of session %d finds %d", i, int32(got))

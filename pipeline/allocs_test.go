@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pipeline
+
+import (
+	"encoding/binary"
+	"slices"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"weir/config"
+)
+
+// Nothing on the way of a packet allocates, whatever becomes of it.
+func TestNoAllocations(t *testing.T) {
+	established := func(line string) []string { return []string{line} }
+	for _, c := range []struct {
+		name  string
+		port  int
+		lines []string
+		fresh bool // another remote port each time
+		check func(c *Counters, bursts uint64) bool
+	}{
+		{"established", 0, established("udp 10.0.0.5:1 > 8.8.8.8:53"), false, func(c *Counters, _ uint64) bool { return c.SessionsCreated == 1 }},
+		{"established through SNAT", 0, established("udp 10.0.0.6:1 > 8.8.8.8:53"), false, func(c *Counters, _ uint64) bool { return c.SessionsCreated == 1 }},
+		{"new sessions", 0, []string{"udp 10.0.0.7:1 > 8.8.8.8:53", "udp [fd00::7]:1 > [2001:4860::8]:53"}, true, func(c *Counters, n uint64) bool { return c.SessionsCreated >= 2*n }},
+		{"new sessions through SNAT", 0, []string{"udp 10.0.0.6:1 > 8.8.8.8:53", "tcp [fd00::6]:1 > [2001:4860::8]:53 SYN"}, true, func(c *Counters, n uint64) bool { return c.SessionsCreated >= 2*n }},
+		{"from outside", 1, []string{"udp 8.8.8.8:1 > 192.0.2.20:53", "udp 8.8.8.8:1 > 203.0.113.17:5"}, true, func(c *Counters, n uint64) bool { return c.SessionsCreated > n/4 }},
+		{"drops", 0, []string{"udp 10.0.0.77:1 > 8.8.8.8:53", "udp 10.0.0.9:1 > 8.8.8.8:53", "udp 10.0.0.5:1 > 100.64.0.1:5", "udp 10.0.0.5:1 > 8.8.8.8:5 ttl=1", "raw 00"}, true,
+			func(c *Counters, n uint64) bool { return c.Totals().Dropped >= 5*n }},
+		{"punts", 0, []string{"arp who-has 10.0.0.1 tell 10.0.0.5", "icmp echo-request 10.0.0.5 > 10.0.0.1 id=1"}, false, func(c *Counters, n uint64) bool { return c.Punted > n/2 }},
+		{"holds", 0, []string{"udp 10.0.0.5:1 > 10.0.0.99:53", "udp 10.0.0.5:1 > 10.0.0.98:53"}, true, func(c *Counters, n uint64) bool { return c.Dropped[NeighborUnresolved] > n/2 }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := newRig(t, rigConfig, config.MAC{})
+			var b Burst
+			b.Port = c.port
+			frames := make([][]byte, len(c.lines))
+			data := make([][]byte, len(c.lines))
+			for i, l := range c.lines {
+				frames[i] = parseLine(t, c.port, l)
+				data[i] = slices.Clone(frames[i])
+			}
+			n := uint16(0)
+			bursts := uint64(0)
+			run := func() {
+				n++
+				bursts++
+				b.N = len(frames)
+				for i := range frames {
+					copy(data[i], frames[i])
+					if at := 36; c.fresh && len(data[i]) > at {
+						if data[i][12] == 0x86 {
+							at = 56
+						}
+						if c.port == 1 {
+							at -= 2 // the remote's port
+						}
+						binary.BigEndian.PutUint16(data[i][at:], 1000+n)
+					}
+					b.Packets[i].Data, b.Packets[i].Handle = data[i], uintptr(i)
+				}
+				r.Process(&b)
+				r.drain()
+				r.Expire(16)
+				if m := r.punts.Peek(); m != nil {
+					r.punts.Pop()
+				}
+				if n%64 == 0 {
+					r.after(4 * time.Second) // so that what is held ends
+					r.Release()
+					r.drain()
+					r.punts.reset()
+				}
+			}
+			if allocs := testing.AllocsPerRun(500, run); allocs != 0 {
+				t.Errorf("%v allocations a burst", allocs)
+			}
+			if !c.check(r.counters, bursts) {
+				t.Errorf("the case does not do what it says in %d bursts: %+v", bursts, r.counters)
+			}
+		})
+	}
+}
+
+// Taking a generation over, and letting it go, allocates nothing in the data plane.
+func TestAttachAllocatesNothing(t *testing.T) {
+	r := newRig(t, rigConfig, config.MAC{})
+	var g Generation
+	if n := testing.AllocsPerRun(20, func() {
+		fd, err := unix.Dup(r.gens[0].FD())
+		if err == nil {
+			err = g.Attach(fd)
+		}
+		if err == nil {
+			err = g.Close()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}

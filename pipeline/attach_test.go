@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pipeline
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"weir/config"
+	"weir/pipeline/memory"
+)
+
+// Of a segment whose header is not this program's, nothing is read but the header.
+func TestAttachRefuses(t *testing.T) {
+	cfg, _, err := config.Parse([]config.File{{Name: "test.yaml", Data: []byte(`version: 1
+ports:
+  - {name: in, side: inside, device: net_null0}
+  - {name: out, side: outside, device: net_null1, addresses: [198.51.100.2/24], next_hops: [198.51.100.1]}
+`)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// fresh returns new segments, and what gives their descriptors away as a socket does.
+	fresh := func(t *testing.T) (state *memory.Segment, generation *memory.Segment) {
+		s, err := NewState(StateConfig{Workers: 1, Sessions: 64})
+		if err != nil {
+			t.Fatal(err)
+		}
+		g, err := NewCompiler(s, nil).Compile(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			g.Close()
+			s.Segment.Close()
+		})
+		return s.Segment, &g.segment
+	}
+	attach := map[string]func(fd int) error{
+		"state": func(fd int) error {
+			s, err := AttachState(fd)
+			if err == nil {
+				err = s.Segment.Close()
+			}
+			return err
+		},
+		"generation": func(fd int) error {
+			var g Generation
+			err := g.Attach(fd)
+			if err == nil {
+				err = g.Close()
+			}
+			return err
+		},
+	}
+	for _, c := range []struct {
+		name   string
+		damage func(h *memory.Header)
+		want   string // in the error; "": none
+	}{
+		{"whole", func(*memory.Header) {}, ""},
+		{"another layout", func(h *memory.Header) { h.Layout++ }, "the two processes are of different versions; restart both"},
+		{"another size", func(h *memory.Header) { h.Size-- }, "its header says"},
+		{"not whole", func(h *memory.Header) { h.Ready = 0 }, "its maker died before it was whole"},
+		{"not ours", func(h *memory.Header) { h.Magic++ }, "not a weir segment"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			state, generation := fresh(t)
+			for name, s := range map[string]*memory.Segment{"state": state, "generation": generation} {
+				c.damage(memory.At[memory.Header](s, 0))
+				before := openDescriptors(t)
+				fd, err := unix.FcntlInt(uintptr(s.FD()), unix.F_DUPFD_CLOEXEC, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				err = attach[name](fd)
+				if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+					t.Errorf("%s: %v, expected %q", name, err, c.want)
+				}
+				if after := openDescriptors(t); after != before {
+					t.Errorf("%s: %d descriptors are open, %d were before: attaching takes its descriptor over, whatever happens", name, after, before)
+				}
+			}
+		})
+	}
+	t.Run("a state is no generation", func(t *testing.T) {
+		state, generation := fresh(t)
+		for name, s := range map[string]*memory.Segment{"state": generation, "generation": state} {
+			fd, err := unix.FcntlInt(uintptr(s.FD()), unix.F_DUPFD_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := attach[name](fd); err == nil || !strings.Contains(err.Error(), "segment layout") {
+				t.Errorf("%s: %v, expected a complaint about the layout", name, err)
+			}
+		}
+	})
+}
+
+func openDescriptors(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
+}

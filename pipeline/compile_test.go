@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pipeline
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"weir/config"
+	"weir/pipeline/inet"
+	"weir/pipeline/session"
+)
+
+// slotOf returns the slot of an instance of the first VPC in the compiler's last generation.
+func (r *rig) slotOf(name string) uint32 {
+	slot, ok := r.compiler.instances.current["v/"+name]
+	if !ok {
+		r.t.Fatalf("no instance %s", name)
+	}
+	return slot
+}
+
+// A name keeps its slot over generations, also when it was gone for a while and others came.
+func TestSlotsStay(t *testing.T) {
+	r := newRig(t, rigConfig, config.MAC{})
+	before := map[string]uint32{}
+	for _, name := range []string{"one", "shared", "several"} {
+		before[name] = r.slotOf(name)
+	}
+	without := strings.Replace(rigConfig, "name: several", "name: another", 1)
+	without = strings.Replace(without, "instances:\n", "instances:\n      - {name: aaa, addresses: [10.0.0.66]}\n", 1)
+	r.reload(without)
+	if r.slotOf("another") == before["several"] {
+		t.Error("a new name has the slot of one that is just gone")
+	}
+	r.reload(rigConfig)
+	for name, slot := range before {
+		if r.slotOf(name) != slot {
+			t.Errorf("%s has slot %d, had %d", name, r.slotOf(name), slot)
+		}
+	}
+}
+
+// A slot of a name that is gone serves another name only when there is no other and no session counts in it.
+func TestSlotsAreReclaimed(t *testing.T) {
+	sessions := map[uint32]int{}
+	s := newSlots("thing", 4, func(slot uint32) int { return sessions[slot] })
+	generation := func(names ...string) error {
+		taken := map[string]uint32{}
+		for _, n := range names {
+			if _, err := s.get(n, taken); err != nil {
+				return err
+			}
+		}
+		s.current = taken
+		return nil
+	}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(generation("a", "b", "c"))
+	a := s.current["a"]
+	if err := generation("a", "b", "c", "d"); err == nil {
+		t.Fatal("four names have three slots")
+	}
+	must(generation("b", "c"))
+	sessions[a] = 1
+	if err := generation("b", "c", "d"); err == nil {
+		t.Fatal("a slot in which a session counts serves another name")
+	}
+	must(generation("b", "c"))
+	sessions[a] = 0
+	must(generation("b", "c", "d"))
+	if s.current["d"] != a {
+		t.Errorf("d has slot %d, want a's %d", s.current["d"], a)
+	}
+	for name, slot := range s.current {
+		if slot == 0 {
+			t.Errorf("%s has slot 0, which names nobody", name)
+		}
+	}
+}
+
+// Neighbors that no generation names any more go when the old one is retired, and not before.
+func TestRetire(t *testing.T) {
+	r := newRig(t, rigConfig, config.MAC{})
+	old := r.state.Neighbors.Find(0, inside4(7))
+	if old == NoNeighbor {
+		t.Fatal("no neighbor entry of an instance")
+	}
+	used := r.state.Neighbors.used
+	cfg := parseConfig(t, strings.Replace(rigConfig, "10.0.0.7,", "10.0.0.107,", 1))
+	g, err := r.compiler.Compile(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	if r.state.Neighbors.Find(0, inside4(7)) != old {
+		t.Error("gone while workers may be at the old generation")
+	}
+	r.compiler.Retire()
+	if r.state.Neighbors.Find(0, inside4(7)) != NoNeighbor || r.state.Neighbors.Find(0, inside4(107)) == NoNeighbor {
+		t.Error("after Retire the old entry is there, or the new one is not")
+	}
+	if r.state.Neighbors.used != used {
+		t.Errorf("%d entries, want %d", r.state.Neighbors.used, used)
+	}
+	r.compiler.Retire() // once more does nothing
+	if r.state.Neighbors.used != used {
+		t.Error("a second Retire removed something")
+	}
+}
+
+// A compilation that fails half-way leaves neighbors, slots and numbers as they were.
+func TestFailedCompile(t *testing.T) {
+	r := newRig(t, rigConfig, config.MAC{})
+	r.resolve(0, inside4(77))
+	r.compiler.instances.capacity = int(r.compiler.instances.next) + 2 // room for two more
+	entries := append([]neighbor(nil), r.state.Neighbors.entries...)
+	used, number := r.state.Neighbors.used, r.compiler.number
+	var more strings.Builder
+	more.WriteString("instances:\n")
+	for i := range 5 {
+		fmt.Fprintf(&more, "      - {name: more%d, addresses: [10.0.2.%d, \"fd00::2:%d\"]}\n", i, 1+i, 1+i)
+	}
+	text := strings.Replace(rigConfig, "instances:\n", more.String(), 1)
+	text = strings.Replace(text, "mac: \"02:00:00:00:01:05\", ", "", 1)                              // static before, to be resolved after
+	text = strings.Replace(text, "02:00:00:00:02:01", "02:00:00:00:02:99", -1)                       // another static MAC
+	text = strings.Replace(text, "more0, addresses: [10.0.2.1,", "more0, addresses: [10.0.0.77,", 1) // learned before
+	if _, err := r.compiler.Compile(parseConfig(t, text)); err == nil || !strings.Contains(err.Error(), "instances since start") {
+		t.Fatalf("error %v, want one about slots of instances", err)
+	}
+	if r.compiler.number != number || r.state.Neighbors.used != used {
+		t.Errorf("generation %d, %d neighbors; were %d, %d", r.compiler.number, r.state.Neighbors.used, number, used)
+	}
+	for i := range entries {
+		if got, was := &r.state.Neighbors.entries[i], &entries[i]; got.word != was.word {
+			t.Errorf("neighbor %v has word %x, had %x", got.addr.Netip(), got.word, was.word)
+		}
+	}
+	// What compiled before compiles, and a smaller change too.
+	r.reload(rigConfig)
+	r.reload(strings.Replace(rigConfig, "instances:\n", "instances:\n      - {name: last, addresses: [10.0.0.66]}\n", 1))
+	r.expect(0, "udp 10.0.0.5:1 > 8.8.8.8:2", "udp 192.0.2.5:1 > 8.8.8.8:2")
+}
+
+// A mapped copy of a generation is the same generation.
+func TestAttach(t *testing.T) {
+	a := newRig(t, rigConfig, config.MAC{})
+	fd, err := unix.Dup(a.gens[0].FD())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var g Generation
+	if err := g.Attach(fd); err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	a.SetGeneration(&g)
+	a.expect(0, "udp 10.0.0.5:1 > 8.8.8.8:2", "udp 192.0.2.5:1 > 8.8.8.8:2")
+}
+
+// After the data plane died at any place, Sweep makes counters, limits, lists, rings and tables agree with the sessions.
+func TestSweep(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		damage func(r *rig)
+		lost   int // sessions
+	}{
+		{"at rest", func(r *rig) {}, 0},
+		{"packets in hand", func(r *rig) { r.counters.Received[0] += 32; r.counters.Held = 3 }, 0},
+		{"a session between its count and its list", func(r *rig) {
+			r.state.acquire(1, 1)
+			r.state.instances[1].Unconfirmed++
+		}, 0},
+		{"limits of nobody", func(r *rig) {
+			for i := range 100 {
+				r.state.vpcs[i].Sessions = 0xdead
+				r.state.instances[i] = usage{0xdead, 0xbeef, 7, 9}
+			}
+		}, 0},
+		{"lists full of garbage", func(r *rig) {
+			for ref := range uint32(r.Capacity()) {
+				r.sessions.At(ref).Prev, r.sessions.At(ref).Next = ref*7, ref*13
+			}
+		}, 0},
+		{"a session of no instance", func(r *rig) { r.only5().Instance = 1 << 31 }, 1},
+		{"a session of no VPC", func(r *rig) { r.only5().VPC = 1 << 31 }, 1},
+		{"rings half written", func(r *rig) {
+			for range 5 {
+				r.punts.Put(PuntFrame, 0, Pass, 0, inet.Addr{}, []byte{1})
+			}
+			r.punts.r.head += 100
+			r.state.Inject(0).r.tail = 99
+		}, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := newRig(t, unconfirmedConfig, config.MAC{})
+			r.unconfirm(3)
+			for i := range 5 {
+				r.send(0, fmt.Sprintf("udp 10.0.0.5:%d > 8.8.8.8:53", 1000+i))
+				r.send(0, fmt.Sprintf("tcp 10.0.0.6:%d > 8.8.8.8:53 SYN", 1000+i))
+			}
+			c.damage(r)
+			r.state.Sweep()
+			if err := r.sessions.Check(); err != nil {
+				t.Error(err)
+			}
+			tot := r.counters.Totals()
+			if tot.Received != tot.Forwarded+tot.Punted+tot.Dropped || tot.Held != 0 {
+				t.Errorf("counters do not add up: %+v", tot)
+			}
+			live, unconfirmed := 0, 0
+			perInstance, perVPC := map[uint32]uint32{}, map[uint32]uint32{}
+			for ref := range uint32(r.Capacity()) {
+				if s := r.sessions.At(ref); s.State() != session.Free {
+					live++
+					perInstance[s.Instance]++
+					perVPC[s.VPC]++
+					if s.State() == session.Unconfirmed {
+						unconfirmed++
+					}
+				}
+			}
+			if live != 13-c.lost || int(r.counters.Sessions) != live {
+				t.Errorf("%d sessions, the counter says %d; want %d", live, r.counters.Sessions, 13-c.lost)
+			}
+			for i := range r.state.instances {
+				u := &r.state.instances[i]
+				if u.Sessions != perInstance[uint32(i)] {
+					t.Errorf("instance %d counts %d sessions, has %d", i, u.Sessions, perInstance[uint32(i)])
+				}
+				n, last := uint32(0), session.None
+				for ref := u.Oldest; ref != session.None; ref = r.sessions.At(ref).Next {
+					if prev := r.sessions.At(ref).Prev; prev != last {
+						t.Errorf("session %d is behind %d in its list, and says %d", ref, last, prev)
+					}
+					last = ref
+					n++
+					unconfirmed--
+				}
+				if n != u.Unconfirmed || last != u.Newest {
+					t.Errorf("instance %d counts %d unconfirmed sessions, its list has %d", i, u.Unconfirmed, n)
+				}
+			}
+			if unconfirmed != 0 {
+				t.Errorf("%d unconfirmed sessions are in no list", unconfirmed)
+			}
+			for i := range r.state.vpcs {
+				if got := r.state.vpcs[i].Sessions; got != perVPC[uint32(i)] {
+					t.Errorf("VPC %d counts %d sessions, has %d", i, got, perVPC[uint32(i)])
+				}
+			}
+			if r.punts.Peek() != nil || r.state.Inject(0).Peek() != nil {
+				t.Error("a ring is not empty")
+			}
+			// And it goes on.
+			w := NewWorker(r.state, 0, r.gens[0], WorkerConfig{MACs: []config.MAC{{2, 0, 0, 0, 0, 1}, {2, 0, 0, 0, 0, 2}}, Seed: &testSeed})
+			w.SetClock(2e9)
+			r.Worker = w
+			r.expect(0, "udp 10.0.0.5:1000 > 8.8.8.8:53", "udp 192.0.2.5:1000 > 8.8.8.8:53")
+			r.expect(0, "udp 10.0.0.5:2000 > 8.8.8.8:53", "udp 192.0.2.5:2000 > 8.8.8.8:53")
+			r.after(24 * 60 * 60 * 1e9)
+			if r.Expire(r.Capacity()); r.sessions.Len() != 0 {
+				t.Errorf("%d sessions are left after a day", r.sessions.Len())
+			}
+		})
+	}
+}
+
+// only5 returns the session of 10.0.0.5:1000.
+func (r *rig) only5() *session.Session {
+	for ref := range uint32(r.Capacity()) {
+		if s := r.sessions.At(ref); s.State() == session.UDP && s.PrivatePort() == 1000 {
+			return s
+		}
+	}
+	r.t.Fatal("no such session")
+	return nil
+}

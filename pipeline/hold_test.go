@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pipeline
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"weir/config"
+	"weir/pipeline/inet"
+)
+
+// resolve makes a neighbor known.
+func (r *rig) resolve(port uint8, addr inet.Addr) {
+	r.t.Helper()
+	if _, err := r.state.Neighbors.Set(port, addr, NeighborReachable, config.MAC{2, 0, 0, 0, 7, 7}); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// inside4 is 10.0.hi.lo.
+func inside4(n int) inet.Addr { return inet.Addr{Lo: 0xffff_0a00_0000 + uint64(n)} }
+
+// Packets wait for a neighbor: three for each, 256 in all; the rest is dropped. Each asks control.
+func TestHoldBounds(t *testing.T) {
+	r := newRig(t, rigConfig, config.MAC{})
+	send := func(host, n int) string {
+		return r.send(0, fmt.Sprintf("udp 10.0.0.5:1000 > 10.0.%d.%d:%d", host>>8, host&255, n))
+	}
+	held := 0
+	for host := 100; host < 200; host++ {
+		for n := range 5 {
+			got, want := send(host, 1+n), "held"
+			if n >= 3 || held == maxHeld {
+				want = "drop neighbor_unresolved"
+			}
+			if got != want {
+				t.Fatalf("packet %d to host %d, %d are held: %s, want %s", n, host, held, got, want)
+			}
+			if got == "held" {
+				held++
+				m := r.punts.Peek()
+				if m == nil || m.Kind != PuntResolve || m.Addr != inside4(host) || m.Port != 0 {
+					t.Fatalf("control was not asked for host %d: %+v", host, m)
+				}
+				r.punts.Pop()
+			}
+		}
+	}
+	if held != 256 {
+		t.Errorf("%d held, want 256", held)
+	}
+	// They wait for 3 seconds, and not longer.
+	r.after(3 * time.Second)
+	if r.Release(); r.holding != 256 {
+		t.Errorf("%d held after 3 s, want 256", r.holding)
+	}
+	r.after(time.Millisecond)
+	r.Done = r.Done[:0]
+	if r.Release(); r.holding != 0 || len(r.Done) != 256 {
+		t.Errorf("%d held, %d freed after 3 s; want 0, 256", r.holding, len(r.Done))
+	}
+	r.balanced()
+}
+
+// What was held leaves in the order in which it came, when its neighbor is known, and nothing else does.
+func TestRelease(t *testing.T) {
+	r := newRig(t, rigConfig, config.MAC{})
+	for n := range 3 {
+		for host := 100; host < 110; host++ {
+			r.expect(0, fmt.Sprintf("udp 10.0.0.5:%d > 10.0.0.%d:9", 1000+n, host), "held")
+		}
+	}
+	for host := 100; host < 110; host += 2 {
+		r.resolve(0, inside4(host))
+	}
+	r.Release()
+	if n := r.Out[0].N; n != 15 || r.holding != 15 {
+		t.Fatalf("%d released, %d held; want 15, 15", n, r.holding)
+	}
+	last := map[string]uint16{}
+	for i := range r.Out[0].N {
+		f := r.Out[0].Frames[i]
+		if f[0] != 2 || f[5] != 7 || f[11] != 1 {
+			t.Errorf("Ethernet addresses % x", f[:12])
+		}
+		dst := string(f[30:34])
+		if p := portOf(f); p <= last[dst] {
+			t.Errorf("to % x: port %d after %d", dst, p, last[dst])
+		} else {
+			last[dst] = p
+		}
+	}
+	r.drain()
+	r.balanced()
+	r.Abandon()
+	if r.holding != 0 {
+		t.Error("Abandon leaves some")
+	}
+	r.balanced()
+}

@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pipeline
+
+import (
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"weir/config"
+	"weir/pipeline/inet"
+)
+
+type neighborKey struct {
+	port uint8
+	addr inet.Addr
+}
+
+func randomNeighbor(r *rand.Rand) neighborKey {
+	a := inet.Addr{Lo: 0xffff_0a00_0000 + r.Uint64N(64)}
+	if r.IntN(2) == 0 {
+		a = inet.Addr{Hi: 0xfd00 << 48, Lo: r.Uint64N(64)}
+	}
+	return neighborKey{uint8(r.UintN(3)), a}
+}
+
+// The table agrees with a map over many additions, changes and removals, and an entry never moves.
+func TestNeighborsAgreeWithMap(t *testing.T) {
+	r := rand.New(rand.NewPCG(5, 5))
+	n := &Neighbors{entries: make([]neighbor, 512), secret: 7}
+	type value struct {
+		slot  uint32
+		state NeighborState
+		mac   config.MAC
+	}
+	golden := map[neighborKey]value{}
+	for i := range 200_000 {
+		k := randomNeighbor(r)
+		was, known := golden[k]
+		if r.IntN(3) == 0 {
+			if known {
+				n.Remove(was.slot)
+				delete(golden, k)
+			}
+		} else {
+			v := value{state: NeighborState(1 + r.IntN(3)), mac: config.MAC{2, byte(r.Uint32())}}
+			var err error
+			if v.slot, err = n.Set(k.port, k.addr, v.state, v.mac); err != nil {
+				t.Fatalf("step %d, %d entries of 512: %v", i, len(golden), err)
+			}
+			if known && v.slot != was.slot {
+				t.Fatalf("step %d: an entry moved from %d to %d", i, was.slot, v.slot)
+			}
+			golden[k] = v
+		}
+		k = randomNeighbor(r)
+		slot := n.Find(k.port, k.addr)
+		if v, known := golden[k]; !known {
+			if slot != NoNeighbor {
+				t.Fatalf("step %d: %+v is found and was removed", i, k)
+			}
+		} else if state, mac := n.Get(slot); slot != v.slot || state != v.state || mac != v.mac {
+			t.Fatalf("step %d: %+v in slot %d is %v %v, want %+v", i, k, slot, state, mac, v)
+		} else if port, addr := n.At(slot); port != k.port || addr != k.addr {
+			t.Fatalf("step %d: slot %d says it is %d %v", i, slot, port, addr)
+		}
+		if n.used != len(golden) {
+			t.Fatalf("step %d: %d used, want %d", i, n.used, len(golden))
+		}
+	}
+}
+
+func TestNeighborsFull(t *testing.T) {
+	n := &Neighbors{entries: make([]neighbor, 256)}
+	made := 0
+	for i := range 300 {
+		if _, err := n.Set(0, inet.Addr{Lo: uint64(i)}, NeighborReachable, config.MAC{2}); err == nil {
+			made++
+		}
+	}
+	if made > 256 || made < 200 {
+		t.Errorf("%d entries in a table of 256", made)
+	}
+	for i := range made / 2 {
+		if slot := n.Find(0, inet.Addr{Lo: uint64(i)}); slot == NoNeighbor {
+			t.Fatalf("entry %d is lost in a full table", i)
+		}
+	}
+}
+
+// A reader beside the writer always finds the entries that nobody touches. (The race detector says the rest.)
+func TestNeighborsConcurrently(t *testing.T) {
+	n := &Neighbors{entries: make([]neighbor, 64), secret: 3}
+	fixed := neighborKey{2, inet.Addr{Hi: 1, Lo: 2}}
+	if _, err := n.Set(fixed.port, fixed.addr, NeighborStatic, config.MAC{2}); err != nil {
+		t.Fatal(err)
+	}
+	var stop atomic.Bool
+	var writer sync.WaitGroup
+	writer.Go(func() {
+		r := rand.New(rand.NewPCG(6, 6))
+		for !stop.Load() {
+			k := neighborKey{0, inet.Addr{Hi: r.Uint64N(4), Lo: 1 + r.Uint64N(4)}}
+			if slot := n.Find(k.port, k.addr); slot != NoNeighbor {
+				n.Remove(slot)
+			} else if _, err := n.Set(k.port, k.addr, NeighborReachable, config.MAC{2, 1}); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	r := rand.New(rand.NewPCG(7, 7))
+	for range 100_000 {
+		if slot := n.Find(fixed.port, fixed.addr); slot == NoNeighbor {
+			t.Error("an entry that nobody touches is lost")
+			break
+		}
+		n.Find(0, inet.Addr{Hi: r.Uint64N(4), Lo: 1 + r.Uint64N(4)})
+	}
+	stop.Store(true)
+	writer.Wait()
+}
+
+func newRing() Ring { return Ring{new(ring)} }
+
+// The ring agrees with a slice.
+func TestRingAgreesWithSlice(t *testing.T) {
+	r := rand.New(rand.NewPCG(8, 8))
+	q := newRing()
+	var golden []uint32
+	next := uint32(0)
+	fill := 0
+	for range 200_000 {
+		if r.IntN(1000) == 0 {
+			fill = r.IntN(2) // now and then mostly full, mostly empty
+		}
+		if r.IntN(3) <= fill {
+			ok := q.Put(PuntFrame, uint8(next), Reason(next%7), uint16(next), inet.Addr{Lo: uint64(next)}, bytes4(next))
+			if ok != (len(golden) < ringSlots) {
+				t.Fatalf("Put with %d in it: %t", len(golden), ok)
+			}
+			if ok {
+				golden = append(golden, next)
+				next++
+			}
+			continue
+		}
+		m := q.Peek()
+		if (m == nil) != (len(golden) == 0) {
+			t.Fatalf("Peek with %d in it: %v", len(golden), m)
+		}
+		if m != nil {
+			n := golden[0]
+			golden = golden[1:]
+			if m.Kind != PuntFrame || m.Port != uint8(n) || m.Reason != Reason(n%7) || m.MTU != uint16(n) || m.Addr.Lo != uint64(n) || string(m.Data()) != string(bytes4(n)) {
+				t.Fatalf("message %d is %v %v %v", n, m.Port, m.Addr, m.Data())
+			}
+			q.Pop()
+		}
+	}
+	if next < 10_000 {
+		t.Error("too few messages to say anything")
+	}
+	// A frame longer than a slot is cut.
+	q.reset()
+	q.Put(PuntError, 0, TooBig, 0, inet.Addr{}, make([]byte, 5000))
+	if n := len(q.Peek().Data()); n != ringFrame {
+		t.Errorf("a frame of 5000 bytes became %d, want %d", n, ringFrame)
+	}
+	// A length from a broken writer does no harm.
+	q.Peek().Len = 0xffff
+	if n := len(q.Peek().Data()); n != ringFrame {
+		t.Errorf("a length of 65535 gives %d bytes, want %d", n, ringFrame)
+	}
+}
+
+func TestRingConcurrently(t *testing.T) {
+	const n = 50_000
+	q := newRing()
+	var failed atomic.Bool
+	var writer sync.WaitGroup
+	writer.Go(func() {
+		for i := uint32(0); i < n && !failed.Load(); {
+			if q.Put(PuntFrame, 0, Pass, 0, inet.Addr{Lo: uint64(i)}, bytes4(i)) {
+				i++
+			}
+		}
+	})
+	for i := uint32(0); i < n; {
+		m := q.Peek()
+		if m == nil {
+			continue
+		}
+		if m.Addr.Lo != uint64(i) || string(m.Data()) != string(bytes4(i)) {
+			t.Errorf("message %d is %v % x", i, m.Addr, m.Data())
+			failed.Store(true)
+			break
+		}
+		q.Pop()
+		i++
+	}
+	writer.Wait()
+	if !failed.Load() && q.Peek() != nil {
+		t.Error("more came out than was put in")
+	}
+}
+
+// A token bucket passes its burst at once, then its rate.
+func TestBucket(t *testing.T) {
+	var b bucket
+	now := int64(5e9)
+	take := func() (n int) {
+		for b.take(now, 100, 50) {
+			n++
+		}
+		return n
+	}
+	if n := take(); n != 50 {
+		t.Errorf("a burst of %d, want 50", n)
+	}
+	now += 100e6
+	if n := take(); n != 10 {
+		t.Errorf("%d after 100 ms, want 10", n)
+	}
+	now += 3600e9
+	if n := take(); n != 50 {
+		t.Errorf("%d after an hour, want the burst of 50", n)
+	}
+	now -= 1e9
+	if n := take(); n != 0 {
+		t.Errorf("%d after the clock went back, want 0", n)
+	}
+}

@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pipeline
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"weir/config"
+	"weir/pipeline/packettext"
+)
+
+// control is a rig with a responder behind the worker.
+type control struct {
+	*rig
+	*Responder
+}
+
+// responderConfig resolves everything, and knows one next hop and one instance by address alone.
+var responderConfig = strings.NewReplacer(
+	"{address: 198.51.100.1, mac: \"02:00:00:00:02:01\"}", "198.51.100.1", "{address: \"2001:db8::1\", mac: \"02:00:00:00:02:01\"}", "\"2001:db8::1\"",
+	"mac: \"02:00:00:00:01:05\", ", "").Replace(rigConfig)
+
+func newControl(t testing.TB, text string) *control {
+	r := newRig(t, text, config.MAC{})
+	macs := []config.MAC{{2, 0, 0, 0, 0, 1}, {2, 0, 0, 0, 0, 2}}
+	c := &control{r, NewResponder(r.state, macs)}
+	c.Configure(r.cfg, r.gen)
+	return c
+}
+
+// poll lets control work and returns what it says, PORT: FRAME, checked for right sums.
+func (c *control) poll() (said []string) {
+	c.t.Helper()
+	c.Poll(c.nanos)
+	ring := c.state().Inject(0)
+	for m := ring.Peek(); m != nil; m = ring.Peek() {
+		if err := packettext.Verify(m.Data()); err != nil {
+			c.t.Fatalf("%s: %v", packettext.Format(m.Data()), err)
+		}
+		said = append(said, fmt.Sprintf("%d: %s", m.Port, packettext.Format(m.Data())))
+		ring.Pop()
+	}
+	slices.Sort(said)
+	return said
+}
+
+func (c *control) state() *State { return c.rig.state }
+
+// ask sends a line into port and returns what control says to it.
+func (c *control) ask(port int, line string) []string {
+	c.t.Helper()
+	c.rig.send(port, line)
+	return c.poll()
+}
+
+// quiet takes away what control has to ask for at its start.
+func (c *control) quiet() {
+	c.poll()
+	for i := range c.gen.hops {
+		h := &c.gen.hops[i]
+		c.learn(h.Port, h.Addr.Netip(), [6]byte{2, 0, 0, 0, 2, 1}, c.nanos)
+	}
+	c.poll()
+}
+
+func TestResponderAnswers(t *testing.T) {
+	const ours, neighbor = "02:00:00:00:00:02", neighborMAC
+	for _, c := range []struct {
+		name, answer string
+		port         int
+		line         string
+		want         string // empty: says nothing
+	}{
+		{"ARP for our own address", "", 1, "arp who-has 198.51.100.2 tell 198.51.100.1", "1: " + ours + " > " + neighbor + " arp reply 198.51.100.2 is-at 02:00:00:00:00:02 to 198.51.100.1"},
+		{"ARP for our own inside", "", 0, "arp who-has 10.0.0.1 tell 10.0.0.5", "0: 02:00:00:00:00:01 > " + neighbor + " arp reply 10.0.0.1 is-at 02:00:00:00:00:01 to 10.0.0.5"},
+		{"ARP for a neighbor", "", 1, "arp who-has 198.51.100.9 tell 198.51.100.1", ""},
+		{"ARP for another instance inside", "", 0, "arp who-has 10.0.0.6 tell 10.0.0.5", ""},
+		{"an outside address asked for inside", "", 0, "arp who-has 192.0.2.5 tell 10.0.0.5", ""},
+		{"ARP probe", "", 1, "arp who-has 198.51.100.2 tell 0.0.0.0", "1: " + ours + " > " + neighbor + " arp reply 198.51.100.2 is-at 02:00:00:00:00:02 to 0.0.0.0"},
+		{"on-link: an EIP off the link", "", 1, "arp who-has 192.0.2.5 tell 198.51.100.1", ""},
+		{"all: floating", "all", 1, "arp who-has 192.0.2.5 tell 198.51.100.1", "1: " + ours + " > " + neighbor + " arp reply 192.0.2.5 is-at 02:00:00:00:00:02 to 198.51.100.1"},
+		{"all: SNAT", "all", 1, "arp who-has 192.0.2.6 tell 198.51.100.1", "1: " + ours + " > " + neighbor + " arp reply 192.0.2.6 is-at 02:00:00:00:00:02 to 198.51.100.1"},
+		{"all: attached prefix", "all", 1, "arp who-has 203.0.113.20 tell 198.51.100.1", "1: " + ours + " > " + neighbor + " arp reply 203.0.113.20 is-at 02:00:00:00:00:02 to 198.51.100.1"},
+		{"all: nobody's", "all", 1, "arp who-has 192.0.2.200 tell 198.51.100.1", ""},
+		{"none: our own all the same", "none", 1, "arp who-has 198.51.100.2 tell 198.51.100.1", "1: " + ours + " > " + neighbor + " arp reply 198.51.100.2 is-at 02:00:00:00:00:02 to 198.51.100.1"},
+		{"somebody claims our address", "all", 1, "arp who-has 192.0.2.5 tell 198.51.100.2", ""},
+		{"sender and Ethernet source differ", "", 1, "arp who-has 198.51.100.2 tell 198.51.100.1 sha=02:00:00:00:01:77", ""},
+		{"a reply that nobody asked for", "", 1, "arp reply 198.51.100.9 is-at " + neighbor + " to 198.51.100.2", ""},
+		{"NS for our own", "", 1, "nd solicit 2001:db8::1 > 2001:db8::2 target=2001:db8::2 slla=" + neighbor,
+			"1: " + ours + " > " + neighbor + " nd advert 2001:db8::2 > 2001:db8::1 target=2001:db8::2 router solicited override tlla=" + ours},
+		{"NS for a neighbor", "", 1, "nd solicit 2001:db8::1 > 2001:db8::2 target=2001:db8::9 slla=" + neighbor, ""},
+		{"NS with a hop limit of 254", "", 1, "nd solicit 2001:db8::1 > 2001:db8::2 target=2001:db8::2 ttl=254", ""},
+		{"duplicate detection", "", 1, "nd solicit :: > ff02::1:ff00:2 target=2001:db8::2",
+			"1: " + ours + " > 33:33:00:00:00:01 nd advert 2001:db8::2 > ff02::1 target=2001:db8::2 router override tlla=" + ours},
+		{"all: NS for a floating address", "all", 1, "nd solicit 2001:db8::1 > ff02::1:ff00:5 target=2001:db8:1::5 slla=" + neighbor,
+			"1: " + ours + " > " + neighbor + " nd advert 2001:db8:1::5 > 2001:db8::1 target=2001:db8:1::5 router solicited override tlla=" + ours},
+		{"echo", "", 1, "icmp echo-request 198.51.100.1 > 198.51.100.2 id=7 seq=9 \"hello\"", "1: " + ours + " > " + neighbor + " icmp echo-reply 198.51.100.2 > 198.51.100.1 id=7 seq=9 df \"hello\""},
+		{"echo inside", "", 0, "icmp echo-request 10.0.0.5 > 10.0.0.1 id=7", "0: 02:00:00:00:00:01 > " + neighbor + " icmp echo-reply 10.0.0.1 > 10.0.0.5 id=7 df"},
+		{"echo with a TTL of 1", "", 1, "icmp echo-request 198.51.100.1 > 198.51.100.2 id=7 ttl=1", "1: " + ours + " > " + neighbor + " icmp echo-reply 198.51.100.2 > 198.51.100.1 id=7 df"},
+		{"echo with a wrong sum", "", 1, "icmp echo-request 198.51.100.1 > 198.51.100.2 id=7 sum=bad", ""},
+		{"echo, IPv6", "", 1, "icmp6 echo-request 2001:db8::1 > 2001:db8::2 id=7 len=3", "1: " + ours + " > " + neighbor + " icmp6 echo-reply 2001:db8::2 > 2001:db8::1 id=7 len=3"},
+		{"UDP to ourselves", "", 1, "udp 198.51.100.1:5 > 198.51.100.2:53", ""},
+		{"TTL", "", 0, "udp 10.0.0.5:5 > 8.8.8.8:53 ttl=1", "0: 02:00:00:00:00:01 > " + neighbor + " icmp time-exceeded 0 10.0.0.1 > 10.0.0.5 tos=192 df quote(udp 10.0.0.5:5 > 8.8.8.8:53 ttl=1)"},
+		{"no eligible address", "", 0, "udp [fd00::9]:5 > [2001:4860::8]:53", "0: 02:00:00:00:00:01 > " + neighbor + " icmp6 unreachable 1 fd00::1 > fd00::9 quote(udp [fd00::9]:5 > [2001:4860::8]:53)"},
+		{"no eligible address, about an error", "", 0, "icmp unreachable 1 10.0.0.9 > 8.8.8.8 quote(udp 8.8.8.8:5 > 10.0.0.9:53)", ""},
+		{"a route says drop", "", 0, "udp 10.0.0.5:5 > 100.64.0.1:53", ""},
+		{"unsolicited", "", 1, "udp 8.8.8.8:5 > 192.0.2.6:53", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			text := responderConfig
+			if c.answer != "" {
+				text = strings.Replace(text, "side: outside,", "side: outside, answer: "+c.answer+",", 1)
+			}
+			r := newControl(t, text)
+			r.quiet()
+			got := strings.Join(r.ask(c.port, c.line), "\n")
+			if got != c.want {
+				t.Errorf("%s\n  got  %s\n  want %s", c.line, got, c.want)
+			}
+		})
+	}
+}
+
+// Errors are limited per VPC, and one VPC's do not take another's.
+func TestErrorRates(t *testing.T) {
+	text := strings.Replace(responderConfig, "ports:\n", "ports:\n  - {name: yin, device: net_null7, side: inside}\n", 1)
+	text += "  - {name: w, attach: [{port: yin, addresses: [10.0.0.1/16]}], subnets: [10.0.0.0/16], instances: [{name: one, addresses: [10.0.0.5]}]}\n"
+	r := newRig(t, text, config.MAC{})
+	line := "udp 10.0.0.5:5 > 8.8.8.8:53 ttl=1"
+	errors := func(port, n int) (got int) {
+		for range n {
+			r.expect(port, line, "drop ttl_exceeded")
+			for ; r.punts.Peek() != nil; r.punts.Pop() {
+				got++
+			}
+		}
+		return got
+	}
+	if got := errors(0, 1000); got != errorVPCBurst {
+		t.Errorf("%d errors at once for one VPC, want %d", got, errorVPCBurst)
+	}
+	if got := errors(2, 10); got != 10 {
+		t.Errorf("%d errors for the other VPC, want 10", got)
+	}
+	r.after(100 * time.Millisecond)
+	if got := errors(0, 1000); got != errorsPerVPC/10 {
+		t.Errorf("%d errors after 100 ms, want %d", got, errorsPerVPC/10)
+	}
+}
+
+// second lets a second pass and returns what control says then.
+func (c *control) second() []string {
+	c.t.Helper()
+	c.after(time.Second)
+	return c.poll()
+}
+
+// A next hop is asked for from the start, again and again; answered, every ten seconds; silent, it is not live.
+func TestNextHopProbing(t *testing.T) {
+	c := newControl(t, responderConfig)
+	arp := "1: 02:00:00:00:00:02 > ff:ff:ff:ff:ff:ff arp who-has 198.51.100.1 tell 198.51.100.2"
+	ns := "1: 02:00:00:00:00:02 > 33:33:ff:00:00:01 nd solicit 2001:db8::2 > ff02::1:ff00:1 target=2001:db8::1 slla=02:00:00:00:00:02"
+	hop := c.rig.gen.hops[0]
+	state := func() NeighborState { s, _ := c.state().Neighbors.Get(hop.Neighbor); return s }
+	for i := range 6 {
+		if said := c.second(); !slices.Equal(said, []string{ns, arp}) {
+			t.Fatalf("second %d: %q", i, said)
+		}
+	}
+	c.expect(0, "udp 10.0.0.5:1 > 8.8.8.8:53", "held")
+	c.ask(1, "arp reply 198.51.100.1 is-at "+neighborMAC+" to 198.51.100.2")
+	if state() != NeighborReachable {
+		t.Fatalf("answered, and %v", state())
+	}
+	c.Release()
+	if c.Out[1].N != 1 {
+		t.Error("what was held did not leave")
+	}
+	c.drain()
+	c.expect(0, "udp 10.0.0.5:1 > 8.8.8.8:53", "udp 192.0.2.5:1 > 8.8.8.8:53")
+	asked := 0
+	for i := range 30 { // silence: asked again after 10 s, three times, then not live
+		for _, s := range c.second() {
+			if s == arp {
+				asked++
+			}
+		}
+		if i < 9 && asked > 0 {
+			t.Fatalf("asked again after %d s", i+1)
+		}
+		if asked < probeTries && state() != NeighborReachable {
+			t.Fatalf("given up after %d questions", asked)
+		}
+	}
+	if state() != NeighborIncomplete || asked < 10 {
+		t.Errorf("state %v, asked %d times in 30 s of silence", state(), asked)
+	}
+}
+
+// An instance that a packet waits for is asked for three times, and given up.
+func TestResolving(t *testing.T) {
+	c := newControl(t, responderConfig)
+	c.quiet()
+	slot := c.state().Neighbors.Find(0, inside4(5))
+	question := "0: 02:00:00:00:00:01 > ff:ff:ff:ff:ff:ff arp who-has 10.0.0.5 tell 10.0.0.1"
+	c.expect(1, "udp 8.8.8.8:53 > 192.0.2.5:1", "held")
+	asked := 0
+	said := c.poll()
+	for range 8 {
+		for _, s := range said {
+			if s == question {
+				asked++
+			}
+		}
+		said = c.second()
+	}
+	if asked != probeTries {
+		t.Errorf("asked %d times, want %d", asked, probeTries)
+	}
+	if s, _ := c.state().Neighbors.Get(slot); s != NeighborIncomplete {
+		t.Errorf("state %v", s)
+	}
+	// It is learned from its own question too, and a configured MAC from nothing.
+	c.ask(0, "arp who-has 10.0.0.1 tell 10.0.0.5")
+	if s, mac := c.state().Neighbors.Get(slot); s != NeighborReachable || mac.String() != neighborMAC {
+		t.Errorf("%v %v after its own ARP", s, mac)
+	}
+	static := c.state().Neighbors.Find(0, inside4(6))
+	c.ask(0, "arp who-has 10.0.0.1 tell 10.0.0.6")
+	if s, mac := c.state().Neighbors.Get(static); s != NeighborStatic || mac.String() != "02:00:00:00:01:06" {
+		t.Errorf("a configured neighbor is %v %v", s, mac)
+	}
+}
+
+// Neighbors that no configuration names are bounded, and go when they do not answer; one that is named later stays.
+func TestDynamicNeighbors(t *testing.T) {
+	c := newControl(t, responderConfig)
+	c.quiet()
+	used := c.state().Neighbors.used
+	for i := range maxDynamicProbe + 500 {
+		c.handle(&Message{Kind: PuntResolve, Port: 0, Addr: inside4(1000 + i)}, c.nanos)
+	}
+	made := c.state().Neighbors.used - used
+	if made == 0 || made > maxDynamicProbe {
+		t.Errorf("%d neighbors from a scan, want at most %d", made, maxDynamicProbe)
+	}
+	named := inside4(1000)
+	c.rig.reload(strings.Replace(responderConfig, "[10.0.0.9, ", "[10.0.3.232, ", 1))
+	c.Configure(c.rig.cfg, c.rig.gen)
+	slot := c.state().Neighbors.Find(0, named)
+	if slot == NoNeighbor {
+		t.Fatal("10.0.3.232 is not the first of the scan")
+	}
+	for range 10 {
+		c.second()
+		c.state().Inject(0).reset()
+	}
+	if got := c.state().Neighbors.used; got != used {
+		t.Errorf("%d neighbors are left, want %d", got, used)
+	}
+	if c.state().Neighbors.Find(0, named) != slot {
+		t.Error("the entry that the configuration names is gone")
+	}
+	if len(c.probes) > len(c.gen.hops) {
+		t.Errorf("%d probes are left", len(c.probes))
+	}
+}
