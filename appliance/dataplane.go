@@ -225,7 +225,7 @@ func claim(device string) error {
 // openPort opens a device, promiscuous only if it does not take the MAC that the configuration wants.
 func openPort(p startPort, queues int, pool func(socket int) (*dpdk.Mempool, error)) (*dpdk.Port, error) {
 	c := dpdk.PortConfig{
-		Name: p.Name, Device: p.Device, MTU: p.MTU, MAC: p.MAC, RxQueues: queues, TxQueues: queues, AllMulticast: p.Groups,
+		Name: p.Name, Device: p.Device, MTU: p.MTU, MAC: p.MAC, RxQueues: queues, TxQueues: queues, AllMulticast: true, // neighbor solicitations: any reload may bring IPv6
 		Mempool: pool,
 	}
 	port, err := dpdk.OpenPort(c)

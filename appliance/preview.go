@@ -40,10 +40,15 @@ type comparison struct {
 }
 
 // maxCheck is the most that POST /api/v1/check reads: a configuration and its encoding.
-const maxCheck = 256 << 20
+const maxCheck = 64 << 20
 
 // previewHandler answers POST /api/v1/check: the body is a JSON array of files, the answer a preview. It changes nothing.
 func (c *control) previewHandler(w http.ResponseWriter, r *http.Request) {
+	if !c.previewing.CompareAndSwap(false, true) {
+		http.Error(w, "another check is under way", http.StatusTooManyRequests)
+		return
+	}
+	defer c.previewing.Store(false)
 	var files []config.File
 	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxCheck)).Decode(&files); err != nil {
 		http.Error(w, "the body is no JSON array of files: "+err.Error(), http.StatusBadRequest)

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -23,6 +24,7 @@ import (
 	"weir/config"
 	"weir/metrics"
 	"weir/pipeline"
+	"weir/pipeline/fault"
 )
 
 func runCommand() *cobra.Command {
@@ -52,25 +54,29 @@ const censusInterval = 2 * time.Second
 
 // control is the control process: everything that is not moving packets.
 type control struct {
-	log      *slog.Logger
-	path     string
-	cfg      *config.Config
-	state    *pipeline.State
-	compiler *pipeline.Compiler
-	gen      *pipeline.Generation
-	respond  *pipeline.Responder // nil until the data plane has said its MACs
-	plane    supervisor
-	status   metrics.Status
-	compare  chan chan comparison // who asks, answered between two other things
+	log        *slog.Logger
+	path       string
+	cfg        *config.Config
+	state      *pipeline.State
+	compiler   *pipeline.Compiler
+	gen        *pipeline.Generation
+	old        *pipeline.Generation // the one before, until every worker is known to be past it
+	respond    *pipeline.Responder  // nil until the data plane has said its MACs
+	plane      supervisor
+	status     metrics.Status
+	previewing atomic.Bool          // one check at a time
+	compare    chan chan comparison // who asks, answered between two other things
 }
 
 // run is the control process's life.
 func run(ctx context.Context, path, socket string, attach bool) error {
 	c := &control{path: path, compare: make(chan chan comparison), log: newLogger(config.DefaultConfig.Log).With("process", "control")}
+	changed := c.watch(ctx)
 	next, loadErr := c.load()
 	if loadErr == nil {
 		c.log = newLogger(next.cfg.Log).With("process", "control")
 	}
+	fault.Point("start.loaded")
 	c.plane = supervisor{log: c.log, socket: socket, attachOnly: attach}
 	if loadErr != nil {
 		// Only where somebody forwards already can there be a beginning without a good configuration on disk.
@@ -99,19 +105,7 @@ func run(ctx context.Context, path, socket string, attach bool) error {
 	defer api()
 	c.log.Info("forwarding", "generation", c.gen.Number, "config", path)
 
-	// One goroutine does all of control's work on shared memory; these tell it when.
-	changed := make(chan struct{}, 1)
-	poke := func() {
-		select {
-		case changed <- struct{}{}:
-		default: // one is waiting already
-		}
-	}
-	go func() {
-		if err := config.Watch(ctx, path, poke); err != nil && ctx.Err() == nil {
-			c.log.Error("the configuration is not watched; SIGHUP still reloads", "error", err)
-		}
-	}()
+	// One goroutine does all of control's work on shared memory; these tell it when, and changed.
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, unix.SIGHUP)
 	defer signal.Stop(hup)
@@ -121,6 +115,11 @@ func run(ctx context.Context, path, socket string, attach bool) error {
 	defer census.Stop()
 	var counting atomic.Bool
 	for {
+		if c.plane.dead() {
+			if err := c.restart(ctx); err != nil {
+				return err
+			}
+		}
 		select {
 		case ask := <-c.compare:
 			ask <- comparison{c.cfg, c.compiler.Clone()}
@@ -129,16 +128,13 @@ func run(ctx context.Context, path, socket string, attach bool) error {
 			return nil
 		case <-tick.C:
 			c.respond.Poll(monotonic())
-			if c.plane.dead() {
-				if err := c.restart(ctx); err != nil {
-					return err
-				}
-			}
 		case <-census.C:
 			if counting.CompareAndSwap(false, true) {
 				names := c.gen.VPCNames(c.cfg)
 				go func() {
+					begin := time.Now()
 					c.status.Census.Store(c.state.TakeCensus(names))
+					time.Sleep(20 * time.Since(begin)) // a large table is walked less often
 					counting.Store(false)
 				}()
 			}
@@ -149,6 +145,27 @@ func run(ctx context.Context, path, socket string, attach bool) error {
 			c.reload()
 		}
 	}
+}
+
+// watch tells of every change of the configuration on disk from its return on.
+func (c *control) watch(ctx context.Context) <-chan struct{} {
+	changed := make(chan struct{}, 1)
+	poke := func() {
+		select {
+		case changed <- struct{}{}:
+		default: // one is waiting already
+		}
+	}
+	watching := make(chan struct{})
+	ready := sync.OnceFunc(func() { close(watching) })
+	go func() {
+		defer ready()
+		if err := config.Watch(ctx, c.path, ready, poke); err != nil {
+			c.log.Error("the configuration is not watched; SIGHUP still reloads", "error", err)
+		}
+	}()
+	<-watching
+	return changed
 }
 
 // loaded is a configuration and the files it was read from.
@@ -163,7 +180,7 @@ type loaded struct {
 func (c *control) load() (*loaded, error) {
 	begin := time.Now()
 	files, err := config.ReadFiles(c.path)
-	for range 20 {
+	for try := 0; ; try++ {
 		again, errAgain := config.ReadFiles(c.path)
 		if err == nil && errAgain == nil && slices.EqualFunc(files, again, func(a, b config.File) bool { return a.Name == b.Name && bytes.Equal(a.Data, b.Data) }) {
 			break
@@ -171,7 +188,9 @@ func (c *control) load() (*loaded, error) {
 		if err != nil && errAgain != nil {
 			return nil, err
 		}
-		files, err = again, errAgain
+		if files, err = again, errAgain; try == 20 {
+			return nil, fmt.Errorf("%s: it changes all the time; expected two equal readings in a row", c.path)
+		}
 		time.Sleep(50 * time.Millisecond)
 	}
 	if err != nil {
@@ -237,6 +256,9 @@ func (c *control) adopt(live *running, next *loaded, loadErr error) error {
 	}
 	if !live.start.putInto(cfg) {
 		return fail(errors.New("the running ports are not those of the running configuration"))
+	}
+	if next != nil {
+		cfg.API, cfg.Log = next.cfg.API, next.cfg.Log // a new control has its own
 	}
 	c.cfg, c.state, c.gen = cfg, state, gen
 	c.compiler = pipeline.Resume(state, gen)
@@ -316,7 +338,7 @@ func (c *control) start() error {
 	s := startConfig{Log: c.cfg.Log, Dataplane: c.cfg.Dataplane, Supervised: c.plane.supervised}
 	for i := range c.cfg.Ports {
 		p := &c.cfg.Ports[i]
-		s.Ports = append(s.Ports, startPort{p.Name, p.Device, p.MTU, p.MAC, hasIPv6(c.cfg, i)})
+		s.Ports = append(s.Ports, startPort{p.Name, p.Device, p.MTU, p.MAC})
 	}
 	if err := c.plane.conn.ask(msgStart, 0, s, c.state.Segment.FD(), c.gen.FD()); err != nil {
 		return fmt.Errorf("data plane: %w", err)
@@ -336,37 +358,12 @@ func (c *control) forwarding() {
 	c.status.Up.Store(true)
 }
 
-// hasIPv6 reports whether port i must hear neighbor solicitations.
-func hasIPv6(c *config.Config, i int) bool {
-	for _, a := range c.Ports[i].Addresses {
-		if a.Addr().Is6() {
-			return true
-		}
-	}
-	for _, v := range c.VPCs {
-		for _, t := range v.Attach {
-			for _, a := range t.Addresses {
-				if t.Port == i && a.Addr().Is6() {
-					return true
-				}
-			}
-		}
-	}
-	return false
-}
-
 // restart brings up a data plane after the last one died. The sessions are in the state, and stay.
 func (c *control) restart(ctx context.Context) error {
 	c.status.Up.Store(false)
 	c.status.Restarts.Add(1)
 	for try := 0; ; try++ {
-		live, err := c.plane.connect(ctx)
-		if err == nil && live != nil {
-			return errors.New("the data plane that came back forwards for somebody else")
-		}
-		if err == nil {
-			err = c.start()
-		}
+		err := c.reconnect(ctx)
 		if err == nil {
 			c.log.Info("forwarding again", "generation", c.gen.Number)
 			return nil
@@ -376,12 +373,45 @@ func (c *control) restart(ctx context.Context) error {
 		}
 		wait := min(100*time.Millisecond<<min(try, 6), 5*time.Second)
 		c.log.Error("the data plane does not start", "error", err, "again_in", wait)
-		c.plane.reap()
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(wait):
 		}
+	}
+}
+
+// reconnect begins with a fresh data plane, or goes on with one that has our state and only lost the connection.
+func (c *control) reconnect(ctx context.Context) error {
+	live, err := c.plane.connect(ctx)
+	if err != nil {
+		return err
+	}
+	if live == nil {
+		if err := c.start(); err != nil {
+			return err
+		}
+	} else {
+		if !live.isOurs(c.state) {
+			return errors.New("the data plane that came back forwards for somebody else")
+		}
+		if live.number != c.gen.Number {
+			if err := c.plane.conn.ask(msgPublish, c.gen.Number, nil, c.gen.FD()); err != nil {
+				return err
+			}
+		}
+		c.status.Up.Store(true)
+	}
+	c.inForce()
+	return nil
+}
+
+// inForce lets go of what came before the current generation: every worker is past it.
+func (c *control) inForce() {
+	c.compiler.Retire()
+	if c.old != nil {
+		c.old.Close()
+		c.old = nil
 	}
 }
 
@@ -443,20 +473,21 @@ func (c *control) apply(next *loaded) error {
 		return err
 	}
 	changes := config.Diff(c.cfg, cfg)
-	if err := c.plane.conn.ask(msgPublish, gen.Number, nil, gen.FD()); err != nil {
-		var gone lost
-		if !errors.As(err, &gone) {
-			gen.Close()
-			return fmt.Errorf("data plane: %w", err)
-		}
-		c.plane.died() // the next one starts with the new generation
+	err = c.plane.conn.ask(msgPublish, gen.Number, nil, gen.FD())
+	var gone lost
+	if err != nil && !errors.As(err, &gone) {
+		c.compiler.Discard()
+		gen.Close()
+		return fmt.Errorf("data plane: %w", err)
 	}
-	old := c.gen
-	c.cfg, c.gen = cfg, gen
+	c.old, c.cfg, c.gen = c.gen, cfg, gen
 	c.respond.Configure(cfg, gen)
-	c.compiler.Retire()
 	c.status.Generation.Store(gen.Number)
-	old.Close()
+	if err != nil {
+		c.plane.died() // the next one starts with the new generation; until it is known which one runs, both stay
+	} else {
+		c.inForce()
+	}
 	for _, line := range changes[:min(len(changes), maxLines)] {
 		c.log.Info("changed", "what", line)
 	}
@@ -480,7 +511,7 @@ func keepRestartOnly(cfg, running *config.Config) bool {
 		}
 		p.Device, p.MTU, p.MAC = r.Device, r.MTU, r.MAC
 	}
-	cfg.Dataplane = running.Dataplane
+	cfg.API, cfg.Log, cfg.Dataplane = running.API, running.Log, running.Dataplane
 	return true
 }
 

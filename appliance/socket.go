@@ -50,7 +50,6 @@ type startPort struct {
 	Name, Device string
 	MTU          int
 	MAC          config.MAC
-	Groups       bool // needs multicast: neighbor solicitations
 }
 
 // conn is one end. It allocates nothing but in errors and for descriptors that it sends.
@@ -86,7 +85,11 @@ func (c *conn) send(kind messageKind, number uint64, payload []byte, fds ...int)
 	if len(fds) > 0 {
 		rights = unix.UnixRights(fds...)
 	}
-	return unix.Sendmsg(c.fd, c.buf[:n], rights, nil, unix.MSG_NOSIGNAL)
+	for {
+		if err := unix.Sendmsg(c.fd, c.buf[:n], rights, nil, unix.MSG_NOSIGNAL); err != unix.EINTR {
+			return err
+		}
+	}
 }
 
 // receive reads one message. The payload is good until the next call; the descriptors are the caller's to close, by
@@ -95,7 +98,10 @@ func (c *conn) receive() (messageKind, uint64, []byte, error) {
 	c.drop()
 	c.iov = unix.Iovec{Base: &c.buf[0], Len: maxMessage}
 	c.hdr = unix.Msghdr{Iov: &c.iov, Iovlen: 1, Control: &c.oob[0], Controllen: uint64(len(c.oob))}
-	n, _, e := unix.Syscall(unix.SYS_RECVMSG, uintptr(c.fd), uintptr(unsafe.Pointer(&c.hdr)), unix.MSG_CMSG_CLOEXEC)
+	n, e := uintptr(0), unix.EINTR
+	for e == unix.EINTR { // signals of Go's scheduler; on a socket with a timeout the kernel does not go on by itself
+		n, _, e = unix.Syscall(unix.SYS_RECVMSG, uintptr(c.fd), uintptr(unsafe.Pointer(&c.hdr)), unix.MSG_CMSG_CLOEXEC)
+	}
 	switch {
 	case e == unix.ECONNRESET || e == 0 && n == 0:
 		return 0, 0, nil, io.EOF

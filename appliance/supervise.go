@@ -45,9 +45,22 @@ type running struct {
 // connect meets a data plane; if nobody listens it starts one, or, with attachOnly, waits for one. It returns what the
 // data plane runs already, nil if nothing.
 func (s *supervisor) connect(ctx context.Context) (*running, error) {
-	s.reap()
+	for deadline := time.Now().Add(connectWait); ; {
+		r, err := s.meet(ctx)
+		// The socket of a data plane that was killed takes connections until the kernel is through with it.
+		if !errors.As(err, new(lost)) || ctx.Err() != nil || time.Now().After(deadline) {
+			return r, err
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// meet is one try of connect.
+func (s *supervisor) meet(ctx context.Context) (*running, error) {
+	s.hangUp()
 	c, err := dial(s.socket)
 	if err != nil && !s.attachOnly {
+		s.reap()
 		if err := s.spawn(); err != nil {
 			return nil, err
 		}
@@ -71,8 +84,7 @@ func (s *supervisor) connect(ctx context.Context) (*running, error) {
 	s.conn, s.gone = c, false
 	r, err := s.hello()
 	if err != nil {
-		s.conn.Close()
-		s.conn = nil
+		s.reap()
 		return nil, fmt.Errorf("data plane at %s: %w", s.socket, err)
 	}
 	return r, nil
@@ -99,6 +111,15 @@ func (s *supervisor) hello() (*running, error) {
 	}
 	s.supervised = r.start.Supervised
 	return r, nil
+}
+
+// isOurs reports whether the data plane runs on this state; it closes the descriptors.
+func (r *running) isOurs(state *pipeline.State) bool {
+	var a, b unix.Stat_t
+	err := errors.Join(unix.Fstat(r.state, &a), unix.Fstat(state.Segment.FD(), &b))
+	unix.Close(r.state)
+	unix.Close(r.gen)
+	return err == nil && a.Dev == b.Dev && a.Ino == b.Ino
 }
 
 // segments maps what a running data plane forwards with. It fails when that is of another layout.
@@ -156,12 +177,17 @@ func (s *supervisor) dead() bool {
 // died notes that the connection is of no use any more.
 func (s *supervisor) died() { s.gone = true }
 
-// reap closes the connection, and ends and awaits the child, if there are any.
-func (s *supervisor) reap() {
+// hangUp closes the connection, if there is one.
+func (s *supervisor) hangUp() {
 	if s.conn != nil {
 		s.conn.Close()
 		s.conn = nil
 	}
+}
+
+// reap closes the connection, and ends and awaits the child, if there are any.
+func (s *supervisor) reap() {
+	s.hangUp()
 	if s.child != nil {
 		s.child.Process.Kill() // it is dead already, or does not answer
 		<-s.exited
@@ -178,8 +204,7 @@ func (s *supervisor) release() {
 		s.reap()
 	} else if s.conn != nil {
 		s.log.Info("the data plane goes on forwarding", "socket", s.socket)
-		s.conn.Close()
-		s.conn = nil
+		s.hangUp()
 	}
 }
 

@@ -90,7 +90,7 @@ func (w *worker) process(p int) {
 		k := &b.Packets[i]
 		k.Data = unsafe.Slice((*byte)(w.rx.Data[i]), w.rx.Len[i])
 		k.Handle = uintptr(w.rx.Mbufs[i])
-		k.Long = w.rx.Segs[i] > 1
+		k.Long = w.rx.Segs[i] > 1 || w.rx.PktLen[i] != uint32(w.rx.Len[i])
 	}
 	w.pipe.Process(b)
 	w.send()

@@ -50,10 +50,12 @@ func Diff(old, new *Config) []string {
 	return d.lines
 }
 
-// RestartOnly names the keys that differ and that are read at start only: the data plane's, the set of ports
-// and each port's device, side, MTU and MAC. A reload leaves them as they are.
+// RestartOnly names the keys that differ and that are read at start only: the API's, the log's and the data plane's, the set of
+// ports and each port's device, side, MTU and MAC. A reload leaves them as they are.
 func RestartOnly(old, new *Config) []string {
 	var d diff
+	d.only("api", old.API, new.API)
+	d.only("log", old.Log, new.Log)
 	d.only("dataplane.workers", old.Dataplane.Workers, new.Dataplane.Workers)
 	d.only("dataplane.memory", old.Dataplane.Memory, new.Dataplane.Memory)
 	d.only("dataplane.idle", old.Dataplane.Idle, new.Dataplane.Idle)

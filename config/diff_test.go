@@ -28,8 +28,8 @@ func TestDiff(t *testing.T) {
 	}{
 		{name: "a comment", before: "# read at start", after: "# another"},
 		{name: "another order", before: "floating: [192.0.2.2, 192.0.2.3, ", after: "floating: [192.0.2.3, 192.0.2.2, "},
-		{"api", "127.0.0.1:9474", ":9474", []string{"api changed"}, nil},
-		{"log", "level: info", "level: warn", []string{"log changed"}, nil},
+		{"api", "127.0.0.1:9474", ":9474", []string{"api changed"}, []string{"api"}},
+		{"log", "level: info", "level: warn", []string{"log changed"}, []string{"log"}},
 		{"workers", "workers: [1]", "workers: [2]", []string{"dataplane changed"}, []string{"dataplane.workers"}},
 		{"memory", "512MiB", "1GiB", []string{"dataplane changed"}, []string{"dataplane.memory"}},
 		{"idle", "idle: sleep", "idle: busy", []string{"dataplane changed"}, []string{"dataplane.idle"}},

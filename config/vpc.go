@@ -39,13 +39,14 @@ type vpcChecker struct {
 	subnets spans                // index: into text.subnets
 	broken  bool                 // some subnet is not known
 	taken   map[netip.Addr]*spot // addresses in the VPC
+	transit map[netip.Prefix]*spot
 }
 
 func (c *checker) checkVPCs() {
 	attached := map[int]*spot{} // by port
 	for i := range c.doc.vpcs {
 		t := &c.doc.vpcs[i]
-		v := vpcChecker{checker: c, index: i, text: t, taken: map[netip.Addr]*spot{}}
+		v := vpcChecker{checker: c, index: i, text: t, taken: map[netip.Addr]*spot{}, transit: map[netip.Prefix]*spot{}}
 		v.vpc.Name = t.name.value
 		v.vpc.PerVPC = t.limits.perVPC.or(c.config.Sessions.PerVPC)
 		v.checkSubnets()
@@ -264,7 +265,7 @@ func (v *vpcChecker) instance(t *instanceText) Instance {
 	i := Instance{Name: t.name.value, MAC: t.mac.value}
 	i.PerInstance = t.limits.perInstance.or(v.text.limits.perInstance.or(v.config.Sessions.PerInstance))
 	v.addresses(t, &i)
-	i.Transit = v.transit(t.transit)
+	i.Transit = v.checkTransit(t.transit)
 	v.claim(t, &i)
 	return i
 }
@@ -292,7 +293,8 @@ func (v *vpcChecker) addresses(t *instanceText, i *Instance) {
 	}
 }
 
-func (v *vpcChecker) transit(list []at[netip.Prefix]) []netip.Prefix {
+// checkTransit reads the further sources of an instance: two instances with the same would share its packets by chance.
+func (v *vpcChecker) checkTransit(list []at[netip.Prefix]) []netip.Prefix {
 	var all []netip.Prefix
 	for _, p := range list {
 		if !p.ok {
@@ -302,6 +304,11 @@ func (v *vpcChecker) transit(list []at[netip.Prefix]) []netip.Prefix {
 			v.faults.add(p.spot, "%v stands twice; expected each prefix once", p.value)
 			continue
 		}
+		if other := v.transit[p.value]; other != nil {
+			v.faults.add(p.spot, "%v is a transit prefix already at %v; expected each prefix with one instance of the VPC", p.value, other)
+			continue
+		}
+		v.transit[p.value] = p.spot
 		all = append(all, p.value)
 	}
 	slices.SortFunc(all, comparePrefix)

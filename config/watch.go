@@ -22,10 +22,10 @@ import (
 // cannot be read counts as one content, so that the next Load can say why. Where the kernel tells of nothing
 // (a network file system), a look every 10 s does.
 //
-// What path holds when Watch is called is the first content: load after starting it, or a change in between
-// is missed. Watch returns nil when ctx ends, and an error if the kernel lends no notifications at all.
-func Watch(ctx context.Context, path string, changed func()) error {
-	return watcher{path, 200 * time.Millisecond, 10 * time.Second, changed}.start(ctx, func() {})
+// Watch calls ready once, when no later change will be missed: load after that. It returns nil when ctx ends, and an
+// error, without calling ready, if the kernel lends no notifications at all.
+func Watch(ctx context.Context, path string, ready, changed func()) error {
+	return watcher{path, 200 * time.Millisecond, 10 * time.Second, changed}.start(ctx, ready)
 }
 
 type watcher struct {

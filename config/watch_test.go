@@ -203,7 +203,7 @@ func TestWatch(t *testing.T) {
 func TestWatchEnds(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if err := Watch(ctx, t.TempDir(), func() { t.Error("called without a change") }); err != nil {
+	if err := Watch(ctx, t.TempDir(), func() {}, func() { t.Error("called without a change") }); err != nil {
 		t.Error(err)
 	}
 }

@@ -35,6 +35,8 @@ type Packet struct {
 	proto      uint8
 	kind       kind
 	tcpFlags   uint8
+	expired    bool // TTL or hop limit is used up: it goes no further than to weir itself
+	pinned     bool // no translation leaves it intact
 	local      inet.Addr
 	remote     inet.Addr
 	localPort  uint16 // TCP and UDP port or ICMP echo identifier, in host order; else 0
@@ -84,6 +86,7 @@ const (
 	tcpRST
 	tcpPSH
 	tcpACK
+	tcpURG
 )
 
 // Queue is what is to be sent by one port, in order. The driver sends it and calls Worker.Sent.

@@ -36,41 +36,16 @@ func (w *Worker) classify(b *Burst) {
 	keep := b.live[:0]
 	for _, i := range b.live {
 		p := &b.Packets[i]
-		r := w.parse(p, inside, mac)
-		if r == TTLExceeded {
-			// A packet for weir itself ends here, whatever its TTL (RFC 1812 §5.3.1).
-			if own := w.gen.host(w.domain(b.Port, inside), w.destination(p, inside)); own != nil && own.Kind == hostOwn {
-				r = punted
-			}
-		}
-		switch r {
+		switch r := w.parse(p, inside, mac); r {
 		case Pass:
 			keep = append(keep, i)
 		case punted:
-			w.punt(b.Port, p)
-		case TTLExceeded:
-			w.answer(b.Port, p, r, 0)
-			w.drop(p, r)
+			w.punt(b.Port, p, discovery)
 		default:
 			w.drop(p, r)
 		}
 	}
 	b.live = keep
-}
-
-// domain returns the domain of addresses that a port stands in.
-func (w *Worker) domain(port int, inside bool) uint32 {
-	if !inside {
-		return 0
-	}
-	return uint32(w.gen.ports[port].VPC + 1)
-}
-
-func (w *Worker) destination(p *Packet, inside bool) inet.Addr {
-	if inside {
-		return p.remote
-	}
-	return p.local
 }
 
 func (w *Worker) parse(p *Packet, inside bool, mac uint64) Reason {
@@ -99,7 +74,7 @@ func (w *Worker) parse(p *Packet, inside bool, mac uint64) Reason {
 		return p.parse4(inside)
 	case typeIPv6:
 		r := p.parse6(inside)
-		if group && (r == Pass || r == TTLExceeded) {
+		if group && r == Pass {
 			return NotOurMAC // neighbor discovery is all that weir hears on a group address
 		}
 		return r
@@ -149,9 +124,7 @@ func (p *Packet) parse4(inside bool) Reason {
 	if r := p.parseTransport(d[9], etherLen+hlen, inside); r != Pass {
 		return r
 	}
-	if d[8] <= 1 {
-		return TTLExceeded
-	}
+	p.expired, p.pinned = d[8] <= 1, d[9] == protoAH
 	return Pass
 }
 
@@ -179,7 +152,7 @@ func (p *Packet) parse6(inside bool) Reason {
 	} else {
 		p.local, p.remote = dst, src
 	}
-	proto, offset := d[6], 40
+	proto, offset, pinned := d[6], 40, false
 	if proto != protoTCP && proto != protoUDP && proto != protoICMPv6 {
 		chain, fault := header.IPv6(d).Walk()
 		if fault != header.ChainOK {
@@ -188,14 +161,12 @@ func (p *Packet) parse6(inside bool) Reason {
 		if chain.IsFragment() {
 			return Fragment
 		}
-		proto, offset = chain.Protocol, chain.Offset
+		proto, offset, pinned = chain.Protocol, chain.Offset, chain.Pinned
 	}
 	if r := p.parseTransport(proto, etherLen+offset, inside); r != Pass {
 		return r
 	}
-	if d[7] <= 1 {
-		return TTLExceeded
-	}
+	p.expired, p.pinned = d[7] <= 1, pinned
 	return Pass
 }
 

@@ -30,8 +30,18 @@ type Compiler struct {
 	vpcs      slots
 	instances slots
 	neighbors map[uint32]bool // slots that the last compiled generation names
-	stale     map[uint32]bool // slots that only older ones name
 	random    func() uint64
+
+	// Until Retire or Discard: what was before the last compilation, and what that did to the table of neighbors.
+	before  compiled
+	created []uint32
+	pending []neighborChange
+}
+
+// compiled is what the compiler remembers of a generation.
+type compiled struct {
+	vpcs, instances map[string]uint32
+	neighbors       map[uint32]bool
 }
 
 // NewCompiler returns a compiler for state. With a seed the secrets of generations are always the same.
@@ -41,7 +51,6 @@ func NewCompiler(state *State, seed *[32]byte) *Compiler {
 		vpcs:      newSlots("VPC", vpcSlots, state.VPCSessions),
 		instances: newSlots("instance", len(state.instances), state.InstanceSessions),
 		neighbors: map[uint32]bool{},
-		stale:     map[uint32]bool{},
 		random:    secrets(seed),
 	}
 }
@@ -50,6 +59,7 @@ func NewCompiler(state *State, seed *[32]byte) *Compiler {
 func Resume(state *State, g *Generation) *Compiler {
 	c := NewCompiler(state, nil)
 	c.number = g.Number
+	c.before.neighbors = map[uint32]bool{}
 	for i := range g.vpcs {
 		c.vpcs.resume(g.name(i), g.vpcs[i].Slot)
 	}
@@ -68,9 +78,7 @@ func Resume(state *State, g *Generation) *Compiler {
 	for slot := range state.Neighbors.entries {
 		if s, _ := state.Neighbors.Get(uint32(slot)); s != NeighborNone {
 			state.Neighbors.used++
-			if !c.neighbors[uint32(slot)] {
-				c.stale[uint32(slot)] = true
-			}
+			c.before.neighbors[uint32(slot)] = true // also what a compilation that never came into force made
 		}
 	}
 	c.vpcs.passOver()
@@ -78,11 +86,12 @@ func Resume(state *State, g *Generation) *Compiler {
 	return c
 }
 
-// Compile makes the next generation. On an error everything stays as it was.
+// Compile makes the next generation. On an error everything stays as it was. What it yields is followed by Retire, when it is
+// in force, or by Discard.
 func (c *Compiler) Compile(cfg *config.Config) (*Generation, error) {
 	b := builder{c: c, cfg: cfg, neighbors: map[uint32]bool{}, newVPCs: map[string]uint32{}, newInstances: map[string]uint32{}}
 	if err := b.build(); err != nil {
-		b.revert()
+		c.remove(b.created)
 		return nil, err
 	}
 	h := genHeader{Number: c.number + 1, HostSecret: b.hostSecret, Spread: uint8(cfg.Sessions.Spread),
@@ -97,28 +106,42 @@ func (c *Compiler) Compile(cfg *config.Config) (*Generation, error) {
 	b.source = c.Source
 	g, err := store(h, &b.tables)
 	if err != nil {
-		b.revert()
+		c.remove(b.created)
 		return nil, err
 	}
 	c.number++
-	c.vpcs.current, c.instances.current = b.newVPCs, b.newInstances
-	for slot := range c.neighbors {
-		if !b.neighbors[slot] {
-			c.stale[slot] = true
-		}
-	}
-	c.neighbors = b.neighbors
+	c.before = compiled{c.vpcs.current, c.instances.current, c.neighbors}
+	c.vpcs.current, c.instances.current, c.neighbors = b.newVPCs, b.newInstances, b.neighbors
+	c.created, c.pending = b.created, b.pending
 	return g, nil
 }
 
-// Retire lets go of what only generations before the last compiled one name. Call it when every worker is past them.
+// Retire brings into force what the last compiled generation changes of neighbors, and lets go of those that only older ones
+// name. Call it when every worker is past them.
 func (c *Compiler) Retire() {
-	for slot := range c.stale {
+	for _, p := range c.pending {
+		atomic.StoreUint64(&c.state.Neighbors.entries[p.slot].word, p.word)
+	}
+	for slot := range c.before.neighbors {
 		if !c.neighbors[slot] {
 			c.state.Neighbors.Remove(slot)
 		}
 	}
-	clear(c.stale)
+	c.before, c.created, c.pending = compiled{}, nil, nil
+}
+
+// Discard forgets the last compiled generation: it never came into force.
+func (c *Compiler) Discard() {
+	c.number--
+	c.remove(c.created)
+	c.vpcs.current, c.instances.current, c.neighbors = c.before.vpcs, c.before.instances, c.before.neighbors
+	c.before, c.created, c.pending = compiled{}, nil, nil
+}
+
+func (c *Compiler) remove(created []uint32) {
+	for _, slot := range created {
+		c.state.Neighbors.Remove(slot)
+	}
 }
 
 // slots gives names numbers that stay as long as the name does. A number whose name is gone serves another name
@@ -191,14 +214,15 @@ type builder struct {
 	hostList              []host
 	hostSecret            uint64
 	neighbors             map[uint32]bool
-	changed               []changedNeighbor
+	created               []uint32 // entries of the neighbor table that the compilation made
+	pending               []neighborChange
 	newVPCs, newInstances map[string]uint32
 }
 
-// changedNeighbor is an entry of the neighbor table that the compilation made or changed, and its word before; 0: none.
-type changedNeighbor struct {
+// neighborChange is what the word of an entry is to become.
+type neighborChange struct {
 	slot uint32
-	was  uint64
+	word uint64
 }
 
 type poolRange struct {
@@ -342,37 +366,28 @@ func (b *builder) buildPorts() error {
 func (b *builder) neighbor(port int, a inet.Addr, mac config.MAC) (uint32, error) {
 	n := b.c.state.Neighbors
 	slot := n.Find(uint8(port), a)
-	var was, word uint64
+	var was uint64
 	if slot != NoNeighbor {
 		was = atomic.LoadUint64(&n.entries[slot].word)
-		word = was
 	}
+	word := was
 	if static := NeighborState(was>>48) == NeighborStatic; mac != (config.MAC{}) {
 		word = uint64(NeighborStatic)<<48 | macWord(mac)
 	} else if static || was == 0 {
 		word = uint64(NeighborIncomplete) << 48
 	}
-	if word != was {
+	switch {
+	case was == 0:
 		var err error
 		if slot, err = n.Set(uint8(port), a, NeighborState(word>>48), macOf(word)); err != nil {
 			return slot, err
 		}
-		b.changed = append(b.changed, changedNeighbor{slot, was})
+		b.created = append(b.created, slot)
+	case word != was: // the running generation uses the entry too: not before the new one is in force
+		b.pending = append(b.pending, neighborChange{slot, word})
 	}
 	b.neighbors[slot] = true
 	return slot, nil
-}
-
-// revert undoes what the compilation did to the table of neighbors.
-func (b *builder) revert() {
-	n := b.c.state.Neighbors
-	for _, c := range slices.Backward(b.changed) {
-		if c.was == 0 {
-			n.Remove(c.slot)
-		} else {
-			atomic.StoreUint64(&n.entries[c.slot].word, c.was)
-		}
-	}
 }
 
 // noPort is where a VPC without attachment is reached: nowhere.
@@ -407,6 +422,11 @@ func (b *builder) buildVPC(vi int, attached *[2][]rangeItem, shared map[inet.Add
 		b.ports[a.Port].VPC = int32(vi)
 		for _, p := range a.Addresses {
 			b.hostList = append(b.hostList, host{Addr: inet.FromNetip(p.Addr()), Domain: uint32(vi) + 1, Kind: hostOwn, Port: uint8(a.Port)})
+		}
+		for _, h := range a.NextHops {
+			if _, err := b.neighbor(a.Port, inet.FromNetip(h.Address), h.MAC); err != nil {
+				return err
+			}
 		}
 	}
 	routing := b.buildRoutes(v)

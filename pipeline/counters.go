@@ -21,7 +21,7 @@ type Counters struct {
 	Held       uint64 // packets that wait for a neighbor now
 	Dropped    [NumReasons]uint64
 
-	Stateless       uint64 // of Forwarded: 1:1 packets translated by the function, without a session
+	Stateless       uint64 // 1:1 packets translated by the function, without a session; a link may drop them still
 	SessionsCreated uint64
 	SessionsEnded   uint64
 	Sessions        uint64 // live now
@@ -61,6 +61,11 @@ func (c *Counters) Totals() (t Totals) {
 // settle books what a dead worker had in hand or held under Restart, so that the sums agree again.
 func (c *Counters) settle() {
 	c.Held = 0
+	var transmitted uint64
+	for _, n := range c.Transmitted {
+		transmitted += n
+	}
+	c.Forwarded = transmitted - c.Originated - c.Fragmented // it may have died between the two
 	t := c.Totals()
 	if done := t.Forwarded + t.Punted + t.Dropped; t.Received > done {
 		c.Dropped[Restart] += t.Received - done

@@ -74,7 +74,7 @@ func (w *Worker) nextHop(p *Packet) bool {
 }
 
 // maxLiveHops bounds how many next hops of a family share the flows.
-const maxLiveHops = 16
+const maxLiveHops = 64
 
 // liveHops are the resolved next hops of one family. They are found once a burst.
 type liveHops struct {

@@ -211,8 +211,12 @@ type attachedRecord struct {
 	_           uint32
 }
 
+// format is the version of what the numbers in segments mean: reasons, states, kinds. It grows with every change of those; what
+// changes the types needs no care.
+var format = [1]byte{}
+
 // genLayout is the hash over all types of a generation.
-var genLayout = memory.Hash(genHeader{}, portRecord{}, prefixRecord{}, hopRecord{}, vpcRecord{}, instanceRecord{}, selection{}, candidate{},
+var genLayout = memory.Hash(format, genHeader{}, portRecord{}, prefixRecord{}, hopRecord{}, vpcRecord{}, instanceRecord{}, selection{}, candidate{},
 	routeRecord{}, rangeTable{}, inet.Addr{}, host{}, snatRange{}, sourceRecord{}, attachedRecord{})
 
 // attachedTables are the first two range tables of every generation: all attached prefixes, per family.

@@ -39,7 +39,7 @@ func (w *Worker) lookup(b *Burst) {
 		p := &b.Packets[i]
 		p.hash = w.batch.Hash[k]
 		ref := w.batch.Refs[k]
-		if ref == session.None || p.kind == kindICMP {
+		if ref == session.None || p.stray() {
 			continue
 		}
 		s := w.sessions.At(ref)
@@ -47,10 +47,16 @@ func (w *Worker) lookup(b *Burst) {
 		if w.ended && !w.batch.Keys[k].Names(s) || !w.usable(ref, s) {
 			continue
 		}
-		if inside {
-			w.fromInside(s, p)
-		} else {
+		switch {
+		case !inside && p.kind == kindEchoRequest && s.Flags&session.SNAT != 0:
+			// The identifier is mapped for replies to the instance's own pings.
+		case !inside:
 			w.fromOutside(s, p)
+		case s.State() == session.Unconfirmed && (p.kind == kindTCP || p.kind == kindEchoRequest) && begins(p):
+			// No reply, but a beginning: whoever sent the packet from outside does not choose its address.
+			w.end(ref)
+		default:
+			w.fromInside(s, p)
 		}
 	}
 }
@@ -63,9 +69,12 @@ func (p *Packet) outsideKey() session.Key {
 	return session.OutsideKey(p.local, p.remote, p.localPort, p.remotePort, p.proto)
 }
 
+// stray reports whether a packet takes no part in sessions: ICMP other than echo, and what goes no further.
+func (p *Packet) stray() bool { return p.kind == kindICMP || p.expired || p.pinned }
+
 // late finds the session of a packet that began after the batch was looked up: with an earlier packet of one burst.
 func (w *Worker) late(k session.Key, p *Packet) (*session.Session, bool) {
-	if !w.created || p.kind == kindICMP {
+	if !w.created || p.stray() {
 		return nil, false
 	}
 	ref := w.sessions.Find(&k)
@@ -171,14 +180,14 @@ func (g *Generation) portOwner(h *host, port uint16) (uint32, bool) {
 
 // fromInside applies a session to a packet from its instance. Only these refresh it (RFC 4787 REQ-6).
 func (w *Worker) fromInside(s *session.Session, p *Packet) {
-	if s.State() == session.Unconfirmed {
+	if s.State() == session.Unconfirmed && p.tcpFlags&tcpRST == 0 {
 		w.state.removeUnconfirmed(w.sessions, s)
 		s.SetState(firstState(p.kind))
 	}
 	if p.tcpFlags&tcpRST == 0 { // which may answer what came from outside (RFC 7857 §8)
 		s.Last = w.tick
 	}
-	if p.kind == kindTCP {
+	if p.kind == kindTCP && s.State() != session.Unconfirmed {
 		w.trackTCP(s, p.tcpFlags, true)
 	}
 	p.act = actOut
@@ -210,28 +219,38 @@ func firstState(k kind) session.State {
 	return session.Other
 }
 
-// trackTCP moves a TCP session on, loosely: a segment without SYN after the other side has spoken opens it;
-// FIN from both sides, or a reset, starts the closing timer and no more (RFC 7857 §2.2); a new SYN begins anew.
+// trackTCP moves a TCP session on, loosely: when both sides have sent a SYN, a segment without one opens it; FIN from both
+// sides, or a reset, starts the closing timer and no more (RFC 7857 §2.2); data from inside after a reset proves that it was
+// not the connection's; a new SYN begins anew.
 func (w *Worker) trackTCP(s *session.Session, flags uint8, inside bool) {
 	var seen, other, fin uint32 = session.SeenOutside, session.SeenInside, session.FinOutside
 	if inside {
 		seen, other, fin = session.SeenInside, session.SeenOutside, session.FinInside
 	}
-	st, fl := s.State(), s.Flags|seen
+	st, fl := s.State(), s.Flags
+	if flags&tcpSYN != 0 {
+		fl |= seen
+	}
 	switch {
 	case flags&tcpRST != 0:
+		if st == session.TCPOpen {
+			fl |= session.Reset
+		}
 		st = session.TCPClosing
 	case flags&(tcpSYN|tcpACK) == tcpSYN:
 		if st == session.TCPClosing {
 			st = session.TCPOpening
-			fl = fl&^(session.SeenInside|session.SeenOutside|session.FinInside|session.FinOutside) | seen
+			fl = fl&^(session.SeenInside|session.SeenOutside|session.FinInside|session.FinOutside|session.Reset) | seen
 		}
 	default:
 		if flags&tcpFIN != 0 {
 			fl |= fin
 		}
-		if st == session.TCPOpening && flags&tcpSYN == 0 && fl&other != 0 {
+		if st == session.TCPOpening && flags&tcpSYN == 0 && fl&seen != 0 && fl&other != 0 {
 			st = session.TCPOpen
+		}
+		if inside && fl&session.Reset != 0 {
+			st, fl = session.TCPOpen, fl&^session.Reset
 		}
 		if fl&session.FinInside != 0 && fl&session.FinOutside != 0 {
 			st = session.TCPClosing

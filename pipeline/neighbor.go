@@ -112,6 +112,15 @@ func (n *Neighbors) Set(port uint8, a inet.Addr, state NeighborState, mac config
 func (n *Neighbors) Remove(slot uint32) {
 	atomic.StoreUint64(&n.entries[slot].word, 0)
 	n.used--
+	// Behind the last entry of a run nobody looks further: give empty places at its end back.
+	mask := uint32(len(n.entries) - 1)
+	for at := slot; atomic.LoadUint32(&n.entries[(at+1)&mask].link) == 0; at = (at - 1) & mask {
+		e := &n.entries[at]
+		if atomic.LoadUint64(&e.word) != 0 || atomic.LoadUint32(&e.link) == 0 {
+			return
+		}
+		atomic.StoreUint32(&e.link, 0)
+	}
 }
 
 func macWord(m config.MAC) uint64 {

@@ -49,9 +49,11 @@ type Worker struct {
 	dropped [NumReasons]uint64
 	counts  struct{ punted, stateless uint64 }
 
-	puntRate   bucket
+	punted     [MaxPorts][numClasses]bucket
 	errorRate  bucket
 	errorRates []bucket // per VPC slot
+
+	exhausted [1 << exhaustedBits]exhaustion
 
 	expireAt uint32
 	held     [maxHeld]heldPacket

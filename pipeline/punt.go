@@ -68,6 +68,9 @@ func (r Ring) Put(kind MessageKind, port uint8, reason Reason, mtu uint16, addr 
 	return true
 }
 
+// used returns how many messages wait, for the writer.
+func (r Ring) used() uint64 { return r.r.head - atomic.LoadUint64(&r.r.tail) }
+
 // Peek returns the oldest message, or nil. It stays in the ring, and may be read, until Pop.
 func (r Ring) Peek() *Message {
 	tail := r.r.tail

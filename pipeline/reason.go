@@ -23,20 +23,22 @@ const (
 	Martian         // an address that may not be on the wire here
 	TTLExceeded     // TTL or hop limit used up
 	PuntLimited     // for weir itself, over the punt rate or ring
+	NoService       // to an address of weir's own, and no ping
 	ICMPUnsupported // ICMP that is neither echo nor for weir
 
 	// inside
-	AntiSpoof     // source is not an address of an instance of this VPC
-	NoRoute       // no route of the VPC matches
-	RouteDrop     // a route says drop
-	NoEligible    // the route's gateway has no eligible external address of the instance
-	PublicSource  // a public or transit source on the way to where it may not go
-	Hairpin       // to an external address of weir's own: not handled yet
-	SNATProtocol  // only TCP, UDP and ICMP echo pass through SNAT
-	NoSession     // SNAT, and the packet neither belongs to a session nor begins one
-	LimitInstance // the instance has as many sessions as it may
-	LimitVPC      // the VPC has as many sessions as it may
-	TableFull     // no room for another session
+	AntiSpoof      // source is not an address of an instance of this VPC
+	NoRoute        // no route of the VPC matches
+	RouteDrop      // a route says drop
+	NoEligible     // the route's gateway has no eligible external address of the instance
+	PublicSource   // a public or transit source on the way to where it may not go
+	Hairpin        // to an external address of weir's own: not handled yet
+	Untranslatable // a protocol that no translation leaves intact
+	SNATProtocol   // only TCP, UDP and ICMP echo pass through SNAT
+	NoSession      // SNAT, and the packet neither belongs to a session nor begins one
+	LimitInstance  // the instance has as many sessions as it may
+	LimitVPC       // the VPC has as many sessions as it may
+	TableFull      // no room for another session
 	PortsExhausted
 
 	// outside
@@ -69,6 +71,7 @@ var reasons = [NumReasons]struct{ name, help string }{
 	Martian:            {"martian", "an address that may not be on the wire here"},
 	TTLExceeded:        {"ttl_exceeded", "TTL or hop limit used up"},
 	PuntLimited:        {"punt_limited", "for weir itself, over the rate limit"},
+	NoService:          {"no_service", "to an address of weir's own, which answers nothing but pings"},
 	ICMPUnsupported:    {"icmp_unsupported", "ICMP other than echo is not translated yet"},
 	AntiSpoof:          {"antispoof", "the source is no address of an instance of this VPC"},
 	NoRoute:            {"no_route", "no route of the VPC matches"},
@@ -76,6 +79,7 @@ var reasons = [NumReasons]struct{ name, help string }{
 	NoEligible:         {"no_eligible_address", "the instance has no external address for the route's gateway"},
 	PublicSource:       {"public_source", "an untranslated source on the way to where it may not go"},
 	Hairpin:            {"hairpin", "to an external address of weir's own from inside: not handled yet"},
+	Untranslatable:     {"untranslatable", "AH, or a routing header on its way: no translation leaves them intact"},
 	SNATProtocol:       {"snat_protocol", "SNAT passes TCP, UDP and ICMP echo only"},
 	NoSession:          {"no_session", "through SNAT, of no session, and cannot begin one"},
 	LimitInstance:      {"limit_instance", "the instance's session limit"},

@@ -45,12 +45,12 @@ type probe struct {
 
 // Times of neighbor resolution. RFC 4861 §10: three questions, a second apart.
 const (
-	probeInterval   = int64(1e9)
-	probeTries      = 3
-	scanInterval    = int64(100e6)
-	hopInterval     = int64(10e9)  // a next hop is asked again after this
-	reaskInterval   = int64(300e9) // any other neighbor
-	maxDynamicProbe = 4096         // neighbors that no configuration names
+	probeInterval = int64(1e9)
+	probeTries    = 3
+	scanInterval  = int64(100e6)
+	hopInterval   = int64(10e9)  // a next hop is asked again after this
+	reaskInterval = int64(300e9) // any other neighbor
+	maxDynamic    = 1024         // neighbors of a port that no configuration names
 )
 
 // NewResponder returns a responder for the state's rings.
@@ -60,6 +60,7 @@ func NewResponder(s *State, macs []config.MAC) *Responder {
 
 // Configure tells of the generation that answers are to follow, and of the configuration it was compiled from.
 func (r *Responder) Configure(cfg *config.Config, g *Generation) {
+	first := r.gen == nil
 	r.cfg, r.gen = cfg, g
 	named := map[uint32]bool{}
 	for i := range g.instances {
@@ -75,11 +76,26 @@ func (r *Responder) Configure(cfg *config.Config, g *Generation) {
 			p.dynamic = false // so that nobody removes it
 		}
 	}
+	if first {
+		r.inherit(named)
+	}
 	for i := range g.hops {
 		h := &g.hops[i]
 		if state, _ := r.state.Neighbors.Get(h.Neighbor); state != NeighborStatic {
 			r.probes[probeKey{h.Port, h.Addr}] = &probe{hop: true}
 		}
+	}
+}
+
+// inherit takes over the neighbors that an earlier responder resolved: they are asked again one after the other.
+func (r *Responder) inherit(named map[uint32]bool) {
+	for slot := range r.state.Neighbors.entries {
+		state, _ := r.state.Neighbors.Get(uint32(slot))
+		if state == NeighborNone || state == NeighborStatic || state == NeighborIncomplete && named[uint32(slot)] {
+			continue
+		}
+		port, addr := r.state.Neighbors.At(uint32(slot))
+		r.probes[probeKey{port, addr}] = &probe{next: reaskInterval / 1024 * int64(len(r.probes)%1024), dynamic: !named[uint32(slot)]}
 	}
 }
 
@@ -265,9 +281,7 @@ func (r *Responder) want(k probeKey, now int64) {
 	if p == nil {
 		p = &probe{}
 		if r.state.Neighbors.Find(k.port, k.addr) == NoNeighbor {
-			if len(r.probes) >= maxDynamicProbe {
-				return // a scan of a large prefix: those that are asked for now come first (RFC 6583)
-			}
+			r.makeRoom(k.port)
 			if _, err := r.state.Neighbors.Set(k.port, k.addr, NeighborIncomplete, config.MAC{}); err != nil {
 				return
 			}
@@ -279,6 +293,31 @@ func (r *Responder) want(k probeKey, now int64) {
 		p.wanted, p.tries = true, 0
 		r.ask(k, p, now)
 	}
+}
+
+// makeRoom lets a port have one more neighbor that no configuration names. When it has its share, one that
+// was never resolved gives way, else the one that was heard of longest ago: a scan of a large prefix must not keep others from
+// being found (RFC 6583).
+func (r *Responder) makeRoom(port uint8) {
+	n := 0
+	var oldest probeKey
+	var age *probe
+	for k, p := range r.probes {
+		if !p.dynamic || k.port != port {
+			continue
+		}
+		n++
+		if age == nil || p.tries > age.tries || p.tries == age.tries && p.next < age.next {
+			oldest, age = k, p
+		}
+	}
+	if n < maxDynamic {
+		return
+	}
+	if slot := r.state.Neighbors.Find(oldest.port, oldest.addr); slot != NoNeighbor {
+		r.state.Neighbors.Remove(slot)
+	}
+	delete(r.probes, oldest)
 }
 
 // ask sends the next question for a neighbor, or gives up.

@@ -241,12 +241,12 @@ func TestDynamicNeighbors(t *testing.T) {
 	c := newControl(t, responderConfig)
 	c.quiet()
 	used := c.state().Neighbors.used
-	for i := range maxDynamicProbe + 500 {
+	for i := range maxDynamic + 500 {
 		c.handle(&Message{Kind: PuntResolve, Port: 0, Addr: inside4(1000 + i)}, c.nanos)
 	}
 	made := c.state().Neighbors.used - used
-	if made == 0 || made > maxDynamicProbe {
-		t.Errorf("%d neighbors from a scan, want at most %d", made, maxDynamicProbe)
+	if made == 0 || made > maxDynamic {
+		t.Errorf("%d neighbors from a scan, want at most %d", made, maxDynamic)
 	}
 	named := inside4(1000)
 	c.rig.reload(strings.Replace(responderConfig, "[10.0.0.9, ", "[10.0.3.232, ", 1))

@@ -18,7 +18,7 @@ func (w *Worker) route(b *Burst) {
 			}
 			r := w.routeOne(b.Port, p)
 			if r == punted {
-				w.punt(b.Port, p)
+				w.serve(b.Port, p)
 				continue
 			}
 			if r != Pass {
@@ -38,10 +38,6 @@ func (w *Worker) routeOne(port int, p *Packet) Reason {
 	domain := vi + 1
 	if p.local == p.remote {
 		return Martian
-	}
-	to := g.host(domain, p.remote)
-	if to != nil && to.Kind == hostOwn {
-		return punted
 	}
 	if martian(p.remote) {
 		return Martian
@@ -65,6 +61,12 @@ func (w *Worker) routeOne(port int, p *Packet) Reason {
 	}
 	if in == nil {
 		return AntiSpoof
+	}
+	if to := g.host(domain, p.remote); to != nil && to.Kind == hostOwn {
+		return punted
+	}
+	if p.expired {
+		return TTLExceeded
 	}
 	r := g.find(in.Routes[p.family], p.remote)
 	if r == 0 {
@@ -114,10 +116,13 @@ func (w *Worker) deliver(b *Burst) {
 			}
 			r := w.deliverOne(p)
 			if r == punted {
-				w.punt(b.Port, p)
+				w.serve(b.Port, p)
 				continue
 			}
 			if r != Pass {
+				if r == TTLExceeded {
+					w.answer(b.Port, p, r, 0)
+				}
 				w.drop(p, r)
 				continue
 			}
@@ -144,6 +149,9 @@ func (w *Worker) deliverOne(p *Packet) Reason {
 	}
 	if h == nil {
 		if r := g.find(attachedTables+uint32(p.family), p.local); r != 0 {
+			if p.expired {
+				return TTLExceeded
+			}
 			in := &g.instances[g.attached[r-1].Instance]
 			p.act, p.outPort, p.neighbor = actInPlain, in.Port[p.family], in.Neighbor[p.family]
 			return Pass
@@ -153,8 +161,13 @@ func (w *Worker) deliverOne(p *Packet) Reason {
 	if h.Kind == hostSNAT {
 		return Unsolicited
 	}
-	if p.kind == kindICMP {
+	switch {
+	case p.expired:
+		return TTLExceeded
+	case p.kind == kindICMP:
 		return ICMPUnsupported
+	case p.pinned:
+		return Untranslatable
 	}
 	w.inbound(p, &g.instances[h.Index], h)
 	return Pass

@@ -21,6 +21,9 @@ func (w *Worker) selectSource(p *Packet, in *instanceRecord, tag uint32) Reason 
 	if p.kind == kindICMP { // its quote would carry the private address out
 		return ICMPUnsupported
 	}
+	if p.pinned {
+		return Untranslatable
+	}
 	if sel.Kind == selectSNAT {
 		return w.selectSNAT(p, in, sel)
 	}
@@ -28,17 +31,23 @@ func (w *Worker) selectSource(p *Packet, in *instanceRecord, tag uint32) Reason 
 	p.act, p.newAddr, p.newPort, p.ports = actOut, c.Addr, p.localPort, c.Ports
 	p.setDeltas(p.local, c.Addr, p.localPort, p.localPort)
 	// 1:1 never needs state: a session only keeps the address over changes. Without one the function chooses.
-	if !begins(p) || w.create(p, in, p.local, c.Addr, p.localPort, c.Ports, 0) != Pass {
+	if !begins(p) || w.filled(7) || w.create(p, in, p.local, c.Addr, p.localPort, c.Ports, 0) != Pass {
 		w.counts.stateless++
 	}
 	return Pass
+}
+
+// filled reports whether eighths of the session table are in use. The last eighth is for SNAT, which cannot do without a
+// session; the eighth before it is for 1:1 flows that begin inside too; what the Internet begins has to stay below both.
+func (w *Worker) filled(eighths int) bool {
+	return w.sessions.Len() >= w.sessions.Capacity()/8*eighths
 }
 
 // begins reports whether a packet may begin a session: a plain SYN, an echo request, or anything without such rules.
 func begins(p *Packet) bool {
 	switch p.kind {
 	case kindTCP:
-		return p.tcpFlags&(tcpFIN|tcpSYN|tcpRST|tcpACK) == tcpSYN
+		return p.tcpFlags&(tcpFIN|tcpSYN|tcpRST|tcpPSH|tcpACK|tcpURG) == tcpSYN
 	case kindEchoReply, kindICMP:
 		return false
 	}
@@ -73,9 +82,16 @@ func (w *Worker) selectSNAT(p *Packet, in *instanceRecord, sel *selection) Reaso
 	if r := w.limited(in); r != Pass {
 		return r
 	}
+	// A search that finds nothing is dear: for a while the same question gets the same answer.
+	flow := uint64(in.Slot)<<32 | uint64(p.proto)<<16 | uint64(p.remotePort)
+	full := &w.exhausted[(flow^p.remote.Hi^p.remote.Lo)*0x9e3779b97f4a7c15>>(64-exhaustedBits)]
+	if full.flow == flow && full.remote == p.remote && int32(w.tick-full.until) < 0 {
+		return PortsExhausted
+	}
 	list := w.gen.candidates[sel.Candidates.First:sel.Candidates.end()]
 	port, ok := w.freePort(p, list)
 	if !ok {
+		*full = exhaustion{flow, p.remote, w.tick + exhaustedMillis}
 		return PortsExhausted
 	}
 	c := &list[0]
@@ -83,6 +99,18 @@ func (w *Worker) selectSNAT(p *Packet, in *instanceRecord, sel *selection) Reaso
 	p.setDeltas(p.local, c.Addr, p.localPort, port)
 	return w.create(p, in, p.local, c.Addr, port, c.Ports, session.SNAT)
 }
+
+// exhaustion remembers that an instance has no port left towards a remote endpoint.
+type exhaustion struct {
+	flow   uint64 // instance, protocol, remote port
+	remote inet.Addr
+	until  uint32 // millisecond
+}
+
+const (
+	exhaustedMillis = 10
+	exhaustedBits   = 10
+)
 
 // maxPortProbes bounds the search for a port.
 const maxPortProbes = 128
@@ -172,6 +200,7 @@ func (w *Worker) create(p *Packet, in *instanceRecord, private, external inet.Ad
 	s.Delta, s.HeaderDelta = p.delta, p.headerDelta
 	if flags&session.FromOutside != 0 {
 		state = session.Unconfirmed
+		s.Flags |= session.SeenOutside
 		s.Delta, s.HeaderDelta = p.delta.Invert(), p.headerDelta.Invert()
 	} else if p.kind == kindTCP {
 		s.Flags |= session.SeenInside
@@ -208,6 +237,9 @@ func (w *Worker) inbound(p *Packet, in *instanceRecord, h *host) {
 	// The inside key may be taken by a flow that the instance began and that left by another address: that one stays.
 	key := session.InsideKey(w.gen.vpcs[in.VPC].Slot, in.Addr[f], p.remote, p.localPort, p.remotePort, p.proto)
 	if ref := w.sessions.Find(&key); ref != session.None && w.usable(ref, w.sessions.At(ref)) {
+		return
+	}
+	if w.filled(6) {
 		return
 	}
 	// At most a quarter of what the instance may have; the oldest gives way.

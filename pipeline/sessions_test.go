@@ -35,7 +35,7 @@ func TestTCPStates(t *testing.T) {
 		{"FIN from inside first", slices.Concat(handshake, []step{{"in", "FIN,ACK", open}, {"out", "ACK", open}, {"out", "FIN,ACK", closing}, {"in", "ACK", closing}})},
 		{"FIN from outside first", slices.Concat(handshake, []step{{"out", "FIN,ACK", open}, {"in", "ACK", open}, {"in", "FIN,ACK", closing}, {"out", "ACK", closing}})},
 		{"FIN on one side stays open", slices.Concat(handshake, []step{{"in", "FIN,ACK", open}, {"out", "PSH,ACK", open}, {"out", "PSH,ACK", open}, {"in", "ACK", open}})},
-		{"RST from outside", slices.Concat(handshake, []step{{"out", "RST", closing}, {"in", "PSH,ACK", closing}, {"out", "ACK", closing}})},
+		{"RST from outside", slices.Concat(handshake, []step{{"out", "RST", closing}, {"out", "ACK", closing}, {"in", "PSH,ACK", open}, {"out", "ACK", open}})},
 		{"RST from inside", slices.Concat(handshake, []step{{"in", "RST,ACK", closing}})},
 		{"refused", []step{{"in", "SYN", opening}, {"out", "RST,ACK", closing}}},
 		{"refused and tried again", []step{{"in", "SYN", opening}, {"out", "RST,ACK", closing}, {"in", "SYN", opening}, {"out", "SYN,ACK", opening}, {"in", "ACK", open}}},
@@ -73,7 +73,7 @@ var stateLines = []struct {
 	{session.ICMP, time.Minute, []string{"icmp echo-request 10.0.0.6 > 8.8.8.8 id=5000"}},
 	{session.TCPOpening, 4 * time.Minute, []string{"tcp 10.0.0.6:5000 > 8.8.8.8:53 SYN"}},
 	{session.TCPOpen, 2*time.Hour + 4*time.Minute, []string{"tcp 10.0.0.6:5000 > 8.8.8.8:53 SYN", "<SYN,ACK", "tcp 10.0.0.6:5000 > 8.8.8.8:53 ACK"}},
-	{session.TCPClosing, 4 * time.Minute, []string{"tcp 10.0.0.6:5000 > 8.8.8.8:53 SYN", "<SYN,ACK", "tcp 10.0.0.6:5000 > 8.8.8.8:53 ACK", "<RST"}},
+	{session.TCPClosing, 4 * time.Minute, []string{"tcp 10.0.0.6:5000 > 8.8.8.8:53 SYN", "<SYN,ACK", "tcp 10.0.0.6:5000 > 8.8.8.8:53 FIN,ACK", "<FIN,ACK"}},
 }
 
 // play sends the lines and returns the answer of the remote to the last one from inside.

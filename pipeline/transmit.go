@@ -5,6 +5,7 @@ package pipeline
 import (
 	"encoding/binary"
 
+	"weir/config"
 	"weir/pipeline/inet"
 )
 
@@ -34,6 +35,7 @@ func (w *Worker) queue(port uint8, mac uint64, handle uintptr, frame []byte) {
 const (
 	maxHeld            = 256
 	maxHeldPerNeighbor = 3
+	minHeldPerPort     = 8 // each port has a share, so that one network's silence is not another's
 	holdMillis         = 3000
 )
 
@@ -44,6 +46,7 @@ type heldPacket struct {
 	hop    inet.Addr
 	port   uint8
 	since  uint32 // millisecond
+	asked  uint32 // millisecond
 }
 
 // hold keeps a packet until its neighbor is resolved, and asks control to resolve it.
@@ -52,20 +55,31 @@ func (w *Worker) hold(p *Packet) {
 	if p.neighbor != NoNeighbor {
 		_, hop = w.neighbors.At(p.neighbor)
 	}
-	same := 0
+	same, here := 0, 0
 	for i := range w.holding {
-		if h := &w.held[i]; h.port == p.outPort && h.hop == hop {
-			same++
+		if h := &w.held[i]; h.port == p.outPort {
+			here++
+			if h.hop == hop {
+				same++
+			}
 		}
 	}
-	if w.holding == maxHeld || same == maxHeldPerNeighbor {
+	// Held or not, the neighbor is asked for: the next packet shall find it.
+	if same == 0 {
+		w.resolve(p.outPort, hop)
+	}
+	if share := max(minHeldPerPort, maxHeld/len(w.gen.ports)); w.holding == maxHeld || here >= share || same == maxHeldPerNeighbor {
 		w.drop(p, NeighborUnresolved)
 		return
 	}
-	w.held[w.holding] = heldPacket{p.Data, p.Handle, hop, p.outPort, w.tick}
+	w.held[w.holding] = heldPacket{p.Data, p.Handle, hop, p.outPort, w.tick, w.tick}
 	w.holding++
-	if w.puntRate.take(w.nanos, puntsPerSecond, puntBurst) {
-		w.punts.Put(PuntResolve, p.outPort, Pass, 0, hop, nil)
+}
+
+// resolve asks control for a neighbor.
+func (w *Worker) resolve(port uint8, hop inet.Addr) {
+	if w.allowed(port, resolution) {
+		w.punts.Put(PuntResolve, port, Pass, 0, hop, nil)
 	}
 }
 
@@ -86,6 +100,10 @@ func (w *Worker) Release() {
 			w.dropped[NeighborUnresolved]++
 			w.Done = append(w.Done, h.handle)
 		default:
+			if w.tick-h.asked >= 1000 { // the question may have been lost
+				h.asked = w.tick
+				w.resolve(h.port, h.hop)
+			}
 			w.held[keep] = h
 			keep++
 		}
@@ -104,25 +122,74 @@ func (w *Worker) Abandon() {
 	w.flush()
 }
 
+// class is a kind of message to control. Each has a rate of its own on each port, so that a flood of one, or on one port,
+// takes nothing from the others.
+type class uint8
+
+const (
+	discovery  class = iota // ARP and neighbor discovery
+	nextHops                // the same, from a next hop: all tenants depend on it
+	echo                    // pings to weir's own addresses
+	resolution              // a neighbor is wanted
+	numClasses
+)
+
 // What a worker may hand to control.
 const (
-	puntsPerSecond  = 2000
-	puntBurst       = 500
+	puntsPerSecond  = 500 // of a class, by a port
+	puntBurst       = 200
 	errorsPerSecond = 1000 // ICMP errors, all together
 	errorBurst      = 200
 	errorsPerVPC    = 100
 	errorVPCBurst   = 50
 )
 
+// allowed reports whether one more message of a class may go to control. The last quarter of the ring is kept for outside
+// ports: what tenants say never fills it.
+func (w *Worker) allowed(port uint8, c class) bool {
+	if w.gen.ports[port].Side == uint8(config.Inside) && w.punts.used() > ringSlots*3/4 {
+		return false
+	}
+	return w.punted[port][c].take(w.nanos, puntsPerSecond, puntBurst)
+}
+
 // punt hands a frame to control.
-func (w *Worker) punt(port int, p *Packet) {
-	if len(p.Data) > ringFrame || !w.puntRate.take(w.nanos, puntsPerSecond, puntBurst) ||
-		!w.punts.Put(PuntFrame, uint8(port), Pass, 0, inet.Addr{}, p.Data) {
+func (w *Worker) punt(port int, p *Packet, c class) {
+	if c == discovery && w.fromNextHop(port, p) {
+		c = nextHops
+	}
+	if len(p.Data) > ringFrame || !w.allowed(uint8(port), c) || !w.punts.Put(PuntFrame, uint8(port), Pass, 0, inet.Addr{}, p.Data) {
 		w.drop(p, PuntLimited)
 		return
 	}
 	w.counts.punted++
 	w.Done = append(w.Done, p.Handle)
+}
+
+// fromNextHop reports whether an ARP message or advertisement claims to come from a next hop of the port.
+func (w *Worker) fromNextHop(port int, p *Packet) bool {
+	var from inet.Addr
+	switch d := p.Data; {
+	case binary.BigEndian.Uint16(d[12:]) == typeARP && len(d) >= etherLen+18:
+		from = inet.From4(d[etherLen+14:])
+	case binary.BigEndian.Uint16(d[12:]) == typeIPv6 && len(d) >= etherLen+24:
+		from = inet.From16(d[etherLen+8:])
+	}
+	for i := range w.gen.hops {
+		if h := &w.gen.hops[i]; int(h.Port) == port && h.Addr == from {
+			return true
+		}
+	}
+	return false
+}
+
+// serve hands what is addressed to weir itself to control: pings. Nothing else has an answer.
+func (w *Worker) serve(port int, p *Packet) {
+	if p.kind != kindEchoRequest {
+		w.drop(p, NoService)
+		return
+	}
+	w.punt(port, p, echo)
 }
 
 // answer asks control for the ICMP error that a drop calls for, if any; the packet itself is dropped by the caller. The
@@ -136,6 +203,9 @@ func (w *Worker) answer(port int, p *Packet, r Reason, mtu uint16) {
 	vpc := uint32(0) // slot 0 is no VPC's: the outside's
 	if v := w.gen.ports[port].VPC; v >= 0 {
 		vpc = w.gen.vpcs[v].Slot
+	}
+	if w.gen.ports[port].Side == uint8(config.Inside) && w.punts.used() > ringSlots*3/4 {
+		return
 	}
 	if w.errorRates[vpc].take(w.nanos, errorsPerVPC, errorVPCBurst) && w.errorRate.take(w.nanos, errorsPerSecond, errorBurst) {
 		w.punts.Put(PuntError, uint8(port), r, mtu, inet.Addr{}, p.Data)

@@ -283,7 +283,7 @@ func TestWalk(t *testing.T) {
 		{udp, header.ChainOK, header.Chain{Protocol: 17, Offset: 40}},
 		{udp + `ext=hop ext=dst ext=route:00020000000000 ext=mobility ext=139 ext=140 ext=253 ext=254`, header.ChainOK, header.Chain{Protocol: 17, Offset: 104}},
 		{udp + `ext=hop:00000000000000`, header.ChainOK, header.Chain{Protocol: 17, Offset: 48}},
-		{udp + `ext=ah:010000000000000000ffff`, header.ChainOK, header.Chain{Protocol: 17, Offset: 52}},
+		{udp + `ext=ah:010000000000000000ffff`, header.ChainOK, header.Chain{Protocol: 17, Offset: 52, Pinned: true}},
 		{udp + `frag=9:0 ext=dst`, header.ChainOK, header.Chain{Protocol: 17, Offset: 56, Fragment: 40, ID: 9}},
 		{udp + `ext=dst frag=9:0:more`, header.ChainOK, header.Chain{Protocol: 17, Offset: 56, Fragment: 48, MoreFragments: true, ID: 9}},
 		{`ip proto=60` + a + `frag=9:1448 hex:ff`, header.ChainOK, header.Chain{Protocol: 60, Offset: 48, Fragment: 40, FragmentOffset: 1448, ID: 9}},

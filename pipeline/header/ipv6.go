@@ -79,6 +79,10 @@ type Chain struct {
 	FragmentOffset int    // where the bytes behind it lie in their datagram
 	MoreFragments  bool   // it is not the last one
 	ID             uint32 // the datagram's identification
+
+	// Pinned: an AH covers the addresses (RFC 4302 §3.3.3), or a routing header has segments left, so that the destination is not the
+	// transport's. Neither survives a translation.
+	Pinned bool
 }
 
 // IsFragment reports whether the packet is not a whole datagram. An atomic fragment (RFC 6946) is whole.
@@ -169,10 +173,13 @@ func (ip IPv6) Walk() (Chain, ChainFault) {
 			if fault := checkHopByHop(left[2:size]); fault != ChainOK {
 				return c, fault
 			}
+		case ProtocolAH:
+			c.Pinned = true
 		case ProtocolRouting:
 			if left[2] == 0 {
 				return c, ChainRoutingType0
 			}
+			c.Pinned = c.Pinned || left[3] != 0
 		case ProtocolFragment:
 			word := get16(left[2:])
 			c.Fragment, c.FragmentOffset, c.MoreFragments, c.ID = c.Offset, int(word&^7), word&1 != 0, get32(left[4:])

@@ -15,6 +15,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"weir/pipeline/fault"
 )
 
 // HugePage is the size that a segment on huge pages is a multiple of.
@@ -41,6 +43,9 @@ func New(name string, size uint64, huge bool) (*Segment, error) {
 }
 
 func create(name string, size uint64, flags int) (*Segment, error) {
+	if err := fault.Error("segment." + name); err != nil {
+		return nil, fmt.Errorf("segment %s: %w", name, err)
+	}
 	fd, err := unix.MemfdCreate("weir-"+name, unix.MFD_CLOEXEC|flags)
 	if err != nil {
 		return nil, fmt.Errorf("segment %s: memfd_create: %w", name, err)
@@ -184,10 +189,15 @@ func (s *Segment) Check(layout uint64) error {
 	return nil
 }
 
+// meaning goes into every layout hash. Linked in with another value (-ldflags "-X weir/pipeline/memory.meaning=..."), it makes
+// a program that refuses the segments of others though the types are the same: for when a field's meaning changes, and for tests.
+var meaning = "1"
+
 // Hash returns a number that changes when any of the types' layout changes. It panics on a type that
 // cannot lie in a segment.
 func Hash(values ...any) uint64 {
 	h := fnv.New64a()
+	h.Write([]byte(meaning))
 	for _, v := range values {
 		describe(h, reflect.TypeOf(v))
 	}

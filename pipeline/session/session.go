@@ -44,6 +44,7 @@ const (
 	FinInside
 	FinOutside
 	Draining // ends at Drain
+	Reset    // closing because of a reset that data from inside would refute
 )
 
 // Session is both directions of one translated flow. The first line has the two keys and what a packet's
