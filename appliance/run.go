@@ -71,7 +71,14 @@ type control struct {
 // run is the control process's life.
 func run(ctx context.Context, path, socket string, attach bool) error {
 	c := &control{path: path, compare: make(chan chan comparison), log: newLogger(config.DefaultConfig.Log).With("process", "control")}
-	changed := c.watch(ctx)
+	changed := make(chan struct{}, 1)
+	poke := func() {
+		select {
+		case changed <- struct{}{}:
+		default: // one is waiting already
+		}
+	}
+	c.watch(ctx, poke)
 	next, loadErr := c.load()
 	if loadErr == nil {
 		c.log = newLogger(next.cfg.Log).With("process", "control")
@@ -106,6 +113,7 @@ func run(ctx context.Context, path, socket string, attach bool) error {
 	c.log.Info("forwarding", "generation", c.gen.Number, "config", path)
 
 	// One goroutine does all of control's work on shared memory; these tell it when, and changed.
+	var again <-chan time.Time
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, unix.SIGHUP)
 	defer signal.Stop(hup)
@@ -141,31 +149,26 @@ func run(ctx context.Context, path, socket string, attach bool) error {
 		case <-hup:
 			c.log.Info("SIGHUP")
 			c.reload()
+			again = time.After(time.Second) // what is changed back before the watch looks is no change to it
+		case <-again:
+			c.reload()
 		case <-changed:
 			c.reload()
 		}
 	}
 }
 
-// watch tells of every change of the configuration on disk from its return on.
-func (c *control) watch(ctx context.Context) <-chan struct{} {
-	changed := make(chan struct{}, 1)
-	poke := func() {
-		select {
-		case changed <- struct{}{}:
-		default: // one is waiting already
-		}
-	}
+// watch calls changed for every change of the configuration on disk from its own return on.
+func (c *control) watch(ctx context.Context, changed func()) {
 	watching := make(chan struct{})
 	ready := sync.OnceFunc(func() { close(watching) })
 	go func() {
 		defer ready()
-		if err := config.Watch(ctx, c.path, ready, poke); err != nil {
+		if err := config.Watch(ctx, c.path, ready, changed); err != nil {
 			c.log.Error("the configuration is not watched; SIGHUP still reloads", "error", err)
 		}
 	}()
 	<-watching
-	return changed
 }
 
 // loaded is a configuration and the files it was read from.
@@ -260,9 +263,11 @@ func (c *control) adopt(live *running, next *loaded, loadErr error) error {
 	if next != nil {
 		cfg.API, cfg.Log = next.cfg.API, next.cfg.Log // a new control has its own
 	}
-	c.cfg, c.state, c.gen = cfg, state, gen
-	c.compiler = pipeline.Resume(state, gen)
-	c.compiler.Retire()
+	compiler := pipeline.Resume(state, gen)
+	if err := compiler.Settle(cfg); err != nil {
+		return fail(err)
+	}
+	c.cfg, c.state, c.gen, c.compiler = cfg, state, gen, compiler
 	c.status.Generation.Store(gen.Number)
 	c.forwarding()
 	c.log.Info("took over a data plane that forwards", "generation", gen.Number)

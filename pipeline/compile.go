@@ -59,7 +59,6 @@ func NewCompiler(state *State, seed *[32]byte) *Compiler {
 func Resume(state *State, g *Generation) *Compiler {
 	c := NewCompiler(state, nil)
 	c.number = g.Number
-	c.before.neighbors = map[uint32]bool{}
 	for i := range g.vpcs {
 		c.vpcs.resume(g.name(i), g.vpcs[i].Slot)
 	}
@@ -78,7 +77,6 @@ func Resume(state *State, g *Generation) *Compiler {
 	for slot := range state.Neighbors.entries {
 		if s, _ := state.Neighbors.Get(uint32(slot)); s != NeighborNone {
 			state.Neighbors.used++
-			c.before.neighbors[uint32(slot)] = true // also what a compilation that never came into force made
 		}
 	}
 	c.vpcs.passOver()
@@ -86,10 +84,23 @@ func Resume(state *State, g *Generation) *Compiler {
 	return c
 }
 
+// Settle brings into force what cfg, from which the resumed generation was compiled, says of neighbors: whoever published that
+// generation may have died before Retire.
+func (c *Compiler) Settle(cfg *config.Config) error {
+	b := newBuilder(c, cfg)
+	if err := b.build(); err != nil {
+		c.remove(b.created)
+		return err
+	}
+	c.neighbors, c.created, c.pending = b.neighbors, b.created, b.pending
+	c.Retire()
+	return nil
+}
+
 // Compile makes the next generation. On an error everything stays as it was. What it yields is followed by Retire, when it is
 // in force, or by Discard.
 func (c *Compiler) Compile(cfg *config.Config) (*Generation, error) {
-	b := builder{c: c, cfg: cfg, neighbors: map[uint32]bool{}, newVPCs: map[string]uint32{}, newInstances: map[string]uint32{}}
+	b := newBuilder(c, cfg)
 	if err := b.build(); err != nil {
 		c.remove(b.created)
 		return nil, err
@@ -217,6 +228,10 @@ type builder struct {
 	created               []uint32 // entries of the neighbor table that the compilation made
 	pending               []neighborChange
 	newVPCs, newInstances map[string]uint32
+}
+
+func newBuilder(c *Compiler, cfg *config.Config) *builder {
+	return &builder{c: c, cfg: cfg, neighbors: map[uint32]bool{}, newVPCs: map[string]uint32{}, newInstances: map[string]uint32{}}
 }
 
 // neighborChange is what the word of an entry is to become.

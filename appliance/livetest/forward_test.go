@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package livetest
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+)
+
+// Both directions, both families, 1:1 and SNAT, with every kind of client. No MAC is configured anywhere: ARP and
+// neighbor discovery find them.
+func TestForward(t *testing.T) {
+	n := newNetwork(t)
+	serveEcho(t, n.internet, remote4, remote6)
+	serveEcho(t, n.guest, web4, web6, batch4)
+	w := startWeir(t, n, baseConfig)
+
+	// First, with no neighbor known: one datagram each way, and it must not be lost while weir asks for the MAC.
+	for _, f := range []struct {
+		name       string
+		in         *namespace
+		from, to   netip.Addr
+		source     netip.Addr
+		snat       bool
+		unresolved string
+	}{
+		{"in, 1:1, IPv4", n.internet, remote4, webPublic4, remote4, false, "instance"},
+		{"in, 1:1, IPv6", n.internet, remote6, webPublic6, remote6, false, "instance"},
+		{"out, 1:1, IPv4", n.guest, web4, remote4, webPublic4, false, ""},
+		{"out, 1:1, IPv6", n.guest, web6, remote6, webPublic6, false, ""},
+		{"out, SNAT, IPv4", n.guest, batch4, remote4, batchPublic4, true, ""},
+		{"out, SNAT, IPv6", n.guest, batch6, remote6, batchPublic6, true, ""},
+	} {
+		t.Run(f.name, func(t *testing.T) {
+			before := w.scrape(t)
+			seen, err := echoUDP(f.in, f.from, f.to)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if seen.Addr() != f.source {
+				t.Errorf("UDP: the other side saw %v, expected %v", seen, f.source)
+			}
+			if f.snat && (seen.Port() < snatFirst || seen.Port() > snatLast) {
+				t.Errorf("UDP: the other side saw port %d, expected %d to %d", seen.Port(), snatFirst, snatLast)
+			}
+			if err := transferTCP(f.in, f.from, f.to, 2<<20); err != nil {
+				t.Error(err)
+			}
+			if err := ping(f.in, f.from, f.to); err != nil {
+				t.Error(err)
+			}
+			after := w.expectBalance(t)
+			if d := after.sum("weir_forwarded_packets_total") - before.sum("weir_forwarded_packets_total"); d < 1000 {
+				t.Errorf("%v packets were forwarded; a transfer of 2 MiB alone takes more", d)
+			}
+			for _, r := range []string{"neighbor_unresolved", "bad_ip_checksum", "no_session", "tx_full"} {
+				if d := after.get(t, reason(r)) - before.get(t, reason(r)); d != 0 {
+					t.Errorf("%v packets were dropped as %s", d, r)
+				}
+			}
+		})
+	}
+
+	t.Run("unsolicited to SNAT", func(t *testing.T) {
+		before := w.scrape(t).get(t, reason("unsolicited"))
+		c, err := dialUDP(n.internet, netip.AddrPortFrom(remote4, 0), batchPublic4)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		c.Write([]byte("nobody asked"))
+		eventually(t, patience, "it is dropped", func() error {
+			s, err := w.tryScrape()
+			if err == nil && s[reason("unsolicited")] != before+1 {
+				err = fmt.Errorf("%v dropped as unsolicited, expected %v", s[reason("unsolicited")], before+1)
+			}
+			return err
+		})
+	})
+
+	t.Run("weir itself", func(t *testing.T) {
+		for _, f := range []struct {
+			in       *namespace
+			from, to string
+		}{
+			{n.guest, "172.30.0.5", "172.30.0.1"},
+			{n.guest, "fd00:1::5", "fd00:1::1"},
+			{n.internet, "198.51.100.1", "198.51.100.2"},
+			{n.internet, "2001:db8::1", "2001:db8::2"},
+		} {
+			if err := ping(f.in, netip.MustParseAddr(f.from), netip.MustParseAddr(f.to)); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	w.expectBalance(t)
+	w.expectTables(t)
+	w.stop(t)
+}
+
+// reason is the series of drops for a reason.
+func reason(name string) string { return fmt.Sprintf("weir_dropped_packets_total{reason=%q}", name) }

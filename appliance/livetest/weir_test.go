@@ -1,0 +1,468 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package livetest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"weir/pipeline"
+)
+
+// program is the weir binary under test, with its named points to die at.
+var program string
+
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		if os.Geteuid() != 0 {
+			fmt.Fprintln(os.Stderr, "these tests make network namespaces: run them as root")
+			return 1
+		}
+		if err := removeStale(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		dir, err := os.MkdirTemp("", fmt.Sprintf("weir-live-%d-", os.Getpid()))
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer os.RemoveAll(dir)
+		program = filepath.Join(dir, "weir")
+		if out, err := exec.Command("go", "build", "-tags", "faultpoints", "-o", program, "weir/appliance").CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "go build weir/appliance: %v\n%s", err, out)
+			return 1
+		}
+		return m.Run()
+	}())
+}
+
+// removeStale ends and removes what a killed test run has left: its data planes outlive it, as they should.
+func removeStale() error {
+	dirs, err := filepath.Glob(filepath.Join(os.TempDir(), "weir-live-*"))
+	if err != nil {
+		return err
+	}
+	for _, dir := range dirs {
+		pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), "weir-live-"), "-")
+		if _, err := os.Stat("/proc/" + pid); err == nil {
+			continue // that run is still at it
+		}
+		links, err := filepath.Glob("/proc/[0-9]*/exe")
+		if err != nil {
+			return err
+		}
+		for _, link := range links {
+			if exe, _ := os.Readlink(link); exe == filepath.Join(dir, "weir") {
+				n, _ := strconv.Atoi(strings.Split(link, "/")[2])
+				syscall.Kill(n, syscall.SIGKILL)
+			}
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// patience is how long a test waits for what it expects before it fails.
+const patience = 10 * time.Second
+
+// eventually waits until f returns nil, and fails the test with its error when it does not within limit.
+func eventually(t *testing.T, limit time.Duration, what string, f func() error) {
+	t.Helper()
+	for deadline := time.Now().Add(limit); ; time.Sleep(5 * time.Millisecond) {
+		err := f()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not within %v: %v", what, limit, err)
+		}
+	}
+}
+
+// process is a run of the program.
+type process struct {
+	name  string
+	cmd   *exec.Cmd
+	ended chan struct{} // closed when it has ended
+	mu    sync.Mutex
+	out   bytes.Buffer
+}
+
+func (p *process) Write(b []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.out.Write(b)
+}
+
+// log is what the process and its children have written so far.
+func (p *process) log() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.out.String()
+}
+
+// spawn starts the program in the namespace. It ends with the test, whatever happens.
+func spawn(t *testing.T, n *namespace, env []string, args ...string) *process {
+	t.Helper()
+	p := &process{name: "weir " + args[0], cmd: exec.Command(program, args...), ended: make(chan struct{})}
+	p.cmd.Stdout, p.cmd.Stderr = p, p
+	p.cmd.Env = append(os.Environ(), env...)
+	p.cmd.WaitDelay = 5 * time.Second // a data plane that outlives its control holds the pipes
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	started := make(chan error)
+	go n.do(func() error { // the thread lives as long as the process: its death is what Pdeathsig means
+		err := p.cmd.Start()
+		started <- err
+		if err == nil {
+			p.cmd.Wait()
+			close(p.ended)
+		}
+		return nil
+	})
+	if err := <-started; err != nil {
+		t.Fatalf("start %s: %v", p.name, err)
+	}
+	t.Cleanup(func() {
+		p.cmd.Process.Kill()
+		<-p.ended
+		if t.Failed() {
+			t.Logf("the log of %s:\n%s", p.name, p.log())
+		}
+	})
+	return p
+}
+
+func (p *process) signal(t *testing.T, s syscall.Signal) {
+	t.Helper()
+	if err := p.cmd.Process.Signal(s); err != nil {
+		t.Fatalf("%s: %v: %v", p.name, s, err)
+	}
+}
+
+// wait waits for the process's end and returns its exit code, -1 for a signal.
+func (p *process) wait(t *testing.T, limit time.Duration) int {
+	t.Helper()
+	select {
+	case <-p.ended:
+		return p.cmd.ProcessState.ExitCode()
+	case <-time.After(limit):
+		t.Fatalf("%s has not ended after %v", p.name, limit)
+		return 0
+	}
+}
+
+// expectLog fails the test if the log lacks one of the texts.
+func (p *process) expectLog(t *testing.T, texts ...string) {
+	t.Helper()
+	for _, s := range texts {
+		if !strings.Contains(p.log(), s) {
+			t.Errorf("the log of %s does not say %q", p.name, s)
+		}
+	}
+}
+
+// weir is a running gateway: weir run, and its data plane.
+type weir struct {
+	*process
+	net    *network
+	dir    string // everything it may write to
+	config string
+	socket string
+	http   http.Client
+}
+
+// newWeir prepares a gateway in a directory of its own.
+func newWeir(t *testing.T, n *network, config string) *weir {
+	t.Helper()
+	dir := t.TempDir()
+	w := &weir{net: n, dir: dir, config: filepath.Join(dir, "weir.yaml"), socket: filepath.Join(dir, "run", "dataplane.sock")}
+	if err := os.Mkdir(filepath.Join(dir, "tmp"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	w.write(t, config)
+	w.http = http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
+		DialContext: func(_ context.Context, network, address string) (c net.Conn, err error) {
+			err = n.gateway.do(func() error {
+				c, err = net.DialTimeout(network, address, time.Second)
+				return err
+			})
+			return c, err
+		},
+	}}
+	t.Cleanup(func() {
+		w.http.CloseIdleConnections()
+		for _, pid := range w.dataplanes(t) { // of a control that the test killed: it ends by itself, but not at once
+			syscall.Kill(pid, syscall.SIGKILL)
+		}
+	})
+	return w
+}
+
+// startWeir starts a gateway and waits until it forwards.
+func startWeir(t *testing.T, n *network, config string, env ...string) *weir {
+	t.Helper()
+	w := newWeir(t, n, config)
+	w.run(t, env...)
+	w.ready(t)
+	return w
+}
+
+func (w *weir) run(t *testing.T, env ...string) {
+	t.Helper()
+	w.process = spawn(t, w.net.gateway, w.env(env...), "run", "--config", w.config, "--socket", w.socket)
+	t.Cleanup(func() { w.explain(t) })
+}
+
+// explain logs the counters, should the test have failed.
+func (w *weir) explain(t *testing.T) {
+	if !t.Failed() {
+		return
+	}
+	page, err := w.get("/metrics")
+	if err != nil {
+		t.Logf("its metrics: %v", err)
+	}
+	var counted strings.Builder
+	for line := range strings.Lines(page) {
+		if strings.HasPrefix(line, "weir_") && !strings.HasSuffix(line, " 0\n") {
+			counted.WriteString(line)
+		}
+	}
+	t.Logf("its metrics:\n%s", &counted)
+}
+
+// env keeps the program's temporary files in its own directory.
+func (w *weir) env(more ...string) []string {
+	return append([]string{"TMPDIR=" + filepath.Join(w.dir, "tmp")}, more...)
+}
+
+func (w *weir) ready(t *testing.T) {
+	t.Helper()
+	eventually(t, patience, "ready", func() error {
+		select {
+		case <-w.ended:
+			t.Fatalf("weir ended before it was ready: %v", w.cmd.ProcessState)
+		default:
+		}
+		_, err := w.get("/readyz")
+		return err
+	})
+}
+
+// write puts a configuration into force as an editor would: a new file renamed over the old one.
+func (w *weir) write(t *testing.T, config string) {
+	t.Helper()
+	next := filepath.Join(w.dir, "next.yaml")
+	if err := os.WriteFile(next, []byte(config), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(next, w.config); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (w *weir) get(path string) (string, error) {
+	r, err := w.http.Get("http://127.0.0.1:9474" + path)
+	if err != nil {
+		return "", err
+	}
+	defer r.Body.Close()
+	b, err := io.ReadAll(r.Body)
+	if err == nil && r.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s", path, r.Status)
+	}
+	return string(b), err
+}
+
+// samples are the series of one scrape.
+type samples map[string]float64
+
+func (w *weir) tryScrape() (samples, error) {
+	page, err := w.get("/metrics")
+	if err != nil {
+		return nil, err
+	}
+	s := samples{}
+	for line := range strings.Lines(page) {
+		series, value, ok := strings.Cut(strings.TrimSpace(line), " ")
+		if !ok || strings.HasPrefix(series, "#") {
+			continue
+		}
+		if s[series], err = strconv.ParseFloat(value, 64); err != nil {
+			return nil, fmt.Errorf("/metrics: %q: %w", line, err)
+		}
+	}
+	return s, nil
+}
+
+func (w *weir) scrape(t *testing.T) samples {
+	t.Helper()
+	s, err := w.tryScrape()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// get returns one series, which must be there.
+func (s samples) get(t *testing.T, series string) float64 {
+	t.Helper()
+	v, ok := s[series]
+	if !ok {
+		t.Fatalf("/metrics has no series %s", series)
+	}
+	return v
+}
+
+// sum adds up all series of a name.
+func (s samples) sum(name string) (total float64) {
+	for series, v := range s {
+		if base, _, _ := strings.Cut(series, "{"); base == name {
+			total += v
+		}
+	}
+	return total
+}
+
+// balanced is nil if no packet is unaccounted for.
+func (s samples) balanced() error {
+	received, forwarded := s.sum("weir_received_packets_total"), s.sum("weir_forwarded_packets_total")
+	punted, dropped, held := s.sum("weir_punted_packets_total"), s.sum("weir_dropped_packets_total"), s.sum("weir_held_packets")
+	if received != forwarded+punted+dropped+held {
+		return fmt.Errorf("received %v, but forwarded %v + punted %v + dropped %v + held %v = %v",
+			received, forwarded, punted, dropped, held, forwarded+punted+dropped+held)
+	}
+	transmitted, fragmented, originated := s.sum("weir_transmitted_packets_total"), s.sum("weir_fragmented_packets_total"), s.sum("weir_originated_packets_total")
+	if transmitted != forwarded+fragmented+originated {
+		return fmt.Errorf("transmitted %v, but forwarded %v + fragmented %v + originated %v = %v",
+			transmitted, forwarded, fragmented, originated, forwarded+fragmented+originated)
+	}
+	return nil
+}
+
+// expectBalance waits until the counters are at rest and every packet is accounted for. A scrape reads counters while a
+// worker writes them, so a single one may be torn.
+func (w *weir) expectBalance(t *testing.T) samples {
+	t.Helper()
+	var s samples
+	eventually(t, patience, "the counters balance", func() (err error) {
+		if s, err = w.tryScrape(); err == nil {
+			err = s.balanced()
+		}
+		if err == nil && s.sum("weir_held_packets") != 0 {
+			err = fmt.Errorf("%v packets are held", s.sum("weir_held_packets"))
+		}
+		return err
+	})
+	return s
+}
+
+// expectTables holds the shared session tables against themselves. Nobody may send meanwhile.
+func (w *weir) expectTables(t *testing.T) {
+	t.Helper()
+	dir := fmt.Sprintf("/proc/%d/fd", w.cmd.Process.Pid)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		if target, _ := os.Readlink(path); !strings.HasPrefix(target, "/memfd:weir-state") {
+			continue
+		}
+		fd, err := syscall.Open(path, syscall.O_RDWR|syscall.O_CLOEXEC, 0)
+		if err != nil {
+			t.Fatalf("open the state segment: %v", err)
+		}
+		state, err := pipeline.AttachState(fd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer state.Segment.Close()
+		eventually(t, patience, "the session tables are valid", state.Check)
+		return
+	}
+	t.Fatal("weir has no state segment")
+}
+
+// dataplanes returns the process numbers of the data planes at w's socket.
+func (w *weir) dataplanes(t *testing.T) (pids []int) {
+	t.Helper()
+	paths, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range paths {
+		line, _ := os.ReadFile(path) // of a process that has ended: empty
+		args := strings.Split(string(line), "\x00")
+		if len(args) > 3 && args[0] == program && args[1] == "dataplane" && args[3] == w.socket {
+			pid, _ := strconv.Atoi(strings.Split(path, "/")[2])
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// dataplane returns the process number of the one data plane.
+func (w *weir) dataplane(t *testing.T) int {
+	t.Helper()
+	pids := w.dataplanes(t)
+	if len(pids) != 1 {
+		t.Fatalf("data planes: %v, expected one", pids)
+	}
+	return pids[0]
+}
+
+// expectNoDataplane waits until all data planes have ended.
+func (w *weir) expectNoDataplane(t *testing.T, limit time.Duration) {
+	t.Helper()
+	eventually(t, limit, "the data plane ends", func() error {
+		if pids := w.dataplanes(t); len(pids) > 0 {
+			return fmt.Errorf("processes %v live", pids)
+		}
+		return nil
+	})
+}
+
+// expectClean fails the test if something is left in the directories that weir writes to.
+func (w *weir) expectClean(t *testing.T) {
+	t.Helper()
+	for _, dir := range []string{"tmp", "run"} {
+		entries, err := os.ReadDir(filepath.Join(w.dir, dir))
+		if err != nil {
+			t.Error(err)
+		}
+		for _, e := range entries {
+			t.Errorf("left behind: %s/%s", dir, e.Name())
+		}
+	}
+}
+
+// stop ends weir in order.
+func (w *weir) stop(t *testing.T) {
+	t.Helper()
+	w.signal(t, syscall.SIGTERM)
+	if code := w.wait(t, patience); code != 0 {
+		t.Errorf("weir run exits with %d after SIGTERM, expected 0", code)
+	}
+	if pids := w.dataplanes(t); len(pids) > 0 {
+		t.Errorf("data planes %v outlive weir run", pids)
+	}
+	w.expectClean(t)
+}
