@@ -1,0 +1,577 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pipeline
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"weir/config"
+	"weir/pipeline/session"
+)
+
+// onMove is rigConfig with sessions.on_move, and with or without the association of the pool that all external addresses lie in.
+func onMove(policy string, associated bool) string {
+	text := strings.Replace(rigConfig, "vpcs:", "sessions: {on_move: "+policy+", drain_timeout: 10m}\nvpcs:", 1)
+	if !associated {
+		text = strings.Replace(text, "pools: [p, attached]", "pools: [attached]", 1)
+	}
+	return text
+}
+
+// What sessions.on_move does to sessions whose address is not eligible any more, in time. Each step is a reload or a wait, and
+// then says whether the session lives.
+func TestOnMove(t *testing.T) {
+	const (
+		fromInside  = "udp 10.0.0.5:1000 > 8.8.8.8:53"
+		fromOutside = "udp 8.8.8.8:53 > 192.0.2.21:1000" // to one of the three addresses of 10.0.0.7, not the one that the function gives
+		tcp         = "tcp 10.0.0.6:1000 > 8.8.8.8:53 SYN"
+	)
+	type step struct {
+		reload string // "": none
+		wait   time.Duration
+		lives  bool
+	}
+	drain, keep, cut := onMove("drain", false), onMove("keep", false), onMove("cut", false)
+	for _, c := range []struct {
+		name  string
+		begin string // the session's first packet
+		steps []step
+	}{
+		{"keep", fromInside, []step{{keep, 0, true}, {"", 4 * time.Minute, true}}},
+		{"cut", fromInside, []step{{cut, 0, false}}},
+		{"cut, and still eligible", fromInside, []step{{onMove("cut", true), 0, true}}},
+		{"drain to its deadline", fromInside, []step{{drain, 0, true}, {"", 4 * time.Minute, true}, {"", 4 * time.Minute, true}, {"", 2*time.Minute + 1e6, false}}},
+		{"drain, just before", fromInside, []step{{drain, 0, true}, {"", 4 * time.Minute, true}, {"", 4 * time.Minute, true}, {"", 2*time.Minute - 1e6, true}}},
+		{"a reload without meaning does not begin anew", fromInside, []step{
+			{drain, 0, true}, {"", 4 * time.Minute, true}, {strings.Replace(drain, "name: none", "name: nobody", 1), 4 * time.Minute, true}, {"", 2*time.Minute + 1e6, false}}},
+		{"drain cancelled: eligible again", fromInside, []step{
+			{drain, 0, true}, {"", 4 * time.Minute, true}, {onMove("drain", true), 4 * time.Minute, true}, {"", 4 * time.Minute, true}}},
+		{"drain cancelled: keep", fromInside, []step{{drain, 0, true}, {keep, 4 * time.Minute, true}, {"", 4 * time.Minute, true}, {"", 4 * time.Minute, true}}},
+		{"drained twice: the second deadline is a new one", fromInside, []step{
+			{drain, 4 * time.Minute, true}, {onMove("drain", true), 4 * time.Minute, true}, {drain, 4 * time.Minute, true}, {"", 4 * time.Minute, true}, {"", 3 * time.Minute, false}}},
+		{"drain, then cut", fromInside, []step{{drain, 0, true}, {cut, 0, false}}},
+		{"SNAT drains", tcp, []step{{drain, 0, true}, {"", 3 * time.Minute, true}, {"", 3 * time.Minute, true}, {"", 3 * time.Minute, true}, {"", 61 * time.Second, false}}},
+		{"SNAT is cut", tcp, []step{{cut, 0, false}}},
+		{"begun from outside: it replies whichever gateway", fromOutside, []step{{cut, 0, true}, {drain, 0, true}, {"", 20 * time.Second, true}}},
+		{"begun from outside, and no route any more", fromOutside, []step{{strings.Replace(rigConfig, "{to: 0.0.0.0/0, gateway: g}, ", "", 1), 0, false}}},
+	} {
+		for _, idle := range []bool{false, true} {
+			name := c.name
+			if idle {
+				name += ", idle"
+			}
+			t.Run(name, func(t *testing.T) {
+				r := newRig(t, rigConfig, config.MAC{})
+				port := 0
+				if c.begin == fromOutside {
+					port = 1
+				}
+				r.send(port, c.begin)
+				first := r.only()
+				public, created := first.External, first.Created
+				for i, s := range c.steps {
+					if s.reload != "" {
+						r.reload(s.reload)
+					}
+					// An idle session is met by the walk alone, the other one by its own packets; both soon after the reload.
+					touch := func() {
+						if idle {
+							first.Last = r.tick // as if it were not idle: only its generation and its drain may end it
+							r.Expire(r.Capacity())
+						} else {
+							r.send(port, c.begin)
+						}
+					}
+					touch()
+					r.after(s.wait)
+					touch()
+					lives := first.State() != session.Free && first.External == public && first.Created == created
+					if lives != s.lives {
+						t.Fatalf("step %d: lives: %t, want %t", i, lives, s.lives)
+					}
+				}
+				if err := r.state.Check(); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+}
+
+// mover writes configurations that differ in what decides about sessions.
+type mover struct{ *rand.Rand }
+
+func (m mover) any(list ...string) string { return list[m.IntN(len(list))] }
+
+// config is a configuration out of all that mover writes.
+func (m mover) config() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, `version: 1
+dataplane: {sessions: 4096}
+ports:
+  - {name: in, device: net_null0, side: inside}
+  - {name: out, device: net_null1, side: outside, addresses: [198.51.100.2/24], next_hops: [{address: 198.51.100.1, mac: "02:00:00:00:02:01"}]}
+pools:
+  - {name: a, ranges: [192.0.2.0/25]}
+  - {name: b, ranges: [192.0.2.128/25]}
+gateways:
+  - {name: g, id: 00000000-0000-4000-8000-000000000001, pools: %s}
+  - {name: h, id: 00000000-0000-4000-8000-000000000002, pools: %s}
+sessions: {on_move: %s, drain_timeout: %s}
+vpcs:
+  - name: v
+    attach: [{port: in, addresses: [10.0.0.1/16]}]
+    subnets: [10.0.0.0/16]
+    routes: [%s]
+    instances:
+`, m.any("[a]", "[a, b]", "[]"), m.any("[b]", "[a, b]", "[]"), m.any("keep", "drain", "cut"), m.any("1m", "10m"),
+		m.any("{to: 0.0.0.0/0, gateway: g}", "{to: 0.0.0.0/0, gateway: h}", "{to: 0.0.0.0/0, gateway: g}, {to: 8.8.4.0/24, gateway: h}",
+			"{to: 0.0.0.0/0, gateway: unnamed}", "{to: 0.0.0.0/0, gateway: g}, {to: 8.8.4.0/24, drop: true}", "{to: 8.8.8.0/24, gateway: g}"))
+	for i := range 4 {
+		floating := m.any("192.0.2.%d", "192.0.2.%d, 192.0.2.2%[1]d", "192.0.2.2%d", "192.0.2.1%d")
+		if m.IntN(8) > 0 {
+			fmt.Fprintf(&b, "      - {name: one%d, addresses: [10.0.0.%d], mac: \"02:00:00:00:01:05\", external: {floating: [%s]}}\n", i, 10+i+m.IntN(2)*100, fmt.Sprintf(floating, 10+i))
+		}
+	}
+	for i := range 3 {
+		if m.IntN(8) > 0 {
+			first := 1024 + i*1024 + m.IntN(2)*512
+			fmt.Fprintf(&b, "      - {name: shared%d, addresses: [10.0.1.%d], mac: \"02:00:00:00:01:05\", external: {snat: [{address: %s, ports: %d-%d}]}}\n",
+				i, i, m.any("192.0.2.2", "192.0.2.202"), first, first+511)
+		}
+	}
+	return b.String()
+}
+
+// traffic begins sessions of all instances, from inside and from outside.
+func (m mover) traffic(r *rig) {
+	for range 200 {
+		remote := m.any("8.8.8.8", "8.8.4.4")
+		switch m.IntN(3) {
+		case 0:
+			r.send(0, fmt.Sprintf("udp 10.0.0.%d:%d > %s:53", 10+m.IntN(4)+m.IntN(2)*100, 1000+m.IntN(2000), remote))
+		case 1:
+			r.send(0, fmt.Sprintf("tcp 10.0.1.%d:%d > %s:53 SYN", m.IntN(3), 1000+m.IntN(2000), remote))
+		case 2:
+			r.send(1, fmt.Sprintf("udp %s:53 > 192.0.2.%s%d:%d", remote, m.any("", "1", "2"), 10+m.IntN(4), 1000+m.IntN(2000)))
+		}
+	}
+}
+
+// becomes counts by instance what has become of sessions that stood under these names.
+func (r *rig) becomes(before map[uint32]string) map[string]Fate {
+	fates := map[string]Fate{}
+	for ref, name := range before {
+		s := r.sessions.At(ref)
+		f := fates[name]
+		switch {
+		case s.State() == session.Free:
+			f.End++
+		case s.Flags&session.Draining != 0:
+			f.Drain++
+		default:
+			f.Keep++
+		}
+		fates[name] = f
+	}
+	return fates
+}
+
+// byName lists the live sessions with the instances that they belong to.
+func (r *rig) byName() map[uint32]string {
+	names := map[uint32]string{}
+	for name, slot := range r.compiler.instances.known {
+		names[slot] = name
+	}
+	list := map[uint32]string{}
+	for ref := range uint32(r.Capacity()) {
+		if s := r.sessions.At(ref); s.State() != session.Free {
+			list[ref] = names[s.Instance]
+		}
+	}
+	return list
+}
+
+// What a preview says of the live sessions is what then happens to them, and asking changes nothing.
+func TestPreviewAgrees(t *testing.T) {
+	total := Fate{}
+	for seed := range uint64(60) {
+		m := mover{rand.New(rand.NewPCG(seed, 1))}
+		r := newRig(t, m.config(), config.MAC{})
+		m.traffic(r)
+		for round := range 3 {
+			next := m.config()
+			before := r.byName()
+			neighbors := slices.Clone(r.state.Neighbors.entries)
+			clone := r.compiler.Clone()
+			g, err := clone.Preview(parseConfig(t, next))
+			if err != nil {
+				t.Fatal(err)
+			}
+			said := r.state.Fates(clone, g)
+			g.Close()
+			if again := r.byName(); !maps.Equal(again, before) || !slices.Equal(r.state.Neighbors.entries, neighbors) {
+				t.Fatal("a preview changed something")
+			}
+			r.reload(next)
+			r.Expire(r.Capacity())
+			if got := r.becomes(before); !maps.Equal(got, said) {
+				t.Fatalf("seed %d, round %d: the preview says %v, then happens %v\n%s", seed, round, said, got, next)
+			}
+			for _, f := range said {
+				total.Keep, total.Drain, total.End = total.Keep+f.Keep, total.Drain+f.Drain, total.End+f.End
+			}
+			m.traffic(r)
+		}
+		if err := r.state.Check(); err != nil {
+			t.Fatal(err)
+		}
+		for _, g := range r.gens {
+			g.Close()
+		}
+		r.gens = nil
+		r.state.Segment.Close()
+	}
+	if total.Keep == 0 || total.Drain == 0 || total.End == 0 {
+		t.Errorf("the questions are too easy: %+v", total)
+	}
+	t.Logf("%+v", total)
+}
+
+// limit lowers a resource limit of this process and returns what restores it.
+func limit(t *testing.T, resource int, to uint64) (restore func()) {
+	t.Helper()
+	var was unix.Rlimit
+	if err := unix.Getrlimit(resource, &was); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(resource, &unix.Rlimit{Cur: to, Max: was.Max}); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		if err := unix.Setrlimit(resource, &was); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// addressSpace returns how many bytes this process maps.
+func addressSpace(t *testing.T) uint64 {
+	t.Helper()
+	b, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pages uint64
+	fmt.Sscan(string(b), &pages)
+	return pages * uint64(os.Getpagesize())
+}
+
+// neighborWords returns what is known of each neighbor.
+func (r *rig) neighborWords() (words []uint64) {
+	for i := range r.state.Neighbors.entries {
+		words = append(words, r.state.Neighbors.entries[i].word)
+	}
+	return words
+}
+
+// Whatever a compilation lacks, it fails with a reason, and everything stays: numbers, slots, neighbors, descriptors, traffic.
+// When it is there again the same configuration compiles.
+func TestCompileWithoutResources(t *testing.T) {
+	signal.Ignore(unix.SIGXFSZ) // a file that would be too long: an error, not the end
+	defer signal.Reset(unix.SIGXFSZ)
+	more := strings.Replace(rigConfig, "instances:\n", `instances:
+      - {name: more0, addresses: [10.0.2.1, "fd00::2:1"], external: {floating: [192.0.2.60]}}
+      - {name: more1, addresses: [10.0.2.2, "fd00::2:2"], mac: "02:00:00:00:03:02", external: {floating: [192.0.2.61]}}
+`, 1)
+	more = strings.Replace(more, "02:00:00:00:01:05", "02:00:00:00:01:55", 1)
+	for _, c := range []struct {
+		name string
+		take func(t *testing.T, r *rig) (restore func())
+		want string
+	}{
+		{"descriptors", func(t *testing.T, _ *rig) func() { return limit(t, unix.RLIMIT_NOFILE, 0) }, "memfd_create: too many open files"},
+		{"room in the segment", func(t *testing.T, _ *rig) func() { return limit(t, unix.RLIMIT_FSIZE, 4096) }, "file too large"},
+		{"address space", func(t *testing.T, _ *rig) func() {
+			// Room for Go itself, and not for the segment, which this source text makes large.
+			return limit(t, unix.RLIMIT_AS, addressSpace(t)+(64<<20))
+		}, "mmap of 255 MiB: cannot allocate memory"},
+		{"neighbor entries", func(t *testing.T, r *rig) func() {
+			// The table is full: all that is free is taken by another port's.
+			var taken []uint32
+			for i := range r.state.Neighbors.entries {
+				if e := &r.state.Neighbors.entries[i]; e.word == 0 {
+					e.link, e.word = 99, 1
+					taken = append(taken, uint32(i))
+				}
+			}
+			return func() {
+				for _, slot := range taken {
+					r.state.Neighbors.entries[slot] = neighbor{}
+				}
+			}
+		}, "neighbor table: no room"},
+		{"instance slots", func(t *testing.T, r *rig) func() {
+			was := r.compiler.instances.capacity
+			r.compiler.instances.capacity = int(r.compiler.instances.next) + 1
+			return func() { r.compiler.instances.capacity = was }
+		}, "instances since start; restart weir"},
+		{"VPC slots", func(t *testing.T, r *rig) func() {
+			was := r.compiler.vpcs.capacity
+			r.compiler.vpcs.capacity = int(r.compiler.vpcs.next)
+			return func() { r.compiler.vpcs.capacity = was }
+		}, "VPCs since start; restart weir"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := newRig(t, rigConfig, config.MAC{})
+			text := more
+			if c.name == "VPC slots" {
+				text = strings.Replace(more, "  - name: v\n", "  - {name: w, subnets: [10.0.0.0/16]}\n  - name: v\n", 1)
+			}
+			cfg := parseConfig(t, text)
+			if c.name == "address space" {
+				r.compiler.Source = make([]byte, 255<<20)
+			}
+			r.expect(0, "udp 10.0.0.5:1 > 8.8.8.8:2", "udp 192.0.2.5:1 > 8.8.8.8:2")
+			number, used, descriptors := r.compiler.number, r.state.Neighbors.used, openDescriptors(t)
+			defer debug.SetGCPercent(debug.SetGCPercent(-1)) // no thread of the collector's may begin while there is nothing
+			restore := c.take(t, r)
+			words := r.neighborWords()
+			var errs []error
+			for range 5 {
+				_, err := r.compiler.Compile(cfg)
+				errs = append(errs, err)
+			}
+			same := slices.Equal(words, r.neighborWords())
+			restore()
+			for _, err := range errs {
+				if err == nil || !strings.Contains(err.Error(), c.want) {
+					t.Errorf("error %v, expected %q", err, c.want)
+				}
+			}
+			if !same || r.state.Neighbors.used != used {
+				t.Errorf("neighbors are not what they were: %d entries, %d before", r.state.Neighbors.used, used)
+			}
+			if r.compiler.number != number {
+				t.Errorf("generation %d, was %d", r.compiler.number, number)
+			}
+			if now := openDescriptors(t); now != descriptors {
+				t.Errorf("%d descriptors are open, %d were", now, descriptors)
+			}
+			r.expect(0, "udp 10.0.0.5:1 > 8.8.8.8:2", "udp 192.0.2.5:1 > 8.8.8.8:2")
+			r.compiler.Source = nil
+			r.reload(text)
+			if got := r.gens[1].Number; got != number+1 {
+				t.Errorf("then generation %d, expected %d", got, number+1)
+			}
+			r.expect(1, "udp 8.8.8.8:2 > 192.0.2.61:3", "udp 8.8.8.8:2 > 10.0.2.2:3")
+			if _, mac := r.state.Neighbors.Get(r.state.Neighbors.Find(0, inside4(5))); mac[5] != 0x55 {
+				t.Errorf("the neighbor's MAC is %v, expected the new one", mac)
+			}
+		})
+	}
+}
+
+// A generation that the data plane refuses is as if it had never been compiled, as often as that happens.
+func TestDiscard(t *testing.T) {
+	r := newRig(t, rigConfig, config.MAC{})
+	words, used := r.neighborWords(), r.state.Neighbors.used
+	text := strings.Replace(rigConfig, "instances:\n", "instances:\n      - {name: more, addresses: [10.0.2.1], external: {floating: [192.0.2.60]}}\n", 1)
+	text = strings.Replace(text, "02:00:00:00:01:05", "02:00:00:00:01:55", 1)
+	text = strings.Replace(text, "      - {name: brief,", "      - {name: renamed,", 1)
+	for range 10 {
+		g, err := r.compiler.Compile(parseConfig(t, text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if g.Number != 2 {
+			t.Fatalf("generation %d, expected 2 again", g.Number)
+		}
+		g.Close()
+		r.compiler.Discard()
+		if used != r.state.Neighbors.used || !slices.Equal(words, r.neighborWords()) {
+			t.Fatalf("neighbors are not what they were: %d entries, %d before", r.state.Neighbors.used, used)
+		}
+	}
+	r.reload(text)
+	r.expect(1, "udp 8.8.8.8:2 > 192.0.2.5:3", "udp 8.8.8.8:2 > 10.0.0.5:3")
+	if _, mac := r.state.Neighbors.Get(r.state.Neighbors.Find(0, inside4(5))); mac[5] != 0x55 {
+		t.Errorf("the neighbor's MAC is %v, expected the new one", mac)
+	}
+}
+
+// content returns what a generation says as text, without what differs each time: the places of the hosts, which depend on a
+// secret, and the order in which shared addresses' ranges lie.
+func content(g *Generation) string {
+	t := g.tables
+	t.hosts, t.snat = nil, nil
+	var hosts []string
+	for _, h := range g.hosts {
+		var ranges []snatRange
+		if h.Kind == hostSNAT {
+			ranges = g.snat[h.Index : h.Index+uint32(h.Ranges)]
+			h.Index = 0
+		}
+		hosts = append(hosts, fmt.Sprintf("%+v %+v\n", h, ranges))
+	}
+	slices.Sort(hosts)
+	return fmt.Sprintf("%+v\n%s", t, hosts)
+}
+
+// A compiler that goes on from another one's generation gives names the numbers that they have, and compiles the same
+// configuration to the same tables.
+func TestResume(t *testing.T) {
+	for seed := range uint64(20) {
+		m := mover{rand.New(rand.NewPCG(seed, 2))}
+		r := newRig(t, m.config(), config.MAC{})
+		m.traffic(r)
+		r.reload(m.config())
+		m.traffic(r)
+		g := r.gens[1]
+		c := Resume(r.state, g)
+		if err := c.Settle(r.cfg); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := c.instances.current, r.compiler.instances.current; !maps.Equal(got, want) {
+			t.Fatalf("instances %v, expected %v", got, want)
+		}
+		if got, want := c.vpcs.current, r.compiler.vpcs.current; !maps.Equal(got, want) {
+			t.Fatalf("VPCs %v, expected %v", got, want)
+		}
+		r.Expire(r.Capacity())
+		words := r.neighborWords()
+		again, err := c.Compile(r.cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again.Number != g.Number+1 {
+			t.Errorf("generation %d after %d", again.Number, g.Number)
+		}
+		if got, want := content(again), content(g); got != want {
+			t.Errorf("seed %d: the same configuration compiles to other tables:\n%s\n%s", seed, got, want)
+		}
+		c.Retire()
+		if !slices.Equal(words, r.neighborWords()) {
+			t.Error("the neighbors changed")
+		}
+		// No session is concerned.
+		n := r.sessions.Len()
+		r.SetGeneration(again)
+		if ended := r.Expire(r.Capacity()); ended != 0 {
+			t.Errorf("%d of %d sessions ended", ended, n)
+		}
+		r.SetGeneration(g)
+		again.Close()
+	}
+}
+
+// Control may die when its generation is published and the neighbors are not what that says: the next one sees to it.
+func TestSettle(t *testing.T) {
+	r := newRig(t, rigConfig, config.MAC{})
+	cfg := parseConfig(t, strings.Replace(rigConfig, "02:00:00:00:01:05", "02:00:00:00:01:55", 1))
+	g, err := r.compiler.Compile(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	r.SetGeneration(g)
+	c := Resume(r.state, g)
+	if err := c.Settle(cfg); err != nil {
+		t.Fatal(err)
+	}
+	if _, mac := r.state.Neighbors.Get(r.state.Neighbors.Find(0, inside4(5))); mac[5] != 0x55 {
+		t.Errorf("the neighbor's MAC is %v, expected the new one", mac)
+	}
+	if n := c.number; n != g.Number {
+		t.Errorf("the compiler is at generation %d, expected %d", n, g.Number)
+	}
+}
+
+// The number of a name that is gone serves nobody else while sessions count in it, though the compiler that knew the name is gone.
+func TestResumePassesOver(t *testing.T) {
+	r := newRig(t, rigConfig, config.MAC{})
+	for i := range 10 {
+		r.send(0, fmt.Sprintf("udp 10.0.0.7:%d > 8.8.8.8:53", 1000+i))
+	}
+	gone := r.slotOf("several")
+	without := func(name string) string {
+		var lines []string
+		for line := range strings.Lines(rigConfig) {
+			lines = append(lines, line)
+		}
+		i := slices.IndexFunc(lines, func(l string) bool { return strings.Contains(l, "{name: "+name+",") })
+		return strings.Join(slices.Delete(lines, i, i+2), "")
+	}
+	r.reload(without("several"))
+	if n := r.state.InstanceSessions(gone); n != 10 {
+		t.Fatalf("%d sessions count in the slot, expected 10", n)
+	}
+	r.compiler = Resume(r.state, r.gens[1])
+	if err := r.compiler.Settle(r.cfg); err != nil {
+		t.Fatal(err)
+	}
+	r.reload(strings.Replace(without("several"), "instances:\n", "instances:\n      - {name: new0, addresses: [10.0.2.1]}\n      - {name: new1, addresses: [10.0.2.2]}\n", 1))
+	for _, name := range []string{"new0", "new1"} {
+		if r.slotOf(name) == gone {
+			t.Errorf("%s has the slot of an instance that is gone and still has sessions", name)
+		}
+	}
+	r.Expire(r.Capacity())
+	if n := r.state.InstanceSessions(gone); n != 0 || r.sessions.Len() != 0 {
+		t.Errorf("%d sessions count in the slot, expected none", n)
+	}
+	if err := r.state.Check(); err != nil {
+		t.Error(err)
+	}
+}
+
+// After a restart, with other secrets and without a session, the same configuration gives every flow the same 1:1 address, and
+// SNAT the same address and range.
+func TestRestartChoosesAlike(t *testing.T) {
+	for seed := range uint64(20) {
+		m := mover{rand.New(rand.NewPCG(seed, 3))}
+		text := m.config()
+		first := newRig(t, text, config.MAC{})
+		second := newRig(t, text, config.MAC{})
+		other := testSeed
+		other[0]++
+		c := NewCompiler(second.state, &other)
+		g, err := c.Compile(second.cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer g.Close()
+		second.SetGeneration(g)
+		for i := range 60 {
+			remote := m.any("8.8.8.8", "8.8.4.4")
+			line := fmt.Sprintf("udp 10.0.0.%d:%d > %s:53", 10+i%4, 1000+i, remote)
+			if a, b := first.send(0, line), second.send(0, line); a != b {
+				t.Errorf("%s: %s, after a restart %s", line, a, b)
+			}
+			line = fmt.Sprintf("udp 10.0.1.%d:%d > %s:53", i%3, 1000+i, remote)
+			a, b := strings.Fields(first.send(0, line)), strings.Fields(second.send(0, line))
+			if a[0] != b[0] || a[0] == "drop" {
+				if !slices.Equal(a, b) {
+					t.Errorf("%s: %s, after a restart %s", line, a, b)
+				}
+				continue
+			}
+			x, y := netip.MustParseAddrPort(a[1]), netip.MustParseAddrPort(b[1])
+			if x.Addr() != y.Addr() || x.Port()/512 != y.Port()/512 { // ranges begin and end at multiples of 512
+				t.Errorf("%s: %v, after a restart %v", line, x, y)
+			}
+		}
+	}
+}
