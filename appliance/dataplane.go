@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"regexp"
+	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
 	"strings"
@@ -117,6 +118,8 @@ func (d *plane) start(payload []byte, stateFD, genFD int) error {
 	for i := range d.ports {
 		d.state.Device(i).MAC = macs[i]
 	}
+	// A worker keeps a processor of Go's for good; the affinity that this process begins with may count none for it.
+	runtime.GOMAXPROCS(len(c.Dataplane.Workers) + 2)
 	ready := make(chan error, len(c.Dataplane.Workers))
 	for i, core := range c.Dataplane.Workers {
 		w := &worker{

@@ -93,6 +93,11 @@ func run(ctx context.Context, path, socket string, attach bool) error {
 		}
 		probe.Close()
 	}
+	if loadErr == nil {
+		if err := keepOff(next.cfg.Dataplane.Workers); err != nil {
+			c.log.Warn("control shares the workers' cores", "reason", err)
+		}
+	}
 	live, err := c.plane.connect(ctx)
 	if err != nil {
 		if ctx.Err() != nil {
@@ -447,8 +452,13 @@ func (c *control) refused(err error) {
 	} else {
 		c.log.Error("reload refused", "error", err)
 	}
-	c.log.Warn("the running configuration stays", "generation", c.gen.Number)
+	if !errors.As(err, new(partly)) {
+		c.log.Warn("the running configuration stays", "generation", c.gen.Number)
+	}
 }
+
+// partly is an error about what is not in force of a configuration that otherwise is.
+type partly struct{ error }
 
 // apply brings a loaded configuration into force. Without a change of meaning nothing happens.
 func (c *control) apply(next *loaded) error {
@@ -462,7 +472,7 @@ func (c *control) apply(next *loaded) error {
 		if !keepRestartOnly(cfg, c.cfg) {
 			return fmt.Errorf("%v changed, which takes a restart of weir; nothing of this change is applied", keys)
 		}
-		refused = fmt.Errorf("%v changed, which takes a restart of weir; the rest is applied", keys)
+		refused = partly{fmt.Errorf("%v changed, which takes a restart of weir; all else of the configuration is in force", keys)}
 		if config.Equal(c.cfg, cfg) {
 			return refused
 		}

@@ -65,7 +65,12 @@ func (c *Counters) settle() {
 	for _, n := range c.Transmitted {
 		transmitted += n
 	}
-	c.Forwarded = transmitted - c.Originated - c.Fragmented // it may have died between the two
+	switch counted := c.Forwarded + c.Originated + c.Fragmented; { // it may have died between the two stores of
+	case transmitted > counted: // Sent
+		c.Forwarded += transmitted - counted
+	case transmitted < counted: // Originated
+		c.Originated -= counted - transmitted
+	}
 	t := c.Totals()
 	if done := t.Forwarded + t.Punted + t.Dropped; t.Received > done {
 		c.Dropped[Restart] += t.Received - done

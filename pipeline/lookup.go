@@ -48,10 +48,10 @@ func (w *Worker) lookup(b *Burst) {
 			continue
 		}
 		switch {
-		case !inside && p.kind == kindEchoRequest && s.Flags&session.SNAT != 0:
-			// The identifier is mapped for replies to the instance's own pings.
 		case !inside:
-			w.fromOutside(s, p)
+			if !p.uninvited(s) {
+				w.fromOutside(s, p)
+			}
 		case s.State() == session.Unconfirmed && (p.kind == kindTCP || p.kind == kindEchoRequest) && begins(p):
 			// No reply, but a beginning: whoever sent the packet from outside does not choose its address.
 			w.end(ref)
@@ -71,6 +71,11 @@ func (p *Packet) outsideKey() session.Key {
 
 // stray reports whether a packet takes no part in sessions: ICMP other than echo, and what goes no further.
 func (p *Packet) stray() bool { return p.kind == kindICMP || p.expired || p.pinned }
+
+// uninvited reports whether a packet from outside is a ping to an identifier that is mapped for replies to the instance's own.
+func (p *Packet) uninvited(s *session.Session) bool {
+	return p.kind == kindEchoRequest && s.Flags&session.SNAT != 0
+}
 
 // late finds the session of a packet that began after the batch was looked up: with an earlier packet of one burst.
 func (w *Worker) late(k session.Key, p *Packet) (*session.Session, bool) {

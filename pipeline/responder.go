@@ -101,6 +101,11 @@ func (r *Responder) inherit(named map[uint32]bool) {
 
 // Poll handles what the workers have punted and asks for neighbors whose time has come.
 func (r *Responder) Poll(now int64) {
+	if r.scan == 0 && !r.Passive { // what was configured before the first turn counts from it
+		for _, p := range r.probes {
+			p.next += now
+		}
+	}
 	for w := range r.state.Workers() {
 		ring := r.state.Punt(w)
 		for m := ring.Peek(); m != nil; m = ring.Peek() {

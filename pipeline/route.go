@@ -109,7 +109,7 @@ func (w *Worker) deliver(b *Burst) {
 	for _, i := range b.live {
 		p := &b.Packets[i]
 		if p.act == actNone {
-			if s, ok := w.late(p.outsideKey(), p); ok {
+			if s, ok := w.late(p.outsideKey(), p); ok && !p.uninvited(s) {
 				w.fromOutside(s, p)
 				keep = append(keep, i)
 				continue

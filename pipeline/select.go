@@ -85,13 +85,13 @@ func (w *Worker) selectSNAT(p *Packet, in *instanceRecord, sel *selection) Reaso
 	// A search that finds nothing is dear: for a while the same question gets the same answer.
 	flow := uint64(in.Slot)<<32 | uint64(p.proto)<<16 | uint64(p.remotePort)
 	full := &w.exhausted[(flow^p.remote.Hi^p.remote.Lo)*0x9e3779b97f4a7c15>>(64-exhaustedBits)]
-	if full.flow == flow && full.remote == p.remote && int32(w.tick-full.until) < 0 {
+	if full.flow == flow && full.remote == p.remote && w.nanos < full.until {
 		return PortsExhausted
 	}
 	list := w.gen.candidates[sel.Candidates.First:sel.Candidates.end()]
 	port, ok := w.freePort(p, list)
 	if !ok {
-		*full = exhaustion{flow, p.remote, w.tick + exhaustedMillis}
+		*full = exhaustion{flow, p.remote, w.nanos + exhaustedNanos}
 		return PortsExhausted
 	}
 	c := &list[0]
@@ -104,12 +104,12 @@ func (w *Worker) selectSNAT(p *Packet, in *instanceRecord, sel *selection) Reaso
 type exhaustion struct {
 	flow   uint64 // instance, protocol, remote port
 	remote inet.Addr
-	until  uint32 // millisecond
+	until  int64 // nanoseconds: an entry may lie here until milliseconds come round again
 }
 
 const (
-	exhaustedMillis = 10
-	exhaustedBits   = 10
+	exhaustedNanos = 10e6
+	exhaustedBits  = 10
 )
 
 // maxPortProbes bounds the search for a port.

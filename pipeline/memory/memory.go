@@ -111,8 +111,8 @@ func (s *Segment) Close() error {
 
 // At returns the value of type T at offset off. It panics when that lies outside of the segment or is not aligned.
 func At[T any](s *Segment, off uint64) *T {
-	var t T
-	s.check(off, uint64(unsafe.Sizeof(t)), uint64(unsafe.Alignof(t)))
+	var t *T // never followed; a T itself, if large, would be allocated
+	s.check(off, uint64(unsafe.Sizeof(*t)), uint64(unsafe.Alignof(*t)))
 	return (*T)(unsafe.Add(s.base, off))
 }
 
