@@ -175,7 +175,9 @@ func newStage(t *topology) (*stage, error) {
 func (s *stage) Close() {
 	s.internet.Close()
 	for _, j := range s.guests {
-		j.Close()
+		if j != nil { // the one that could not be made
+			j.Close()
+		}
 	}
 }
 
