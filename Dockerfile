@@ -11,8 +11,8 @@ FROM ${GO_IMAGE} AS build
 RUN apt-get update -qq && \
     DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends gcc libc6-dev libdpdk-dev pkg-config >/dev/null && \
     rm -rf /var/lib/apt/lists/*
-ARG GOPROXY=https://proxy.golang.org,direct
-ARG GOSUMDB=sum.golang.org
+ARG GOPROXY
+ARG GOSUMDB
 WORKDIR /src
 COPY go.mod go.sum ./
 RUN go mod download
