@@ -365,16 +365,23 @@ func (b *builder) buildPorts() error {
 			}
 		}
 		for _, h := range p.NextHops {
-			a := inet.FromNetip(h.Address)
-			slot, err := b.neighbor(i, a, h.MAC)
-			if err != nil {
+			if err := b.addHop(i, h); err != nil {
 				return err
 			}
-			b.hops = append(b.hops, hopRecord{Addr: a, Neighbor: slot, Port: uint8(i), Family: uint8(a.Family())})
 		}
 		b.ports = append(b.ports, r)
 	}
 	return nil
+}
+
+// addHop notes a router: an outside port's, which flows are spread over, or an attachment's. All of them are kept resolved.
+func (b *builder) addHop(port int, h config.NextHop) error {
+	a := inet.FromNetip(h.Address)
+	slot, err := b.neighbor(port, a, h.MAC)
+	if err == nil {
+		b.hops = append(b.hops, hopRecord{Addr: a, Neighbor: slot, Port: uint8(port), Family: uint8(a.Family())})
+	}
+	return err
 }
 
 // neighbor makes sure that the neighbor table has an entry, which keeps what was resolved already.
@@ -439,7 +446,7 @@ func (b *builder) buildVPC(vi int, attached *[2][]rangeItem, shared map[inet.Add
 			b.hostList = append(b.hostList, host{Addr: inet.FromNetip(p.Addr()), Domain: uint32(vi) + 1, Kind: hostOwn, Port: uint8(a.Port)})
 		}
 		for _, h := range a.NextHops {
-			if _, err := b.neighbor(a.Port, inet.FromNetip(h.Address), h.MAC); err != nil {
+			if err := b.addHop(a.Port, h); err != nil {
 				return err
 			}
 		}

@@ -41,7 +41,7 @@ const numSections = 20
 type tables struct {
 	ports      table[portRecord]
 	onLink     table[prefixRecord] // the outside ports' own prefixes
-	hops       table[hopRecord]    // next hops of the outside ports
+	hops       table[hopRecord]    // next hops of the outside ports, and of attachments
 	vpcs       table[vpcRecord]
 	instances  table[instanceRecord]
 	selections table[selection] // of an instance: per tag of its VPC, IPv4 then IPv6

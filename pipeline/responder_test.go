@@ -4,12 +4,14 @@ package pipeline
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"weir/config"
+	"weir/pipeline/inet"
 	"weir/pipeline/packettext"
 )
 
@@ -267,5 +269,31 @@ func TestDynamicNeighbors(t *testing.T) {
 	}
 	if len(c.probes) > len(c.gen.hops) {
 		t.Errorf("%d probes are left", len(c.probes))
+	}
+}
+
+// A router behind an attachment is kept resolved like an outside port's, whether an instance is reached through it or not; and
+// no flow to the Internet is ever spread over it.
+func TestAttachmentsRouterIsKeptResolved(t *testing.T) {
+	text := strings.Replace(responderConfig, `addresses: [10.0.0.1/16, "fd00::1/64"]}]`, `addresses: [10.0.0.1/16, "fd00::1/64"], next_hops: [10.0.0.2]}]`, 1)
+	c := newControl(t, text)
+	asked := func() bool {
+		return slices.ContainsFunc(c.poll(), func(s string) bool { return strings.HasPrefix(s, "0: ") && strings.Contains(s, "who-has 10.0.0.2 ") })
+	}
+	if !asked() {
+		t.Fatal("the router is not asked for at the start")
+	}
+	c.ask(0, "arp reply 10.0.0.2 is-at 02:00:00:00:01:09 to 10.0.0.1")
+	slot := c.state().Neighbors.Find(0, inet.FromNetip(netip.MustParseAddr("10.0.0.2")))
+	if state, _ := c.state().Neighbors.Get(slot); state != NeighborReachable {
+		t.Fatalf("state %d after its answer", state)
+	}
+	c.rig.after(11 * time.Second)
+	if !asked() {
+		t.Error("the router is not asked for again")
+	}
+	c.state().Neighbors.Set(1, inet.FromNetip(netip.MustParseAddr("198.51.100.1")), NeighborReachable, config.MAC{2, 0, 0, 0, 2, 1})
+	for port := range 32 {
+		c.rig.expect(0, fmt.Sprintf("udp 10.0.0.5:%d > 8.8.8.8:53", 1000+port), fmt.Sprintf("udp 192.0.2.5:%d > 8.8.8.8:53", 1000+port))
 	}
 }
