@@ -328,39 +328,8 @@ func restamp(name string, stamps []time.Duration) error {
 	return errors.Join(packettext.WritePcap(f, records), f.Close())
 }
 
-// summary is what replay prints as JSON.
-type summary struct {
-	Received   uint64                 `json:"received"`
-	Forwarded  uint64                 `json:"forwarded"`
-	Punted     uint64                 `json:"punted"`
-	Originated uint64                 `json:"originated"`
-	Fragmented uint64                 `json:"fragmented"`
-	Held       uint64                 `json:"held"`
-	Dropped    map[string]uint64      `json:"dropped"`
-	Ports      map[string]portSummary `json:"ports"`
-}
-
-type portSummary struct {
-	Received    uint64 `json:"received"`
-	Transmitted uint64 `json:"transmitted"`
-}
-
-func summarize(cfg *config.Config, c *pipeline.Counters) summary {
-	t := c.Totals()
-	s := summary{t.Received, t.Forwarded, t.Punted, t.Originated, t.Fragmented, t.Held, map[string]uint64{}, map[string]portSummary{}}
-	for r := pipeline.Pass + 1; r < pipeline.NumReasons; r++ {
-		if n := c.Dropped[r]; n != 0 {
-			s.Dropped[r.String()] = n
-		}
-	}
-	for i, p := range cfg.Ports {
-		s.Ports[p.Name] = portSummary{c.Received[i], c.Transmitted[i]}
-	}
-	return s
-}
-
 func (r *replay) print(out io.Writer, cfg *config.Config, c *pipeline.Counters) error {
-	s := summarize(cfg, c)
+	s := c.Summary(cfg.Ports)
 	if r.json {
 		e := json.NewEncoder(out)
 		e.SetIndent("", "  ")

@@ -708,7 +708,7 @@ func (b *builder) buildHosts() {
 	b.hosts = make(table[host], 1<<bits.Len(uint(2*len(b.hostList)+1)))
 	mask := uint32(len(b.hosts) - 1)
 	for _, h := range b.hostList {
-		at := hostHash(b.hostSecret, h.Domain, h.Addr) & mask
+		at := addressHash(b.hostSecret, h.Domain, h.Addr) & mask
 		for b.hosts[at].Kind != 0 {
 			at = (at + 1) & mask
 		}

@@ -2,6 +2,8 @@
 
 package pipeline
 
+import "weir/config"
+
 // MaxPorts is the most ports of one configuration: a set of ports is one word.
 const MaxPorts = 32
 
@@ -43,6 +45,39 @@ const TurnBuckets = 32
 // Totals are the sums over all ports and reasons.
 type Totals struct {
 	Received, Transmitted, Forwarded, Punted, Originated, Fragmented, Held, Dropped uint64
+}
+
+// Summary is a worker's counts in the words of weir replay --json. Reasons that dropped nothing are left out.
+type Summary struct {
+	Received   uint64                 `json:"received"`
+	Forwarded  uint64                 `json:"forwarded"`
+	Punted     uint64                 `json:"punted"`
+	Originated uint64                 `json:"originated"`
+	Fragmented uint64                 `json:"fragmented"`
+	Held       uint64                 `json:"held"`
+	Dropped    map[string]uint64      `json:"dropped"`
+	Ports      map[string]PortSummary `json:"ports"`
+}
+
+// PortSummary is one port's part of a Summary.
+type PortSummary struct {
+	Received    uint64 `json:"received"`
+	Transmitted uint64 `json:"transmitted"`
+}
+
+// Summary sums c up under the names of the ports.
+func (c *Counters) Summary(ports []config.Port) Summary {
+	t := c.Totals()
+	s := Summary{t.Received, t.Forwarded, t.Punted, t.Originated, t.Fragmented, t.Held, map[string]uint64{}, map[string]PortSummary{}}
+	for r, n := range c.Dropped {
+		if n != 0 {
+			s.Dropped[Reason(r).String()] = n
+		}
+	}
+	for i, p := range ports {
+		s.Ports[p.Name] = PortSummary{c.Received[i], c.Transmitted[i]}
+	}
+	return s
 }
 
 // Totals adds up c.

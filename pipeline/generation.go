@@ -211,12 +211,8 @@ type attachedRecord struct {
 	_           uint32
 }
 
-// format is the version of what the numbers in segments mean: reasons, states, kinds. It grows with every change of those; what
-// changes the types needs no care.
-var format = [1]byte{}
-
 // genLayout is the hash over all types of a generation.
-var genLayout = memory.Hash(format, genHeader{}, portRecord{}, prefixRecord{}, hopRecord{}, vpcRecord{}, instanceRecord{}, selection{}, candidate{},
+var genLayout = memory.Hash(genHeader{}, portRecord{}, prefixRecord{}, hopRecord{}, vpcRecord{}, instanceRecord{}, selection{}, candidate{},
 	routeRecord{}, rangeTable{}, inet.Addr{}, host{}, snatRange{}, sourceRecord{}, attachedRecord{})
 
 // attachedTables are the first two range tables of every generation: all attached prefixes, per family.
@@ -243,8 +239,8 @@ func (g *Generation) find(table uint32, a inet.Addr) uint32 {
 	return g.results[t.First+uint32(lo)-1]
 }
 
-// hostHash keys the table of hosts.
-func hostHash(secret uint64, domain uint32, a inet.Addr) uint32 {
+// addressHash keys the open tables of addresses: hosts, within a domain, and neighbors, within a port.
+func addressHash(secret uint64, domain uint32, a inet.Addr) uint32 {
 	h, l := bits.Mul64(a.Hi^secret, (a.Lo^uint64(domain)<<32)*0x9e3779b97f4a7c15|1)
 	h2, l2 := bits.Mul64((h^l^a.Lo)+secret, 0xd6e8feb86659fd93)
 	return uint32(h2 ^ l2)
@@ -253,7 +249,7 @@ func hostHash(secret uint64, domain uint32, a inet.Addr) uint32 {
 // host returns what a is in a domain, or nil.
 func (g *Generation) host(domain uint32, a inet.Addr) *host {
 	mask := uint32(len(g.hosts) - 1)
-	for at := hostHash(g.h.HostSecret, domain, a) & mask; ; at = (at + 1) & mask {
+	for at := addressHash(g.h.HostSecret, domain, a) & mask; ; at = (at + 1) & mask {
 		h := &g.hosts[at]
 		if h.Kind == 0 {
 			return nil

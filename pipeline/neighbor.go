@@ -4,7 +4,6 @@ package pipeline
 
 import (
 	"fmt"
-	"math/bits"
 	"sync/atomic"
 
 	"weir/config"
@@ -51,9 +50,7 @@ const maxNeighborProbe = 128
 const NoNeighbor = ^uint32(0)
 
 func (n *Neighbors) start(port uint8, a inet.Addr) uint32 {
-	h, l := bits.Mul64(a.Hi^n.secret, (a.Lo^uint64(port)<<48)*0x9e3779b97f4a7c15|1)
-	h2, l2 := bits.Mul64((h^l^a.Lo)+n.secret, 0xd6e8feb86659fd93)
-	return uint32(h2 ^ l2)
+	return addressHash(n.secret, uint32(port)<<16, a)
 }
 
 // Find returns the slot of a neighbor, or NoNeighbor.

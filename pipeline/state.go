@@ -90,7 +90,7 @@ type StateConfig struct {
 }
 
 // stateLayout is the hash over everything that lies in a state segment.
-var stateLayout = memory.Hash(append(session.Types(), format, stateHeader{}, usage{}, Counters{}, neighbor{}, ring{})...)
+var stateLayout = memory.Hash(append(session.Types(), stateHeader{}, usage{}, Counters{}, neighbor{}, ring{})...)
 
 // NewState makes a fresh State.
 func NewState(c StateConfig) (*State, error) {

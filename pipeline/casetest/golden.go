@@ -38,30 +38,7 @@ func pcap(tb testing.TB, records []packettext.Record) []byte {
 
 // counters returns what weir replay --json prints.
 func (c *Case) counters(tb testing.TB, counters *pipeline.Counters) []byte {
-	type port struct {
-		Received    uint64 `json:"received"`
-		Transmitted uint64 `json:"transmitted"`
-	}
-	t := counters.Totals()
-	s := struct {
-		Received   uint64            `json:"received"`
-		Forwarded  uint64            `json:"forwarded"`
-		Punted     uint64            `json:"punted"`
-		Originated uint64            `json:"originated"`
-		Fragmented uint64            `json:"fragmented"`
-		Held       uint64            `json:"held"`
-		Dropped    map[string]uint64 `json:"dropped"`
-		Ports      map[string]port   `json:"ports"`
-	}{t.Received, t.Forwarded, t.Punted, t.Originated, t.Fragmented, t.Held, map[string]uint64{}, map[string]port{}}
-	for reason, n := range counters.Dropped {
-		if n != 0 {
-			s.Dropped[pipeline.Reason(reason).String()] = n
-		}
-	}
-	for i, p := range c.Config.Ports {
-		s.Ports[p.Name] = port{counters.Received[i], counters.Transmitted[i]}
-	}
-	b, err := json.MarshalIndent(s, "", "  ")
+	b, err := json.MarshalIndent(counters.Summary(c.Config.Ports), "", "  ")
 	if err != nil {
 		tb.Fatal(err)
 	}
