@@ -100,11 +100,9 @@ func (s *Session) SetState(st State) {
 	s.word = s.word&^(0xff<<stateShift) | uint64(st)<<stateShift
 }
 
-// StateOf, ProtoOf and PortsOf read a word that Load returned.
+// StateOf, ProtoOf and ExternalPortOf read a word that Load returned.
 func StateOf(word uint64) State         { return State(word >> stateShift) }
 func ProtoOf(word uint64) uint8         { return uint8(word >> 48) }
-func PrivatePortOf(word uint64) uint16  { return uint16(word) }
-func RemotePortOf(word uint64) uint16   { return uint16(word >> 16) }
 func ExternalPortOf(word uint64) uint16 { return uint16(word >> 32) }
 
 // Key names one direction of a flow: on the inside VPC, private and remote address and port; on the outside
