@@ -34,6 +34,7 @@ const Version = 1
 // Bounds of a configuration.
 const (
 	MaxPorts    = 32
+	MaxWorkers  = 64
 	MaxVPCs     = 65535
 	MaxFloating = 64 // floating addresses of one instance and family
 	MinSessions = 1 << 10
@@ -41,6 +42,7 @@ const (
 	MinMemory   = 64 << 20
 	MaxMemory   = 1 << 40
 	MaxMTU      = 9600
+	MaxUDPPorts = 254 // UDP ports with timeouts of their own
 )
 
 // DefaultConfig is what holds for the keys that a configuration leaves out. It is read-only.
@@ -56,6 +58,8 @@ var DefaultConfig = Config{
 	Sessions: Sessions{
 		Spread:       SpreadFlow,
 		DrainTimeout: 10 * time.Minute,
+		PortRest:     2 * time.Minute,
+		MSSClamp:     MSSClampAuto,
 		UnknownTCP:   UnknownTCPDrop,
 		PerInstance:  65536,
 		Timeouts: Timeouts{
@@ -166,10 +170,43 @@ func (r Range) Contains(a netip.Addr) bool {
 
 // Pool is a named set of public ranges.
 type Pool struct {
-	Name   string
-	Ranges []Range
-	Ports  []int // outside ports that its addresses leave by; empty: any
+	Name     string
+	Ranges   []Range
+	Ports    []int // outside ports that its addresses leave by; empty: any
+	Sessions Translation
 }
+
+// Translation is how sessions over an address of a pool are translated.
+type Translation struct {
+	Mapping   Mapping
+	Filtering Filtering
+	Fragments Fragments
+}
+
+// Mapping says which flows of an internal endpoint share an external one (RFC 4787 §4.1). It concerns SNAT.
+type Mapping uint8
+
+const (
+	EndpointIndependentMapping     Mapping = iota // all of them
+	AddressAndPortDependentMapping                // none: an external port serves many remote endpoints at once
+)
+
+// Filtering says who may send to a mapping from outside (RFC 4787 §5). It concerns SNAT.
+type Filtering uint8
+
+const (
+	AddressDependentFiltering        Filtering = iota // remote addresses that the mapping has a session with
+	EndpointIndependentFiltering                      // anybody
+	AddressAndPortDependentFiltering                  // remote endpoints that the mapping has a session with
+)
+
+// Fragments says what becomes of fragments of translated packets.
+type Fragments uint8
+
+const (
+	TrackFragments Fragments = iota // virtual reassembly
+	DropFragments
+)
 
 // ID is a gateway's UUID, never zero.
 type ID [16]byte
@@ -211,11 +248,20 @@ type Sessions struct {
 	Spread       Spread
 	OnMove       OnMove
 	DrainTimeout time.Duration
+	Translation                // already in Pool.Sessions where nothing overrides it
+	PortRest     time.Duration // before another internal endpoint gets a port; whole milliseconds
+	MSSClamp     int           // bytes, MSSClampAuto or MSSClampOff
 	UnknownTCP   UnknownTCP
 	PerInstance  int // sessions; 0: no limit. Already in Instance.PerInstance where nothing overrides it
 	PerVPC       int // sessions; 0: no limit. Already in VPC.PerVPC where nothing overrides it
 	Timeouts     Timeouts
 }
+
+// Values of Sessions.MSSClamp that are no size.
+const (
+	MSSClampAuto = -1 // what the MTUs of both sides allow
+	MSSClampOff  = 0
+)
 
 // UnknownTCP says what becomes of a TCP segment from inside that has no session and begins none.
 type UnknownTCP uint8
@@ -228,6 +274,13 @@ const (
 // Timeouts are idle times after which a session ends: whole milliseconds, 1 s to 24 h.
 type Timeouts struct {
 	TCPPartiallyOpen, TCPEstablished, TCPClosing, UDP, ICMP, Other time.Duration
+	UDPPorts                                                       []PortTimeout // sorted by port
+}
+
+// PortTimeout is the idle time of UDP sessions with one remote port (RFC 4787 REQ-5a).
+type PortTimeout struct {
+	Port    uint16
+	Timeout time.Duration
 }
 
 // Reload holds the guards of a reload.

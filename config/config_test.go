@@ -597,7 +597,7 @@ func checkGuarantees(t testing.TB, c *Config) {
 		}
 	}
 	check(!hasEmptyList(reflect.ValueOf(*c)), "an empty list is not nil")
-	check(len(c.Dataplane.Workers) == 1, "workers %v", c.Dataplane.Workers)
+	check(len(c.Dataplane.Workers) >= 1 && len(c.Dataplane.Workers) <= MaxWorkers, "workers %v", c.Dataplane.Workers)
 	check(c.Dataplane.Sessions >= MinSessions && c.Dataplane.Sessions <= MaxSessions, "capacity %d", c.Dataplane.Sessions)
 	check(c.Dataplane.Memory >= MinMemory && c.Dataplane.Memory <= MaxMemory, "memory %d", c.Dataplane.Memory)
 	check(c.Reload.MaxShrink >= 0 && c.Reload.MaxShrink <= 100, "max_shrink %d", c.Reload.MaxShrink)

@@ -124,7 +124,7 @@ func same[T any](a, b *T) bool { return reflect.DeepEqual(a, b) }
 // The methods below write an object with names in place of indexes, which shift when a neighbor comes or goes.
 
 func (c *Config) pool(p *Pool) string {
-	return fmt.Sprintf("%v %q", p.Ranges, namesOf(p.Ports, c.Ports, func(p *Port) string { return p.Name }))
+	return fmt.Sprintf("%v %q %v", p.Ranges, namesOf(p.Ports, c.Ports, func(p *Port) string { return p.Name }), p.Sessions)
 }
 
 func (c *Config) gateway(g *Gateway) string {

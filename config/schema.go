@@ -4,6 +4,7 @@ package config
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"gopkg.in/yaml.v3"
@@ -15,6 +16,7 @@ import (
 // document is what the files say, merged: lists in the order of the files.
 type document struct {
 	config    Config           // the sections that refer to nothing, with defaults
+	sessions  translationText  // what the section of that name says of translation
 	sections  map[string]*spot // where each of those stands
 	ports     []portText
 	pools     []poolText
@@ -43,10 +45,17 @@ type nextHopText struct {
 }
 
 type poolText struct {
-	spot   *spot
-	name   at[string]
-	ranges []at[Range]
-	ports  []at[string]
+	spot        *spot
+	name        at[string]
+	ranges      []at[Range]
+	ports       []at[string]
+	translation translationText
+}
+
+type translationText struct {
+	mapping   at[Mapping]
+	filtering at[Filtering]
+	fragments at[Fragments]
 }
 
 type gatewayText struct {
@@ -142,11 +151,12 @@ var (
 	parseTCP     = oneOf(choice[UnknownTCP]{"drop", UnknownTCPDrop}, choice[UnknownTCP]{"reset", UnknownTCPReset})
 	parseClass   = oneOf(choice[Class]{"custom", Custom}, choice[Class]{"system", System})
 	parseMoved   = oneOf(choice[OnMove]{"keep", OnMoveKeep}, choice[OnMove]{"drain", OnMoveDrain}, choice[OnMove]{"cut", OnMoveCut})
-	parseMapping = words("endpoint-independent", "address-and-port-dependent")
-	parseFilter  = words("endpoint-independent", "address-dependent", "address-and-port-dependent")
-	parsePieces  = words("track", "drop")
-	parseClamp   = words("auto", "off")
-	parseEncap   = words("vxlan", "geneve")
+	parseMapping = oneOf(choice[Mapping]{"endpoint-independent", EndpointIndependentMapping}, choice[Mapping]{"address-and-port-dependent", AddressAndPortDependentMapping})
+	parseFilter  = oneOf(choice[Filtering]{"endpoint-independent", EndpointIndependentFiltering}, choice[Filtering]{"address-dependent", AddressDependentFiltering},
+		choice[Filtering]{"address-and-port-dependent", AddressAndPortDependentFiltering})
+	parsePieces = oneOf(choice[Fragments]{"track", TrackFragments}, choice[Fragments]{"drop", DropFragments})
+	parseClamp  = oneOf(choice[int]{"auto", MSSClampAuto}, choice[int]{"off", MSSClampOff})
+	parseEncap  = words("vxlan", "geneve")
 )
 
 // later reports a value that is well-formed and that this version does not support yet. today is what is accepted.
@@ -254,18 +264,21 @@ func (r *reader) workers(v value) []int {
 	const lastCore = 1023
 	var cores []int
 	for e := range r.list(v, "logical cores") {
-		if core := r.integer(e, 0, lastCore); core.ok {
+		core := r.integer(e, 0, lastCore)
+		switch {
+		case !core.ok:
+		case slices.Contains(cores, core.value):
+			r.faults.add(e.spot, "core %d stands already in the list; expected each core once", core.value)
+		default:
 			cores = append(cores, core.value)
 		}
 	}
-	if v.node.Kind != yaml.SequenceNode {
-		return cores
-	}
 	switch n := len(v.node.Content); {
+	case v.node.Kind != yaml.SequenceNode:
 	case n == 0:
 		r.faults.add(v.spot, "no core is named; expected one, such as [1]")
-	case n > 1:
-		r.later(v, "one core")
+	case n > MaxWorkers:
+		r.faults.add(v.spot, "%d cores are named; expected at most %d", n, MaxWorkers)
 	}
 	return cores
 }
@@ -285,22 +298,16 @@ func (r *reader) sessions(v value) {
 			if d := r.duration(v); d.ok {
 				c.DrainTimeout = d.value
 			}
-		case "mapping":
-			r.only(v, parseMapping, "address-and-port-dependent")
-		case "filtering":
-			r.only(v, parseFilter, "address-and-port-dependent")
+		case "mapping", "filtering", "fragments":
+			r.translation(&r.doc.sessions, key, v)
 		case "port_rest":
-			if d := r.duration(v); d.ok && d.value != 0 {
-				r.later(v, "0s")
+			if d := r.duration(v); d.ok {
+				c.PortRest = d.value
 			}
 		case "mss_clamp":
-			r.clamp(v)
+			c.MSSClamp = r.clamp(v)
 		case "unknown_tcp":
-			if t := text(r, v, parseTCP); t.ok && t.value != UnknownTCPDrop {
-				r.later(v, "drop")
-			}
-		case "fragments":
-			r.only(v, parsePieces, "drop")
+			c.UnknownTCP = text(r, v, parseTCP).value
 		case "limits":
 			l := r.limits(v, limitsKeys)
 			c.PerInstance, c.PerVPC = l.perInstance.or(c.PerInstance), l.perVPC.or(c.PerVPC)
@@ -315,22 +322,27 @@ func (r *reader) sessions(v value) {
 	}
 }
 
-// only reads a word of which this version supports one.
-func (r *reader) only(v value, parse func(string) (string, error), today string) {
-	if w := text(r, v, parse); w.ok && w.value != today {
-		r.later(v, today)
+// translation reads one key of how sessions are translated.
+func (r *reader) translation(t *translationText, key string, v value) {
+	switch key {
+	case "mapping":
+		t.mapping = text(r, v, parseMapping)
+	case "filtering":
+		t.filtering = text(r, v, parseFilter)
+	case "fragments":
+		t.fragments = text(r, v, parsePieces)
 	}
 }
 
+// minMSS is the least segment size that clamping may ask for: what IPv4's least datagram leaves (RFC 879 §3).
+const minMSS = 536
+
 // clamp reads a word or a segment size in bytes.
-func (r *reader) clamp(v value) {
+func (r *reader) clamp(v value) int {
 	if v.node.Kind == yaml.ScalarNode && v.node.ShortTag() == "!!int" {
-		if r.integer(v, 64, MaxMTU).ok {
-			r.later(v, "off")
-		}
-		return
+		return r.integer(v, minMSS, MaxMTU).value
 	}
-	r.only(v, parseClamp, "off")
+	return text(r, v, parseClamp).value
 }
 
 // duration reads a time span; a plain 0 is one too.
@@ -361,31 +373,71 @@ const minTimeout = time.Second
 func (r *reader) timeouts(v value, unsafe bool) {
 	for key, v := range r.object(v, timeoutsKeys) {
 		if key == "udp_ports" {
-			r.portTimeouts(v)
+			r.portTimeouts(v, unsafe)
 			continue
 		}
 		rule := timeoutRules[key]
-		d := text(r, v, parseDuration)
-		switch {
-		case !d.ok:
-		case d.value < minTimeout:
-			r.faults.add(v.spot, "%v is too short; expected at least %v", d.value, minTimeout)
-		case d.value < rule.floor && !unsafe:
-			r.faults.add(v.spot, "%v is below the floor of %s; expected at least %v, or rfc_unsafe: true", d.value, rule.rule, rule.floor)
-		default:
+		if d := r.timeout(v, rule.floor, rule.rule, unsafe); d.ok {
 			*rule.field(&r.doc.config.Sessions.Timeouts) = d.value
 		}
 	}
 }
 
-// portTimeouts reads a mapping of UDP ports to timeouts, of which only the empty one is supported.
-func (r *reader) portTimeouts(v value) {
+// timeout reads an idle time that a rule sets a floor to.
+func (r *reader) timeout(v value, floor time.Duration, rule string, unsafe bool) at[time.Duration] {
+	d := text(r, v, parseDuration)
 	switch {
-	case v.node.Kind != yaml.MappingNode:
-		r.faults.add(v.spot, "found %s; expected a mapping of UDP ports to time spans", kindOf(v.node))
-	case len(v.node.Content) > 0:
-		r.later(v, "{}")
+	case !d.ok:
+	case d.value < minTimeout:
+		r.faults.add(v.spot, "%v is too short; expected at least %v", d.value, minTimeout)
+		d.ok = false
+	case d.value < floor && !unsafe:
+		r.faults.add(v.spot, "%v is below the floor of %s; expected at least %v, or rfc_unsafe: true", d.value, rule, floor)
+		d.ok = false
 	}
+	return d
+}
+
+// portTimeouts reads a mapping of remote UDP ports to timeouts. Those of well-known ports may be below the floor (RFC 4787 REQ-5a).
+func (r *reader) portTimeouts(v value, unsafe bool) {
+	if v.node.Kind != yaml.MappingNode {
+		r.faults.add(v.spot, "found %s; expected a mapping of UDP ports to time spans", kindOf(v.node))
+		return
+	}
+	if n := len(v.node.Content) / 2; n > MaxUDPPorts {
+		r.faults.add(v.spot, "there are %d UDP ports; expected at most %d", n, MaxUDPPorts)
+		return
+	}
+	var list []PortTimeout
+	seen := map[int]*spot{}
+	for i := 0; i+1 < len(v.node.Content); i += 2 {
+		key := value{v.node.Content[i], &spot{file: v.spot.file, line: v.node.Content[i].Line, up: v.spot, key: clip(v.node.Content[i].Value)}}
+		if !r.plain(key) {
+			continue
+		}
+		port := r.integer(key, 1, 65535)
+		if !port.ok {
+			continue
+		}
+		if s := seen[port.value]; s != nil {
+			r.faults.add(key.spot, "the port stands already at %v; expected it once", s)
+			continue
+		}
+		seen[port.value] = key.spot
+		rule := timeoutRules["udp"]
+		if port.value < 1024 {
+			rule.floor = minTimeout
+		}
+		child := value{v.node.Content[i+1], key.spot}
+		if !r.plain(child) {
+			continue
+		}
+		if d := r.timeout(child, rule.floor, rule.rule, unsafe); d.ok {
+			list = append(list, PortTimeout{uint16(port.value), d.value})
+		}
+	}
+	slices.SortFunc(list, func(a, b PortTimeout) int { return int(a.Port) - int(b.Port) })
+	r.doc.config.Sessions.Timeouts.UDPPorts = list
 }
 
 func (r *reader) limits(v value, keys []string) (l limitsText) {
@@ -496,7 +548,9 @@ func (r *reader) pool(v value) poolText {
 		case "ports":
 			p.ports = texts(r, v, "outside ports", parseName)
 		case "sessions":
-			r.poolSessions(v)
+			for key, v := range r.object(v, poolSessions) {
+				r.translation(&p.translation, key, v)
+			}
 		}
 	}
 	require(r, v, p.name, "name")
@@ -505,20 +559,6 @@ func (r *reader) pool(v value) poolText {
 		r.requireKey(v, "ranges")
 	}
 	return p
-}
-
-func (r *reader) poolSessions(v value) {
-	for key, v := range r.object(v, poolSessions) {
-		switch key {
-		case "mapping":
-			text(r, v, parseMapping)
-		case "filtering":
-			text(r, v, parseFilter)
-		case "fragments":
-			text(r, v, parsePieces)
-		}
-	}
-	r.later(v, "the same for all pools, under sessions")
 }
 
 func (r *reader) gateway(v value) gatewayText {

@@ -187,6 +187,7 @@ func (c *checker) nextHops(list []nextHopText, prefixes []at[netip.Prefix], whos
 
 func (c *checker) checkPools() {
 	c.pools = sortNamed(c, c.doc.pools, "pool", func(p *poolText) at[string] { return p.name })
+	c.config.Sessions.Translation = c.translation(&c.doc.sessions, DefaultConfig.Sessions.Translation)
 	for i := range c.doc.pools {
 		p := &c.doc.pools[i]
 		for _, r := range p.ranges {
@@ -196,7 +197,8 @@ func (c *checker) checkPools() {
 			}
 			c.ranges = append(c.ranges, span{r.value, r.spot, i})
 		}
-		c.config.Pools = append(c.config.Pools, Pool{Name: p.name.value, Ports: c.outside(p.ports)})
+		c.config.Pools = append(c.config.Pools, Pool{Name: p.name.value, Ports: c.outside(p.ports),
+			Sessions: c.translation(&p.translation, c.config.Sessions.Translation)})
 	}
 	c.ranges.sort()
 	for a, b := range c.ranges.overlaps() {
@@ -209,6 +211,19 @@ func (c *checker) checkPools() {
 		p := &c.config.Pools[s.index]
 		p.Ranges = append(p.Ranges, s.Range)
 	}
+}
+
+// translation returns what t says, and def where it says nothing. When an external port serves many remote endpoints at once,
+// only the endpoint tells whose a packet is: such a mapping filters by it.
+func (c *checker) translation(t *translationText, def Translation) Translation {
+	n := Translation{t.mapping.or(def.Mapping), t.filtering.or(def.Filtering), t.fragments.or(def.Fragments)}
+	if n.Mapping == AddressAndPortDependentMapping && n.Filtering != AddressAndPortDependentFiltering {
+		if t.filtering.ok {
+			c.faults.add(t.filtering.spot, "mapping address-and-port-dependent filters by address and port; expected filtering: address-and-port-dependent, or another mapping")
+		}
+		n.Filtering = AddressAndPortDependentFiltering
+	}
+	return n
 }
 
 // outside resolves names of outside ports.

@@ -220,6 +220,7 @@ type builder struct {
 	poolRanges   []poolRange
 	poolGateways [][]int32 // per pool: the gateways it is associated with
 	poolPorts    []uint32
+	poolRules    []rules
 	single       map[netip.Addr][]int32 // gateways of addresses named beside pools
 
 	hostList              []host
@@ -272,7 +273,7 @@ func (b *builder) build() error {
 	for addr, list := range shared {
 		slices.SortFunc(list, func(x, y snatRange) int { return cmp.Compare(x.First, y.First) })
 		b.hostList = append(b.hostList, host{Addr: addr, Kind: hostSNAT, Index: uint32(len(b.snat)), Ranges: uint16(len(list)),
-			Ports: b.poolPorts[b.poolOf(addr.Netip())], Set: b.setOf(addr.Netip())})
+			Ports: b.poolPorts[b.poolOf(addr.Netip())], Set: b.setOf(addr.Netip()), Rules: b.poolRules[b.poolOf(addr.Netip())]})
 		b.snat = append(b.snat, list...)
 	}
 	b.buildHosts()
@@ -294,6 +295,7 @@ func (b *builder) indexPools() {
 	}
 	b.poolGateways = make([][]int32, len(b.cfg.Pools))
 	b.poolPorts = make([]uint32, len(b.cfg.Pools))
+	b.poolRules = make([]rules, len(b.cfg.Pools))
 	for i, p := range b.cfg.Pools {
 		for _, r := range p.Ranges {
 			b.poolRanges = append(b.poolRanges, poolRange{r, i})
@@ -304,6 +306,7 @@ func (b *builder) indexPools() {
 		if len(p.Ports) == 0 {
 			b.poolPorts[i] = outside
 		}
+		b.poolRules[i] = rulesOf(p.Sessions)
 	}
 	slices.SortFunc(b.poolRanges, func(x, y poolRange) int { return x.From.Compare(y.From) })
 	b.single = map[netip.Addr][]int32{}
@@ -318,6 +321,22 @@ func (b *builder) indexPools() {
 	for _, list := range b.poolGateways { // set i is that of pool i
 		b.addSet(list)
 	}
+}
+
+func rulesOf(t config.Translation) (r rules) {
+	if t.Mapping == config.AddressAndPortDependentMapping {
+		r |= overload
+	}
+	switch t.Filtering {
+	case config.EndpointIndependentFiltering:
+		r |= filterNone
+	case config.AddressAndPortDependentFiltering:
+		r |= filterPort
+	}
+	if t.Fragments == config.DropFragments {
+		r |= dropFragments
+	}
+	return r
 }
 
 func (b *builder) addSet(list []int32) uint32 {
@@ -640,7 +659,8 @@ func (b *builder) selectionFor(in *config.Instance, private netip.Addr, gateway 
 	add := func(kind uint8, a netip.Addr, first, last uint16) {
 		s.Kind = kind
 		s.Candidates.Count++
-		b.candidates = append(b.candidates, candidate{inet.FromNetip(a), first, last, b.poolPorts[b.poolOf(a)]})
+		pool := b.poolOf(a)
+		b.candidates = append(b.candidates, candidate{Addr: inet.FromNetip(a), First: first, Last: last, Ports: b.poolPorts[pool], Rules: b.poolRules[pool]})
 	}
 	may := func(a netip.Addr) bool { return a.BitLen() == private.BitLen() && b.eligible(a, gateway) }
 	for _, a := range in.Floating {
@@ -692,7 +712,7 @@ func (b *builder) addHosts(in *config.Instance, index, vi uint32, shared map[ine
 	}
 	external := func(list []netip.Addr, kind uint8) {
 		for _, a := range list {
-			b.hostList = append(b.hostList, host{Addr: inet.FromNetip(a), Kind: kind, Index: index, Ports: b.poolPorts[b.poolOf(a)], Set: b.setOf(a)})
+			b.hostList = append(b.hostList, host{Addr: inet.FromNetip(a), Kind: kind, Index: index, Ports: b.poolPorts[b.poolOf(a)], Set: b.setOf(a), Rules: b.poolRules[b.poolOf(a)]})
 		}
 	}
 	external(in.Floating, hostFloating)

@@ -136,7 +136,19 @@ type candidate struct {
 	Addr        inet.Addr
 	First, Last uint16 // SNAT: its ports
 	Ports       uint32 // outside ports that it may leave by
+	Rules       rules
+	_           [7]byte
 }
+
+// rules say how sessions over an address are translated: what its pool has of config.Translation.
+type rules uint8
+
+const (
+	overload      rules = 1 << iota // mapping address-and-port-dependent
+	filterNone                      // filtering endpoint-independent
+	filterPort                      // filtering address-and-port-dependent; neither of the two: address-dependent
+	dropFragments                   // fragments are refused
+)
 
 // Kinds of a route.
 const (
@@ -180,7 +192,8 @@ type host struct {
 	Index  uint32 // instance, or first of the ranges
 	Ports  uint32 // outside ports that the address may use
 	Set    uint32 // the gateways that the address is associated with
-	_      uint32
+	Rules  rules
+	_      [3]uint8
 }
 
 // snatRange is an instance's ports of a shared address.

@@ -91,7 +91,7 @@ func (w *Worker) late(k session.Key, p *Packet) (*session.Session, bool) {
 
 // usable ends a session that is over, by time or by a newer generation, and reports whether it lives.
 func (w *Worker) usable(ref uint32, s *session.Session) bool {
-	if w.over(s) || s.Generation != w.gen.Number && !w.gen.recheck(s, w.tick) {
+	if w.over(s) || s.Generation != uint32(w.gen.Number) && !w.gen.recheck(s, w.tick) {
 		w.end(ref)
 		return false
 	}
@@ -157,7 +157,7 @@ func (g *Generation) recheck(s *session.Session, tick uint32) bool {
 		}
 	}
 	s.Neighbor, s.InPort, s.Ports = in.Neighbor[f], in.Port[f], h.Ports
-	s.Generation = g.Number
+	s.Generation = uint32(g.Number)
 	return true
 }
 
@@ -193,7 +193,7 @@ func (w *Worker) fromInside(s *session.Session, p *Packet) {
 		s.Last = w.tick
 	}
 	if p.kind == kindTCP && s.State() != session.Unconfirmed {
-		w.trackTCP(s, p.tcpFlags, true)
+		w.trackTCP(s, p, true)
 	}
 	p.act = actOut
 	p.newAddr, p.newPort, p.ports = s.External, s.ExternalPort(), s.Ports
@@ -203,7 +203,7 @@ func (w *Worker) fromInside(s *session.Session, p *Packet) {
 // fromOutside applies a session to a packet from the Internet.
 func (w *Worker) fromOutside(s *session.Session, p *Packet) {
 	if p.kind == kindTCP && s.State() != session.Unconfirmed {
-		w.trackTCP(s, p.tcpFlags, false)
+		w.trackTCP(s, p, false)
 	}
 	p.act = actIn
 	p.newAddr, p.newPort = s.Private, s.PrivatePort()
@@ -222,54 +222,6 @@ func firstState(k kind) session.State {
 		return session.ICMP
 	}
 	return session.Other
-}
-
-// trackTCP moves a TCP session on, loosely: when both sides have sent a SYN, a segment without one opens it; FIN from both
-// sides, or a reset, starts the closing timer and no more (RFC 7857 §2.2); data from inside after a reset proves that it was
-// not the connection's; a new SYN begins anew.
-func (w *Worker) trackTCP(s *session.Session, flags uint8, inside bool) {
-	var seen, other, fin uint32 = session.SeenOutside, session.SeenInside, session.FinOutside
-	if inside {
-		seen, other, fin = session.SeenInside, session.SeenOutside, session.FinInside
-	}
-	st, fl := s.State(), s.Flags
-	if flags&tcpSYN != 0 {
-		fl |= seen
-	}
-	switch {
-	case flags&tcpRST != 0:
-		if st == session.TCPOpen {
-			fl |= session.Reset
-		}
-		st = session.TCPClosing
-	case flags&(tcpSYN|tcpACK) == tcpSYN:
-		if st == session.TCPClosing {
-			st = session.TCPOpening
-			fl = fl&^(session.SeenInside|session.SeenOutside|session.FinInside|session.FinOutside|session.Reset) | seen
-		}
-	default:
-		if flags&tcpFIN != 0 {
-			fl |= fin
-		}
-		if st == session.TCPOpening && flags&tcpSYN == 0 && fl&seen != 0 && fl&other != 0 {
-			st = session.TCPOpen
-		}
-		if inside && fl&session.Reset != 0 {
-			st, fl = session.TCPOpen, fl&^session.Reset
-		}
-		if fl&session.FinInside != 0 && fl&session.FinOutside != 0 {
-			st = session.TCPClosing
-		}
-	}
-	if st != s.State() {
-		if s.State() == session.TCPOpen { // the closing timer begins; resets and SYNs in turn must not keep a session alive
-			s.Last = w.tick
-		}
-		s.SetState(st)
-	}
-	if fl != s.Flags {
-		s.Flags = fl
-	}
 }
 
 // Expire ends the sessions among the next n that have been idle for too long or that a newer generation ends, and

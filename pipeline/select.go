@@ -173,7 +173,7 @@ func (w *Worker) limited(in *instanceRecord) Reason {
 }
 
 // create makes a session for the flow of p between the instance's private address and external.
-func (w *Worker) create(p *Packet, in *instanceRecord, private, external inet.Addr, externalPort uint16, ports uint32, flags uint32) Reason {
+func (w *Worker) create(p *Packet, in *instanceRecord, private, external inet.Addr, externalPort uint16, ports uint32, flags uint16) Reason {
 	if r := w.limited(in); r != Pass {
 		return r
 	}
@@ -193,9 +193,9 @@ func (w *Worker) create(p *Packet, in *instanceRecord, private, external inet.Ad
 	privatePort := p.localPort
 	*s = session.Session{
 		Private: private, Remote: p.remote, External: external,
-		VPC: v.Slot, Last: w.tick, Generation: w.gen.Number, Instance: in.Slot,
+		VPC: v.Slot, Last: w.tick, Generation: uint32(w.gen.Number), Instance: in.Slot,
 		Neighbor: in.Neighbor[p.family], InPort: in.Port[p.family], Ports: ports,
-		Flags: flags, Created: w.tick, Prev: session.None, Next: session.None,
+		Flags: flags, Created: w.tick, Mapping: session.None, Prev: session.None, Next: session.None,
 	}
 	s.Delta, s.HeaderDelta = p.delta, p.headerDelta
 	if flags&session.FromOutside != 0 {

@@ -57,18 +57,22 @@ type Session struct {
 	Last uint32 // millisecond of the last packet that refreshed it
 
 	// Second line.
-	Generation  uint64       // the generation it was checked against
+	Generation  uint32       // the generation it was checked against: its number's lower half
 	Instance    uint32       // slot of the instance whose limit it counts in
 	Neighbor    uint32       // slot of the neighbor entry that leads to the instance
 	Ports       uint32       // outside ports that it may leave by, a bit each
+	Mapping     uint32       // the mapping that it uses, or None: 1:1, or a port that is overloaded
+	Prev, Next  uint32       // unconfirmed: list of the instance's, oldest first; else of those that share mapping and remote address; None ends it
+	Created     uint32       // millisecond
+	Drain       uint32       // Draining: millisecond at which it ends
+	End         [2]uint32    // TCP, of the inside and the outside: one past the highest sequence number sent
+	Ack         [2]uint32    // and the highest acknowledgment sent
 	Delta       header.Delta // what the outbound rewriting does to the transport checksum
 	HeaderDelta header.Delta // and to the IPv4 header checksum: addresses alone
-	Flags       uint32
-	Created     uint32 // millisecond
-	Prev, Next  uint32 // list of the instance's unconfirmed sessions, oldest first; None ends it
-	Drain       uint32 // Draining: millisecond at which it ends
-	InPort      uint8  // port by which the instance is reached
-	_           [19]byte
+	Flags       uint16
+	InPort      uint8 // port by which the instance is reached
+	Timer       uint8 // UDP: which of the timeouts by remote port holds; 0: that of its state
+	_           [4]byte
 }
 
 // None is no session.
