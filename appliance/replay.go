@@ -164,7 +164,7 @@ func (r *replay) run(out io.Writer) (err error) {
 	}
 	state, err := pipeline.NewState(pipeline.StateConfig{
 		// A frame begins one session at the most: a larger table would never be fuller.
-		Workers: 1, Sessions: min(cfg.Dataplane.Sessions, len(arrivals)+1024), Seed: &replaySeed,
+		Workers: 1, Sessions: min(cfg.Dataplane.Sessions, len(arrivals)+1024), Addresses: pipeline.SNATAddresses(cfg), Seed: &replaySeed,
 	})
 	if err != nil {
 		return err

@@ -312,7 +312,8 @@ func (c *control) prepare(next *loaded) error {
 	}
 	var err error
 	c.state, err = pipeline.NewState(pipeline.StateConfig{
-		Workers: len(c.cfg.Dataplane.Workers), Sessions: c.cfg.Dataplane.Sessions, Instances: instances, Huge: true,
+		Workers: len(c.cfg.Dataplane.Workers), Sessions: c.cfg.Dataplane.Sessions, Instances: instances,
+		Addresses: pipeline.SNATAddresses(c.cfg), Huge: true,
 	})
 	if err != nil {
 		return err

@@ -8,10 +8,11 @@ import (
 	"weir/pipeline/session"
 )
 
-// Check holds the state against itself: each session table (session.Table.Check), and the limits' counts and the lists of
-// unconfirmed sessions against the sessions. No worker may run meanwhile. It is for tests and for finding faults.
+// Check holds the state against itself: each session table (session.Table.Check), and the mappings, the limits' counts and the lists
+// of unconfirmed sessions against the sessions. No worker may run meanwhile. It is for tests and for finding faults.
 func (s *State) Check() error {
 	vpcs, instances := make([]uint32, len(s.vpcs)), make([]usage, len(s.instances))
+	holds := map[uint32]uint32{}
 	for w := range s.Workers() {
 		t := s.Table(w)
 		if err := t.Check(); err != nil {
@@ -30,7 +31,13 @@ func (s *State) Check() error {
 			if e.State() == session.Unconfirmed {
 				instances[e.Instance].Unconfirmed++
 			}
+			if e.Mapping != session.None {
+				holds[e.Mapping]++
+			}
 		}
+	}
+	if err := s.Mappings().Check(holds); err != nil {
+		return err
 	}
 	for i, n := range vpcs {
 		if s.vpcs[i].Sessions != n {

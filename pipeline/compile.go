@@ -29,6 +29,7 @@ type Compiler struct {
 	number    uint64
 	vpcs      slots
 	instances slots
+	addresses slots           // of SNAT
 	neighbors map[uint32]bool // slots that the last compiled generation names
 	random    func() uint64
 
@@ -40,16 +41,18 @@ type Compiler struct {
 
 // compiled is what the compiler remembers of a generation.
 type compiled struct {
-	vpcs, instances map[string]uint32
-	neighbors       map[uint32]bool
+	vpcs, instances, addresses map[string]uint32
+	neighbors                  map[uint32]bool
 }
 
 // NewCompiler returns a compiler for state. With a seed the secrets of generations are always the same.
 func NewCompiler(state *State, seed *[32]byte) *Compiler {
+	mappings := state.Mappings()
 	return &Compiler{
 		state:     state,
 		vpcs:      newSlots("VPC", vpcSlots, state.VPCSessions),
 		instances: newSlots("instance", len(state.instances), state.InstanceSessions),
+		addresses: newSlots("SNAT address", int(state.h.Mappings.Addresses), func(slot uint32) int { return mappings.InUse(slot) }),
 		neighbors: map[uint32]bool{},
 		random:    secrets(seed),
 	}
@@ -71,6 +74,11 @@ func Resume(state *State, g *Generation) *Compiler {
 			}
 		}
 	}
+	for i := range g.hosts {
+		if h := &g.hosts[i]; h.Kind == hostSNAT {
+			c.addresses.resume(h.Addr.Netip().String(), h.Slot)
+		}
+	}
 	for i := range g.hops {
 		c.neighbors[g.hops[i].Neighbor] = true
 	}
@@ -81,6 +89,7 @@ func Resume(state *State, g *Generation) *Compiler {
 	}
 	c.vpcs.passOver()
 	c.instances.passOver()
+	c.addresses.passOver()
 	return c
 }
 
@@ -106,7 +115,8 @@ func (c *Compiler) Compile(cfg *config.Config) (*Generation, error) {
 		return nil, err
 	}
 	h := genHeader{Number: c.number + 1, HostSecret: b.hostSecret, Spread: uint8(cfg.Sessions.Spread),
-		OnMove: uint8(cfg.Sessions.OnMove), Drain: uint32(cfg.Sessions.DrainTimeout.Milliseconds())}
+		OnMove: uint8(cfg.Sessions.OnMove), Drain: uint32(cfg.Sessions.DrainTimeout.Milliseconds()),
+		PortRest: uint32(cfg.Sessions.PortRest.Milliseconds())}
 	t := cfg.Sessions.Timeouts
 	for s, d := range map[session.State]time.Duration{
 		session.UDP: t.UDP, session.ICMP: t.ICMP, session.Other: t.Other, session.TCPOpening: t.TCPPartiallyOpen,
@@ -121,8 +131,8 @@ func (c *Compiler) Compile(cfg *config.Config) (*Generation, error) {
 		return nil, err
 	}
 	c.number++
-	c.before = compiled{c.vpcs.current, c.instances.current, c.neighbors}
-	c.vpcs.current, c.instances.current, c.neighbors = b.newVPCs, b.newInstances, b.neighbors
+	c.before = compiled{c.vpcs.current, c.instances.current, c.addresses.current, c.neighbors}
+	c.vpcs.current, c.instances.current, c.addresses.current, c.neighbors = b.newVPCs, b.newInstances, b.newAddresses, b.neighbors
 	c.created, c.pending = b.created, b.pending
 	return g, nil
 }
@@ -145,7 +155,7 @@ func (c *Compiler) Retire() {
 func (c *Compiler) Discard() {
 	c.number--
 	c.remove(c.created)
-	c.vpcs.current, c.instances.current, c.neighbors = c.before.vpcs, c.before.instances, c.before.neighbors
+	c.vpcs.current, c.instances.current, c.addresses.current, c.neighbors = c.before.vpcs, c.before.instances, c.before.addresses, c.before.neighbors
 	c.before, c.created, c.pending = compiled{}, nil, nil
 }
 
@@ -229,10 +239,11 @@ type builder struct {
 	created               []uint32 // entries of the neighbor table that the compilation made
 	pending               []neighborChange
 	newVPCs, newInstances map[string]uint32
+	newAddresses          map[string]uint32
 }
 
 func newBuilder(c *Compiler, cfg *config.Config) *builder {
-	return &builder{c: c, cfg: cfg, neighbors: map[uint32]bool{}, newVPCs: map[string]uint32{}, newInstances: map[string]uint32{}}
+	return &builder{c: c, cfg: cfg, neighbors: map[uint32]bool{}, newVPCs: map[string]uint32{}, newInstances: map[string]uint32{}, newAddresses: map[string]uint32{}}
 }
 
 // neighborChange is what the word of an entry is to become.
@@ -271,9 +282,13 @@ func (b *builder) build() error {
 		b.ranges[attachedTables+f] = b.rangeTable(attached[f])
 	}
 	for addr, list := range shared {
+		slot, err := b.addressSlot(addr.Netip())
+		if err != nil {
+			return err
+		}
 		slices.SortFunc(list, func(x, y snatRange) int { return cmp.Compare(x.First, y.First) })
 		b.hostList = append(b.hostList, host{Addr: addr, Kind: hostSNAT, Index: uint32(len(b.snat)), Ranges: uint16(len(list)),
-			Ports: b.poolPorts[b.poolOf(addr.Netip())], Set: b.setOf(addr.Netip()), Rules: b.poolRules[b.poolOf(addr.Netip())]})
+			Ports: b.poolPorts[b.poolOf(addr.Netip())], Set: b.setOf(addr.Netip()), Rules: b.poolRules[b.poolOf(addr.Netip())], Slot: slot})
 		b.snat = append(b.snat, list...)
 	}
 	b.buildHosts()
@@ -645,36 +660,61 @@ func (b *builder) buildInstance(v *config.VPC, in *config.Instance, vi uint32, r
 		}
 	}
 	for _, gateway := range r.gateways {
-		b.selections = append(b.selections, b.selectionFor(in, in.Address4, gateway), b.selectionFor(in, in.Address6, gateway))
+		for _, a := range []netip.Addr{in.Address4, in.Address6} {
+			s, err := b.selectionFor(in, a, gateway)
+			if err != nil {
+				return rec, err
+			}
+			b.selections = append(b.selections, s)
+		}
 	}
 	return rec, nil
 }
 
-// selectionFor compiles "floating before ephemeral before SNAT" for one instance address and gateway.
-func (b *builder) selectionFor(in *config.Instance, private netip.Addr, gateway int32) selection {
-	s := selection{Candidates: span{First: uint32(len(b.candidates))}}
-	if !private.IsValid() {
-		return s
+// SNATAddresses returns how many different addresses SNAT uses in a configuration: StateConfig.Addresses.
+func SNATAddresses(cfg *config.Config) int {
+	all := map[netip.Addr]bool{}
+	for i := range cfg.VPCs {
+		for j := range cfg.VPCs[i].Instances {
+			for _, n := range cfg.VPCs[i].Instances[j].SNAT {
+				all[n.Address] = true
+			}
+		}
 	}
-	add := func(kind uint8, a netip.Addr, first, last uint16) {
+	return len(all)
+}
+
+// addressSlot returns the slot that an SNAT address keeps over generations: its ports are counted there.
+func (b *builder) addressSlot(a netip.Addr) (uint32, error) {
+	return b.c.addresses.get(a.String(), b.newAddresses)
+}
+
+// selectionFor compiles "floating before ephemeral before SNAT" for one instance address and gateway.
+func (b *builder) selectionFor(in *config.Instance, private netip.Addr, gateway int32) (s selection, err error) {
+	s.Candidates.First = uint32(len(b.candidates))
+	if !private.IsValid() {
+		return s, nil
+	}
+	add := func(kind uint8, a netip.Addr) *candidate {
 		s.Kind = kind
 		s.Candidates.Count++
 		pool := b.poolOf(a)
-		b.candidates = append(b.candidates, candidate{Addr: inet.FromNetip(a), First: first, Last: last, Ports: b.poolPorts[pool], Rules: b.poolRules[pool]})
+		b.candidates = append(b.candidates, candidate{Addr: inet.FromNetip(a), Ports: b.poolPorts[pool], Rules: b.poolRules[pool]})
+		return &b.candidates[len(b.candidates)-1]
 	}
 	may := func(a netip.Addr) bool { return a.BitLen() == private.BitLen() && b.eligible(a, gateway) }
 	for _, a := range in.Floating {
 		if may(a) {
-			add(selectFloating, a, 0, 0)
+			add(selectFloating, a)
 		}
 	}
 	if s.Kind != selectNone {
-		return s
+		return s, nil
 	}
 	for _, a := range in.Ephemeral {
 		if may(a) {
-			add(selectEphemeral, a, 0, 0)
-			return s
+			add(selectEphemeral, a)
+			return s, nil
 		}
 	}
 	// Over several SNAT addresses the private address picks one; the ranges of that one are one range.
@@ -688,12 +728,19 @@ func (b *builder) selectionFor(in *config.Instance, private netip.Addr, gateway 
 			}
 		}
 	}
+	if !best.IsValid() {
+		return s, nil
+	}
+	c := add(selectSNAT, best)
+	c.Ranges.First = uint32(len(b.portRanges))
 	for _, n := range in.SNAT {
-		if best.IsValid() && n.Address == best {
-			add(selectSNAT, n.Address, n.First, n.Last)
+		if n.Address == best {
+			c.Ranges.Count++
+			b.portRanges = append(b.portRanges, session.PortRange{First: n.First, Last: n.Last})
 		}
 	}
-	return s
+	c.Slot, err = b.addressSlot(best)
+	return s, err
 }
 
 func (b *builder) buildAttached(p netip.Prefix, instance uint32) rangeItem {

@@ -182,7 +182,8 @@ func TestSweep(t *testing.T) {
 		{"limits of nobody", func(r *rig) {
 			for i := range 100 {
 				r.state.vpcs[i].Sessions = 0xdead
-				r.state.instances[i] = usage{0xdead, 0xbeef, 7, 9}
+				r.state.instances[i] = usage{0xdead, 0xbeef}
+				r.unconfirmed[i] = unconfirmed{7, 9}
 			}
 		}, 0},
 		{"lists full of garbage", func(r *rig) {
@@ -237,7 +238,7 @@ func TestSweep(t *testing.T) {
 					t.Errorf("instance %d counts %d sessions, has %d", i, u.Sessions, perInstance[uint32(i)])
 				}
 				n, last := uint32(0), session.None
-				for ref := u.Oldest; ref != session.None; ref = r.sessions.At(ref).Next {
+				for ref := r.unconfirmed[i].Oldest; ref != session.None; ref = r.sessions.At(ref).Next {
 					if prev := r.sessions.At(ref).Prev; prev != last {
 						t.Errorf("session %d is behind %d in its list, and says %d", ref, last, prev)
 					}
@@ -245,7 +246,7 @@ func TestSweep(t *testing.T) {
 					n++
 					unconfirmed--
 				}
-				if n != u.Unconfirmed || last != u.Newest {
+				if n != u.Unconfirmed || last != r.unconfirmed[i].Newest {
 					t.Errorf("instance %d counts %d unconfirmed sessions, its list has %d", i, u.Unconfirmed, n)
 				}
 			}

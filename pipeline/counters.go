@@ -31,12 +31,13 @@ type Counters struct {
 	Polls, EmptyPolls uint64 // receive calls, and those that brought nothing
 	BusyNanoseconds   uint64 // spent in turns that found work
 	Generation        uint64 // the generation the worker last saw
+	Tick              uint64 // the millisecond at which the worker's last turn began
 
 	// Turns counts the loop's turns by how long each took until the next began, deliberate sleeps left out: Turns[i] those of
 	// less than 2^i nanoseconds and not less than 2^(i-1). What is far to the right is the worker's absence from its queues.
 	Turns            [TurnBuckets]uint64
 	TurnsNanoseconds uint64 // of all of them
-	_                [3]uint64
+	_                [2]uint64
 }
 
 // TurnBuckets is enough for turns of two seconds; longer ones stand in the last bucket.

@@ -27,15 +27,16 @@ type genHeader struct {
 	HostSecret uint64
 	Timeouts   [session.NumStates]uint32 // milliseconds
 	Drain      uint32                    // milliseconds
+	PortRest   uint32                    // milliseconds
 	Spread     uint8
 	OnMove     uint8
-	_          [2]uint8
+	_          [6]uint8
 	Sections   [numSections]section
 }
 
 type section struct{ Off, Count uint64 }
 
-const numSections = 20
+const numSections = 21
 
 // tables are the sections. Each is a slice into the segment (or, while compiling, on the heap).
 type tables struct {
@@ -52,6 +53,7 @@ type tables struct {
 	results    table[uint32]    // beside starts; 0: none, else 1 + index
 	hosts      table[host]      // open hash table
 	snat       table[snatRange]
+	portRanges table[session.PortRange] // an instance's ports of an SNAT address
 	sources    table[sourceRecord]
 	attached   table[attachedRecord]
 	gateways   table[int32]  // lists of gateways
@@ -64,7 +66,7 @@ type tables struct {
 // columns returns all sections in their order.
 func (t *tables) columns() [numSections]column {
 	return [numSections]column{&t.ports, &t.onLink, &t.hops, &t.vpcs, &t.instances, &t.selections, &t.candidates, &t.routes,
-		&t.ranges, &t.starts, &t.results, &t.hosts, &t.snat, &t.sources, &t.attached, &t.gateways, &t.sets, &t.names, &t.nameEnds, &t.source}
+		&t.ranges, &t.starts, &t.results, &t.hosts, &t.snat, &t.portRanges, &t.sources, &t.attached, &t.gateways, &t.sets, &t.names, &t.nameEnds, &t.source}
 }
 
 // span is a run of records of another section.
@@ -121,7 +123,7 @@ const (
 	selectNone      = iota // nothing eligible
 	selectFloating         // 1:1, rendezvous among the candidates
 	selectEphemeral        // 1:1, one candidate
-	selectSNAT             // the candidates are port ranges of one address
+	selectSNAT             // one candidate, with port ranges
 )
 
 // selection is what an instance may use for one tag and family.
@@ -133,11 +135,12 @@ type selection struct {
 
 // candidate is an external address that may be chosen.
 type candidate struct {
-	Addr        inet.Addr
-	First, Last uint16 // SNAT: its ports
-	Ports       uint32 // outside ports that it may leave by
-	Rules       rules
-	_           [7]byte
+	Addr   inet.Addr
+	Ranges span   // SNAT: its ports
+	Slot   uint32 // SNAT: the address's
+	Ports  uint32 // outside ports that it may leave by
+	Rules  rules
+	_      [7]byte
 }
 
 // rules say how sessions over an address are translated: what its pool has of config.Translation.
@@ -192,8 +195,9 @@ type host struct {
 	Index  uint32 // instance, or first of the ranges
 	Ports  uint32 // outside ports that the address may use
 	Set    uint32 // the gateways that the address is associated with
+	Slot   uint32 // hostSNAT
 	Rules  rules
-	_      [3]uint8
+	_      [7]uint8
 }
 
 // snatRange is an instance's ports of a shared address.
@@ -226,7 +230,7 @@ type attachedRecord struct {
 
 // genLayout is the hash over all types of a generation.
 var genLayout = memory.Hash(genHeader{}, portRecord{}, prefixRecord{}, hopRecord{}, vpcRecord{}, instanceRecord{}, selection{}, candidate{},
-	routeRecord{}, rangeTable{}, inet.Addr{}, host{}, snatRange{}, sourceRecord{}, attachedRecord{})
+	routeRecord{}, rangeTable{}, inet.Addr{}, host{}, snatRange{}, session.PortRange{}, sourceRecord{}, attachedRecord{})
 
 // attachedTables are the first two range tables of every generation: all attached prefixes, per family.
 const attachedTables = 0

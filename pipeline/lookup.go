@@ -3,6 +3,8 @@
 package pipeline
 
 import (
+	"sync/atomic"
+
 	"weir/config"
 	"weir/pipeline/inet"
 	"weir/pipeline/session"
@@ -52,8 +54,9 @@ func (w *Worker) lookup(b *Burst) {
 			if !p.uninvited(s) {
 				w.fromOutside(s, p)
 			}
-		case s.State() == session.Unconfirmed && (p.kind == kindTCP || p.kind == kindEchoRequest) && begins(p):
-			// No reply, but a beginning: whoever sent the packet from outside does not choose its address.
+		case s.State() == session.Unconfirmed && ((p.kind == kindTCP || p.kind == kindEchoRequest) && begins(p) || !w.confirm(ref, s, p)):
+			// No reply, but a beginning: whoever sent the packet from outside does not choose its address. Or the mapping that it went to
+			// is gone.
 			w.end(ref)
 		default:
 			w.fromInside(s, p)
@@ -108,7 +111,10 @@ func (w *Worker) over(s *session.Session) bool {
 func (w *Worker) end(ref uint32) {
 	s := w.sessions.At(ref)
 	if s.State() == session.Unconfirmed {
-		w.state.removeUnconfirmed(w.sessions, s)
+		w.confirmed(s)
+	}
+	if s.Mapping != session.None {
+		w.mappings.Release(s.Mapping, w.tick)
 	}
 	w.state.release(s.VPC, s.Instance)
 	w.sessions.Remove(ref)
@@ -185,10 +191,6 @@ func (g *Generation) portOwner(h *host, port uint16) (uint32, bool) {
 
 // fromInside applies a session to a packet from its instance. Only these refresh it (RFC 4787 REQ-6).
 func (w *Worker) fromInside(s *session.Session, p *Packet) {
-	if s.State() == session.Unconfirmed && p.tcpFlags&tcpRST == 0 {
-		w.state.removeUnconfirmed(w.sessions, s)
-		s.SetState(firstState(p.kind))
-	}
 	if p.tcpFlags&tcpRST == 0 { // which may answer what came from outside (RFC 7857 §8)
 		s.Last = w.tick
 	}
@@ -198,6 +200,32 @@ func (w *Worker) fromInside(s *session.Session, p *Packet) {
 	p.act = actOut
 	p.newAddr, p.newPort, p.ports = s.External, s.ExternalPort(), s.Ports
 	p.delta, p.headerDelta = s.Delta, s.HeaderDelta
+}
+
+// confirm lets the first packet from inside, but a reset, confirm a session that began outside. Through SNAT it holds the mapping
+// from here on; false: that is gone.
+func (w *Worker) confirm(ref uint32, s *session.Session, p *Packet) bool {
+	if p.tcpFlags&tcpRST != 0 {
+		return true
+	}
+	mapping := session.None
+	if s.Flags&session.SNAT != 0 {
+		h := w.gen.host(0, s.External)
+		space, ok := p.portSpace()
+		if h == nil || !ok {
+			return false
+		}
+		port := session.PortRange{First: s.ExternalPort(), Last: s.ExternalPort()}
+		if mapping = w.mappings.Hold(s.VPC, s.Private, s.PrivatePort(), space, h.Slot, []session.PortRange{port}); mapping == session.None {
+			return false
+		}
+	}
+	w.confirmed(s)
+	s.SetState(firstState(p.kind))
+	if s.Mapping = mapping; mapping != session.None {
+		w.sessions.Pair(ref, s)
+	}
+	return true
 }
 
 // fromOutside applies a session to a packet from the Internet.
@@ -225,7 +253,7 @@ func firstState(k kind) session.State {
 }
 
 // Expire ends the sessions among the next n that have been idle for too long or that a newer generation ends, and
-// returns how many. Called every turn, it walks the table in slices.
+// returns how many. Called every turn, it walks the table in slices. The first worker also lets go of mappings.
 func (w *Worker) Expire(n int) int {
 	ended := 0
 	for range n {
@@ -240,7 +268,21 @@ func (w *Worker) Expire(n int) int {
 	if ended > 0 {
 		w.counters.Sessions = uint64(w.sessions.Len())
 	}
+	if w.index == 0 {
+		w.mappings.Reap(n, w.tick, w.gen.h.PortRest, w.state.oldestTurn(w.tick))
+	}
 	return ended
+}
+
+// oldestTurn returns when the worker whose turn lasts longest began it, before millisecond now.
+func (s *State) oldestTurn(now uint32) uint32 {
+	oldest := now
+	for w := range s.Workers() {
+		if tick := uint32(atomic.LoadUint64(&s.Counters(w).Tick)); int32(tick-oldest) < 0 {
+			oldest = tick
+		}
+	}
+	return oldest
 }
 
 // martian reports whether a may be nobody's address on the Internet's side: RFC 1122 §3.2.1.3, RFC 6890, RFC 4291.

@@ -726,7 +726,7 @@ func (v verdict) check(r *rig, q question) error {
 		}
 	}
 	if (r.sessions.Len() > sessions) != v.session {
-		return fmt.Errorf("a session: %t, want %t", r.sessions.Len() > sessions, v.session)
+		return fmt.Errorf("%s, want %s; a session: %t, want %t", got, v.fate, r.sessions.Len() > sessions, v.session)
 	}
 	if got != "left" {
 		if got != v.fate {

@@ -28,9 +28,11 @@ import (
 
 // Worker is one worker's pipeline. One goroutine uses it.
 type Worker struct {
+	index     int
 	state     *State
 	gen       *Generation
 	sessions  *session.Table
+	mappings  *session.Mappings
 	counters  *Counters
 	neighbors *Neighbors
 	punts     Ring
@@ -55,9 +57,11 @@ type Worker struct {
 
 	exhausted [1 << exhaustedBits]exhaustion
 
-	expireAt uint32
-	held     [maxHeld]heldPacket
-	holding  int // how many of held are in use
+	expireAt    uint32
+	unconfirmed []unconfirmed // by slot of the instance
+
+	held    [maxHeld]heldPacket
+	holding int // how many of held are in use
 
 	// Out is what is to be sent, per port; Done what is to be freed. The driver empties both after every call.
 	Out  [MaxPorts]Queue
@@ -75,17 +79,20 @@ type WorkerConfig struct {
 // NewWorker returns worker w of a state. It starts with generation g.
 func NewWorker(s *State, w int, g *Generation, c WorkerConfig) *Worker {
 	k := &Worker{
-		state:      s,
-		gen:        g,
-		sessions:   s.Table(w),
-		counters:   s.Counters(w),
-		neighbors:  s.Neighbors,
-		punts:      s.Punt(w),
-		rand:       newRandom(c.Seed),
-		anyMAC:     c.AnyMAC,
-		assumed:    macWord(c.AssumeMAC),
-		errorRates: make([]bucket, vpcSlots),
-		Done:       make([]uintptr, 0, 2*queueSize),
+		index:       w,
+		state:       s,
+		gen:         g,
+		sessions:    s.Table(w),
+		mappings:    s.Mappings(),
+		unconfirmed: s.unconfirmed(w),
+		counters:    s.Counters(w),
+		neighbors:   s.Neighbors,
+		punts:       s.Punt(w),
+		rand:        newRandom(c.Seed),
+		anyMAC:      c.AnyMAC,
+		assumed:     macWord(c.AssumeMAC),
+		errorRates:  make([]bucket, vpcSlots),
+		Done:        make([]uintptr, 0, 2*queueSize),
 	}
 	for i, m := range c.MACs {
 		k.macs[i] = macWord(m)
@@ -103,7 +110,10 @@ func (w *Worker) SetGeneration(g *Generation) {
 // SetClock tells the time, in nanoseconds of a monotonic clock. It never goes back.
 func (w *Worker) SetClock(nanos int64) {
 	w.nanos = nanos
-	w.tick = uint32(nanos / 1e6)
+	if tick := uint32(nanos / 1e6); tick != w.tick {
+		w.tick = tick
+		atomic.StoreUint64(&w.counters.Tick, uint64(tick))
+	}
 }
 
 // Process takes a burst all its way. Afterwards every packet is in Out, in Done, or held.

@@ -22,6 +22,8 @@ func (c *Compiler) Preview(cfg *config.Config) (*Generation, error) {
 	p.number = c.number
 	p.vpcs.known, p.vpcs.current, p.vpcs.next = maps.Clone(c.vpcs.known), c.vpcs.current, c.vpcs.next
 	p.instances.known, p.instances.current, p.instances.next = maps.Clone(c.instances.known), c.instances.current, c.instances.next
+	p.addresses = c.addresses
+	p.addresses.known = maps.Clone(c.addresses.known)
 	return p.Compile(cfg)
 }
 
@@ -30,6 +32,7 @@ func (c *Compiler) Clone() *Compiler {
 	d := *c
 	d.vpcs.known, d.vpcs.current = maps.Clone(c.vpcs.known), maps.Clone(c.vpcs.current)
 	d.instances.known, d.instances.current = maps.Clone(c.instances.known), maps.Clone(c.instances.current)
+	d.addresses.known, d.addresses.current = maps.Clone(c.addresses.known), maps.Clone(c.addresses.current)
 	return &d
 }
 

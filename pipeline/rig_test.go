@@ -208,7 +208,7 @@ func (r *rig) expect(port int, line, want string) {
 	}
 }
 
-// forget ends all sessions.
+// forget ends all sessions and mappings.
 func (r *rig) forget() {
 	if r.sessions.Len() == 0 {
 		return
@@ -219,6 +219,9 @@ func (r *rig) forget() {
 		}
 	}
 	r.counters.Sessions = 0
+	n := r.mappings.Capacity()
+	r.mappings.Reap(n, r.tick, 0, r.tick)
+	r.mappings.Reap(0, r.tick, 0, r.tick+1)
 }
 
 // only returns the one session there is.

@@ -159,7 +159,7 @@ func (w *Worker) deliverOne(p *Packet) Reason {
 		return UnknownDestination
 	}
 	if h.Kind == hostSNAT {
-		return Unsolicited
+		return w.invited(p, h)
 	}
 	switch {
 	case p.expired:

@@ -31,7 +31,8 @@ func (w *Worker) selectSource(p *Packet, in *instanceRecord, tag uint32) Reason 
 	p.act, p.newAddr, p.newPort, p.ports = actOut, c.Addr, p.localPort, c.Ports
 	p.setDeltas(p.local, c.Addr, p.localPort, p.localPort)
 	// 1:1 never needs state: a session only keeps the address over changes. Without one the function chooses.
-	if !begins(p) || w.filled(7) || w.create(p, in, p.local, c.Addr, p.localPort, c.Ports, 0) != Pass {
+	f := flow{in: in, private: p.local, privatePort: p.localPort, external: c.Addr, externalPort: p.localPort, ports: c.Ports, mapping: session.None}
+	if !begins(p) || w.filled(7) || w.create(p, &f) != Pass {
 		w.counts.stateless++
 	}
 	return Pass
@@ -72,9 +73,12 @@ func (w *Worker) choose(p *Packet, in *instanceRecord, sel *selection) *candidat
 	return best
 }
 
+// selectSNAT gives a flow its port. With endpoint-independent mapping the internal endpoint has one towards everybody;
+// else each flow takes one that no other flow uses towards the same remote endpoint.
 func (w *Worker) selectSNAT(p *Packet, in *instanceRecord, sel *selection) Reason {
+	space, ok := p.portSpace()
 	switch {
-	case p.kind == kindOther:
+	case !ok:
 		return SNATProtocol
 	case !begins(p):
 		return NoSession
@@ -82,22 +86,50 @@ func (w *Worker) selectSNAT(p *Packet, in *instanceRecord, sel *selection) Reaso
 	if r := w.limited(in); r != Pass {
 		return r
 	}
-	// A search that finds nothing is dear: for a while the same question gets the same answer.
-	flow := uint64(in.Slot)<<32 | uint64(p.proto)<<16 | uint64(p.remotePort)
-	full := &w.exhausted[(flow^p.remote.Hi^p.remote.Lo)*0x9e3779b97f4a7c15>>(64-exhaustedBits)]
-	if full.flow == flow && full.remote == p.remote && w.nanos < full.until {
-		return PortsExhausted
+	if w.sessions.Len() == w.sessions.Capacity() {
+		return TableFull
 	}
-	list := w.gen.candidates[sel.Candidates.First:sel.Candidates.end()]
-	port, ok := w.freePort(p, list)
-	if !ok {
-		*full = exhaustion{flow, p.remote, w.nanos + exhaustedNanos}
-		return PortsExhausted
+	c := &w.gen.candidates[sel.Candidates.First]
+	ranges := w.gen.portRanges[c.Ranges.First:c.Ranges.end()]
+	p.act, p.newAddr, p.ports = actOut, c.Addr, c.Ports
+	mapping := session.None
+	if c.Rules&overload != 0 {
+		if ok = w.overload(p, in, c.Addr, ranges); !ok {
+			return PortsExhausted
+		}
+	} else {
+		vpc := w.gen.vpcs[in.VPC].Slot
+		if mapping = w.mappings.Hold(vpc, p.local, p.localPort, space, c.Slot, ranges); mapping == session.None {
+			var result session.Created
+			switch mapping, result = w.mappings.Create(vpc, p.local, p.localPort, space, c.Slot, ranges, w.rand, w.tick); result {
+			case session.NoPort:
+				return PortsExhausted
+			case session.MappingsFull:
+				return TableFull
+			}
+		}
+		p.newPort = w.mappings.At(mapping).ExternalPort
 	}
-	c := &list[0]
-	p.act, p.newAddr, p.newPort, p.ports = actOut, c.Addr, port, c.Ports
-	p.setDeltas(p.local, c.Addr, p.localPort, port)
-	return w.create(p, in, p.local, c.Addr, port, c.Ports, session.SNAT)
+	p.setDeltas(p.local, c.Addr, p.localPort, p.newPort)
+	f := flow{in: in, private: p.local, privatePort: p.localPort, external: c.Addr, externalPort: p.newPort, ports: c.Ports, flags: session.SNAT, mapping: mapping}
+	r := w.create(p, &f)
+	if r != Pass && mapping != session.None {
+		w.mappings.Release(mapping, w.tick)
+	}
+	return r
+}
+
+// portSpace returns the port space that a packet's local port or identifier belongs to. Other protocols have none.
+func (p *Packet) portSpace() (session.PortSpace, bool) {
+	switch p.kind {
+	case kindTCP:
+		return session.TCPPorts, true
+	case kindUDP:
+		return session.UDPPorts, true
+	case kindEchoRequest, kindEchoReply:
+		return session.EchoIdentifiers, true
+	}
+	return 0, false
 }
 
 // exhaustion remembers that an instance has no port left towards a remote endpoint.
@@ -112,16 +144,19 @@ const (
 	exhaustedBits  = 10
 )
 
-// maxPortProbes bounds the search for a port.
+// maxPortProbes bounds the search for a port that is overloaded.
 const maxPortProbes = 128
 
-// freePort picks a port of the ranges at random (RFC 6056 §3.3.2: random start, then a step that meets every
-// port once) such that no other session has it with this remote endpoint: ports are overloaded (RFC 7857 §3).
-func (w *Worker) freePort(p *Packet, ranges []candidate) (uint16, bool) {
-	total := uint32(0)
-	for i := range ranges {
-		total += uint32(ranges[i].Last-ranges[i].First) + 1
+// overload picks a port of the ranges at random (RFC 6056 §3.3.2: random start, then a step that meets every
+// port once) such that no other session has it with this remote endpoint (RFC 7857 §3). A search that finds nothing is dear: for a
+// while the same question gets the same answer.
+func (w *Worker) overload(p *Packet, in *instanceRecord, external inet.Addr, ranges []session.PortRange) bool {
+	flow := uint64(in.Slot)<<32 | uint64(p.proto)<<16 | uint64(p.remotePort)
+	full := &w.exhausted[(flow^p.remote.Hi^p.remote.Lo)*0x9e3779b97f4a7c15>>(64-exhaustedBits)]
+	if full.flow == flow && full.remote == p.remote && w.nanos < full.until {
+		return false
 	}
+	total := session.Ports(ranges)
 	r := w.rand.Uint64()
 	at := uint32(r>>32) % total
 	step := uint32(r)%total | 1
@@ -129,28 +164,19 @@ func (w *Worker) freePort(p *Packet, ranges []candidate) (uint16, bool) {
 		step++ // ends at a prime at the latest
 	}
 	for range min(total, maxPortProbes) {
-		port := nthPort(ranges, at)
-		key := session.OutsideKey(ranges[0].Addr, p.remote, port, p.remotePort, p.proto)
+		port := session.PortAt(ranges, at)
+		key := session.OutsideKey(external, p.remote, port, p.remotePort, p.proto)
 		ref := w.sessions.Find(&key)
 		if ref == session.None || !w.usable(ref, w.sessions.At(ref)) {
-			return port, true
+			p.newPort = port
+			return true
 		}
 		if at += step; at >= total {
 			at %= total
 		}
 	}
-	return 0, false
-}
-
-func nthPort(ranges []candidate, n uint32) uint16 {
-	for i := range ranges {
-		size := uint32(ranges[i].Last-ranges[i].First) + 1
-		if n < size {
-			return ranges[i].First + uint16(n)
-		}
-		n -= size
-	}
-	return ranges[0].First
+	*full = exhaustion{flow, p.remote, w.nanos + exhaustedNanos}
+	return false
 }
 
 func gcd(a, b uint32) uint32 {
@@ -172,17 +198,26 @@ func (w *Worker) limited(in *instanceRecord) Reason {
 	return Pass
 }
 
-// create makes a session for the flow of p between the instance's private address and external.
-func (w *Worker) create(p *Packet, in *instanceRecord, private, external inet.Addr, externalPort uint16, ports uint32, flags uint16) Reason {
+// flow is what a new session is made of, beside its packet.
+type flow struct {
+	in                        *instanceRecord
+	private, external         inet.Addr
+	privatePort, externalPort uint16
+	ports                     uint32 // outside ports that it may leave by
+	flags                     uint16
+	mapping                   uint32 // that it holds, or session.None
+}
+
+// create makes a session for the flow of p.
+func (w *Worker) create(p *Packet, f *flow) Reason {
+	in := f.in
 	if r := w.limited(in); r != Pass {
 		return r
 	}
-	// A 1:1 session's outside key may be taken: by a session of before a change, or begun from outside.
-	if flags&session.SNAT == 0 {
-		key := session.OutsideKey(external, p.remote, externalPort, p.remotePort, p.proto)
-		if ref := w.sessions.Find(&key); ref != session.None {
-			w.end(ref)
-		}
+	// The outside key may be taken: by a session of before a change, or begun from outside.
+	key := session.OutsideKey(f.external, p.remote, f.externalPort, p.remotePort, p.proto)
+	if ref := w.sessions.Find(&key); ref != session.None {
+		w.end(ref)
 	}
 	ref, s, ok := w.sessions.Alloc()
 	if !ok {
@@ -190,31 +225,41 @@ func (w *Worker) create(p *Packet, in *instanceRecord, private, external inet.Ad
 	}
 	v := &w.gen.vpcs[in.VPC]
 	state := firstState(p.kind)
-	privatePort := p.localPort
 	*s = session.Session{
-		Private: private, Remote: p.remote, External: external,
+		Private: f.private, Remote: p.remote, External: f.external,
 		VPC: v.Slot, Last: w.tick, Generation: uint32(w.gen.Number), Instance: in.Slot,
-		Neighbor: in.Neighbor[p.family], InPort: in.Port[p.family], Ports: ports,
-		Flags: flags, Created: w.tick, Mapping: session.None, Prev: session.None, Next: session.None,
+		Neighbor: in.Neighbor[p.family], InPort: in.Port[p.family], Ports: f.ports,
+		Flags: f.flags, Created: w.tick, Mapping: f.mapping, Prev: session.None, Next: session.None,
 	}
 	s.Delta, s.HeaderDelta = p.delta, p.headerDelta
-	if flags&session.FromOutside != 0 {
+	if f.flags&session.FromOutside != 0 {
 		state = session.Unconfirmed
 		s.Flags |= session.SeenOutside
 		s.Delta, s.HeaderDelta = p.delta.Invert(), p.headerDelta.Invert()
 	} else if p.kind == kindTCP {
 		s.Flags |= session.SeenInside
 	}
-	if !w.sessions.Publish(ref, s, session.Word(privatePort, p.remotePort, externalPort, p.proto, state)) {
+	if !w.sessions.Publish(ref, s, session.Word(f.privatePort, p.remotePort, f.externalPort, p.proto, state)) {
+		return TableFull
+	}
+	if f.mapping != session.None && !w.sessions.Pair(ref, s) {
+		w.sessions.Remove(ref)
 		return TableFull
 	}
 	w.state.acquire(s.VPC, s.Instance)
 	if state == session.Unconfirmed {
-		w.state.appendUnconfirmed(w.sessions, ref, s)
+		atomic.AddUint32(&w.state.instances[s.Instance].Unconfirmed, 1)
+		w.unconfirmed[s.Instance].push(w.sessions, ref, s)
 	}
 	w.counters.SessionsCreated++
 	w.created = true
 	return Pass
+}
+
+// confirmed takes a session off its instance's list of unconfirmed ones.
+func (w *Worker) confirmed(s *session.Session) {
+	atomic.AddUint32(&w.state.instances[s.Instance].Unconfirmed, ^uint32(0))
+	w.unconfirmed[s.Instance].remove(w.sessions, s)
 }
 
 // inbound delivers an unsolicited packet to a 1:1 address. It begins a session only where the function, applied to the
@@ -234,25 +279,80 @@ func (w *Worker) inbound(p *Packet, in *instanceRecord, h *host) {
 			return
 		}
 	}
-	// The inside key may be taken by a flow that the instance began and that left by another address: that one stays.
-	key := session.InsideKey(w.gen.vpcs[in.VPC].Slot, in.Addr[f], p.remote, p.localPort, p.remotePort, p.proto)
-	if ref := w.sessions.Find(&key); ref != session.None && w.usable(ref, w.sessions.At(ref)) {
-		return
-	}
-	if w.filled(6) {
-		return
-	}
-	// At most a quarter of what the instance may have; the oldest gives way.
-	u := &w.state.instances[in.Slot]
-	if quarter := w.quarter(in); u.Unconfirmed >= quarter {
-		if u.Oldest == session.None {
-			return
-		}
-		w.end(u.Oldest)
-	}
-	if w.create(p, in, in.Addr[f], p.local, p.localPort, h.Ports, session.FromOutside) == Pass {
+	if w.beginOutside(p, in, h, session.FromOutside) {
 		w.counts.stateless--
 	}
+}
+
+// invited delivers a packet to a mapping of an SNAT address, if the filtering lets its sender in (RFC 4787 §5), and begins a
+// session. The session holds the mapping from the first packet from inside on.
+func (w *Worker) invited(p *Packet, h *host) Reason {
+	space, ok := p.portSpace()
+	if !ok || h.Rules&overload != 0 || !begins(p) || p.kind == kindEchoRequest {
+		return Unsolicited
+	}
+	ref := w.mappings.FindOutside(h.Slot, space, p.localPort)
+	if ref == session.None {
+		return Unsolicited
+	}
+	m := w.mappings.At(ref)
+	owner, ok := w.gen.portOwner(h, p.localPort)
+	if !ok {
+		return Unsolicited
+	}
+	in, f := &w.gen.instances[owner], p.family
+	if in.Addr[f] != m.Private || w.gen.vpcs[in.VPC].Slot != m.VPC {
+		return Unsolicited
+	}
+	switch {
+	case h.Rules&filterPort != 0 || h.Rules&filterNone == 0 && !w.knows(h, p):
+		return Filtered
+	case p.expired:
+		return TTLExceeded
+	case p.pinned:
+		return Untranslatable
+	}
+	p.act, p.newAddr, p.newPort, p.outPort, p.neighbor = actIn, m.Private, m.PrivatePort, in.Port[f], in.Neighbor[f]
+	p.setDeltas(p.local, m.Private, p.localPort, m.PrivatePort)
+	if r := w.gen.find(in.Routes[f], p.remote); r != 0 && w.gen.routes[r-1].Kind == routeGateway {
+		w.beginOutside(p, in, h, session.FromOutside|session.SNAT)
+	}
+	return Pass
+}
+
+// knows reports whether the mapping that p goes to has a session with the remote address of p.
+func (w *Worker) knows(h *host, p *Packet) bool {
+	for {
+		ref := w.sessions.FindPaired(h.Addr, p.remote, p.localPort, p.proto)
+		if ref == session.None {
+			return false
+		}
+		if w.usable(ref, w.sessions.At(ref)) {
+			return true
+		}
+	}
+}
+
+// beginOutside makes an unconfirmed session for a packet from outside that is translated already, if there may be one.
+func (w *Worker) beginOutside(p *Packet, in *instanceRecord, h *host, flags uint16) bool {
+	// The inside key may be taken by a flow that the instance began and that left by another address: that one stays.
+	key := session.InsideKey(w.gen.vpcs[in.VPC].Slot, p.newAddr, p.remote, p.newPort, p.remotePort, p.proto)
+	if ref := w.sessions.Find(&key); ref != session.None && w.usable(ref, w.sessions.At(ref)) {
+		return false
+	}
+	if w.filled(6) {
+		return false
+	}
+	// At most a quarter of what the instance may have; the oldest of this worker's gives way.
+	if atomic.LoadUint32(&w.state.instances[in.Slot].Unconfirmed) >= w.quarter(in) {
+		oldest := w.unconfirmed[in.Slot].Oldest
+		if oldest == session.None {
+			return false
+		}
+		w.end(oldest)
+	}
+	f := flow{in: in, private: p.newAddr, privatePort: p.newPort, external: p.local, externalPort: p.localPort, ports: h.Ports, flags: flags, mapping: session.None}
+	return w.create(p, &f) == Pass
 }
 
 // defaultQuarter is for instances without a limit: a quarter of the limit's default.

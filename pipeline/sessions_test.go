@@ -458,8 +458,8 @@ func TestLimits(t *testing.T) {
 	}
 }
 
-// sixteen gives the instance a range of 16 ports.
-var sixteen = strings.Replace(rigConfig, "{address: 192.0.2.6, ports: 1024-65535}", "{address: 192.0.2.6, ports: 2000-2009}, {address: 192.0.2.6, ports: 3000-3005}", 1)
+// sixteen gives the instance a range of 16 ports, which serve many remote endpoints at once.
+var sixteen = strings.Replace(rigConfig+"sessions: {mapping: address-and-port-dependent}\n", "{address: 192.0.2.6, ports: 1024-65535}", "{address: 192.0.2.6, ports: 2000-2009}, {address: 192.0.2.6, ports: 3000-3005}", 1)
 
 // A range of 16 ports, in two pieces, serves exactly 16 flows towards one remote endpoint, and each port once.
 func TestPortsExhausted(t *testing.T) {

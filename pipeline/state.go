@@ -19,15 +19,17 @@ const (
 	maxWorkers   = 64
 	vpcSlots     = 1 << 16
 	minInstances = 1 << 16
+	minAddresses = 256
 )
 
-// usage counts the sessions of an instance or a VPC. Workers change Sessions by atomic additions.
+// usage counts the sessions of an instance or a VPC. Workers change it by atomic additions.
 type usage struct {
 	Sessions    uint32
 	Unconfirmed uint32 // of an instance: sessions begun from outside and not yet confirmed
-	Oldest      uint32 // head and tail of the list of those
-	Newest      uint32
 }
+
+// unconfirmed is the list of an instance's unconfirmed sessions that one worker has.
+type unconfirmed struct{ Oldest, Newest uint32 }
 
 // stateHeader stands at the start of the state segment.
 type stateHeader struct {
@@ -40,6 +42,7 @@ type stateHeader struct {
 	VPCs           uint64
 	Instances      uint64
 	InstanceCount  uint64
+	Mappings       session.MappingsRegion
 	Worker         [maxWorkers]workerRegion
 	Runtime        Runtime
 	Devices        [MaxPorts]Device
@@ -66,8 +69,8 @@ type Device struct {
 
 // workerRegion is where one worker's parts lie.
 type workerRegion struct {
-	Counters, Punt, Inject uint64
-	Table                  session.Region
+	Counters, Punt, Inject, Unconfirmed uint64
+	Table                               session.Region
 }
 
 // State is the memory that outlives both processes' turns: counters, sessions, limits, neighbors and rings. It
@@ -85,12 +88,13 @@ type StateConfig struct {
 	Workers   int
 	Sessions  int       // all workers together
 	Instances int       // at the most, over all generations; a floor applies
+	Addresses int       // SNAT addresses of the first generation; there is room for a quarter more, and a floor
 	Huge      bool      // try huge pages
 	Seed      *[32]byte // nil: random secrets; else these, for tests and replays
 }
 
 // stateLayout is the hash over everything that lies in a state segment.
-var stateLayout = memory.Hash(append(session.Types(), stateHeader{}, usage{}, Counters{}, neighbor{}, ring{})...)
+var stateLayout = memory.Hash(append(session.Types(), stateHeader{}, usage{}, unconfirmed{}, Counters{}, neighbor{}, ring{})...)
 
 // NewState makes a fresh State.
 func NewState(c StateConfig) (*State, error) {
@@ -113,8 +117,11 @@ func NewState(c StateConfig) (*State, error) {
 			Punt:     memory.Add[ring](&l, 1),
 			Inject:   memory.Add[ring](&l, 1),
 			Table:    session.Reserve(&l, max(64, c.Sessions/c.Workers)),
+
+			Unconfirmed: memory.Add[unconfirmed](&l, instances),
 		}
 	}
+	h.Mappings = session.ReserveMappings(&l, max(64, c.Sessions), c.Addresses+max(minAddresses, c.Addresses/4))
 	s, err := memory.New("state", l.Size(), c.Huge)
 	if err != nil {
 		return nil, err
@@ -125,19 +132,24 @@ func NewState(c StateConfig) (*State, error) {
 	st.h.NeighborSecret = random()
 	st.Neighbors.secret = st.h.NeighborSecret
 	for w := range c.Workers {
-		var secret session.Secret
-		for i := range secret {
-			secret[i] = random()
-		}
 		t := session.Open(s, h.Worker[w].Table)
-		t.Init(secret)
+		t.Init(newSecret(random))
 		t.Fill()
+		list := st.unconfirmed(w)
+		for i := range list {
+			list[i] = unconfirmed{session.None, session.None}
+		}
 	}
-	for i := range st.instances {
-		st.instances[i].Oldest, st.instances[i].Newest = session.None, session.None
-	}
+	st.Mappings().Init(newSecret(random))
 	s.Seal(stateLayout)
 	return st, nil
+}
+
+func newSecret(random func() uint64) (s session.Secret) {
+	for i := range s {
+		s[i] = random()
+	}
+	return s
 }
 
 // secrets returns a source of random words; with a seed it is always the same.
@@ -203,6 +215,14 @@ func (s *State) Inject(w int) Ring { return openRing(s.Segment, s.h.Worker[w].In
 // Table returns worker w's session table.
 func (s *State) Table(w int) *session.Table { return session.Open(s.Segment, s.h.Worker[w].Table) }
 
+// Mappings returns a view of the mappings that all workers share. Each worker has its own view.
+func (s *State) Mappings() *session.Mappings { return session.OpenMappings(s.Segment, s.h.Mappings) }
+
+// unconfirmed returns worker w's lists of unconfirmed sessions, by slot of the instance.
+func (s *State) unconfirmed(w int) []unconfirmed {
+	return memory.Slice[unconfirmed](s.Segment, s.h.Worker[w].Unconfirmed, int(s.h.InstanceCount))
+}
+
 // VPCSessions and InstanceSessions return how many sessions a slot has.
 func (s *State) VPCSessions(slot uint32) int { return int(atomic.LoadUint32(&s.vpcs[slot].Sessions)) }
 
@@ -212,28 +232,34 @@ func (s *State) InstanceSessions(slot uint32) int {
 }
 
 // Sweep makes everything valid again after a data plane died, whatever it was doing: counts what it had in hand
-// as dropped, empties the rings, and rebuilds index, limits and lists from the sessions. No worker may run.
+// as dropped, empties the rings, and rebuilds index, mappings, limits and lists from the sessions. No worker may run.
 func (s *State) Sweep() {
 	for i := range s.vpcs {
 		s.vpcs[i] = usage{}
 	}
 	for i := range s.instances {
-		s.instances[i] = usage{Oldest: session.None, Newest: session.None}
+		s.instances[i] = usage{}
 	}
+	mappings := s.Mappings()
+	mappings.Rebuild()
 	for w := range s.Workers() {
 		c := s.Counters(w)
 		c.settle()
 		s.Punt(w).reset()
 		s.Inject(w).reset()
+		lists := s.unconfirmed(w)
+		for i := range lists {
+			lists[i] = unconfirmed{session.None, session.None}
+		}
 		t := s.Table(w)
 		t.Rebuild(func(ref uint32, e *session.Session) bool {
-			if e.VPC >= vpcSlots || int(e.Instance) >= len(s.instances) {
+			if e.VPC >= vpcSlots || int(e.Instance) >= len(s.instances) || e.Mapping != session.None && !mappings.Adopt(e) {
 				return false
 			}
-			s.vpcs[e.VPC].Sessions++
-			s.instances[e.Instance].Sessions++
+			s.acquire(e.VPC, e.Instance)
 			if e.State() == session.Unconfirmed {
-				s.appendUnconfirmed(t, ref, e)
+				s.instances[e.Instance].Unconfirmed++
+				lists[e.Instance].push(t, ref, e)
 			}
 			return true
 		})
@@ -241,9 +267,8 @@ func (s *State) Sweep() {
 	}
 }
 
-// appendUnconfirmed puts a session at the new end of its instance's list.
-func (s *State) appendUnconfirmed(t *session.Table, ref uint32, e *session.Session) {
-	u := &s.instances[e.Instance]
+// push puts a session at the new end of the list.
+func (u *unconfirmed) push(t *session.Table, ref uint32, e *session.Session) {
 	e.Prev, e.Next = u.Newest, session.None
 	if u.Newest != session.None {
 		t.At(u.Newest).Next = ref
@@ -251,12 +276,10 @@ func (s *State) appendUnconfirmed(t *session.Table, ref uint32, e *session.Sessi
 		u.Oldest = ref
 	}
 	u.Newest = ref
-	u.Unconfirmed++
 }
 
-// removeUnconfirmed takes a session off its instance's list.
-func (s *State) removeUnconfirmed(t *session.Table, e *session.Session) {
-	u := &s.instances[e.Instance]
+// remove takes a session off the list.
+func (u *unconfirmed) remove(t *session.Table, e *session.Session) {
 	if e.Prev != session.None {
 		t.At(e.Prev).Next = e.Next
 	} else {
@@ -267,7 +290,6 @@ func (s *State) removeUnconfirmed(t *session.Table, e *session.Session) {
 	} else {
 		u.Newest = e.Prev
 	}
-	u.Unconfirmed--
 }
 
 // Seen returns the number of the generation that worker w has come to.

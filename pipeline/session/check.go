@@ -2,7 +2,10 @@
 
 package session
 
-import "fmt"
+import (
+	"fmt"
+	"math/bits"
+)
 
 // Check holds the table against itself: every live session is found by both of its keys and stands twice in the index,
 // which holds nothing else; every free one stands once on the free stack; every overflow bucket is in one chain or
@@ -41,8 +44,25 @@ func (t *Table) Check() error {
 		if got := t.Find(&outside); got != uint32(i) {
 			return fmt.Errorf("session table: the outside key of session %d finds %d", i, int32(got))
 		}
+		if s.Flags&Paired != 0 {
+			if err := t.checkPaired(uint32(i), s); err != nil {
+				return err
+			}
+		}
 	}
 	return t.checkIndex()
+}
+
+// checkPaired looks at the neighbors of a session in the list of those that share mapping and remote address.
+func (t *Table) checkPaired(ref uint32, s *Session) error {
+	k := s.pair()
+	if got := t.findPaired(t.secret.hash(&k), &k); got == None {
+		return fmt.Errorf("session table: session %d is not found by its mapping and remote address", ref)
+	}
+	if s.Prev != None && t.sessions[s.Prev].Next != ref || s.Next != None && (t.sessions[s.Next].Prev != ref || !k.Names(&t.sessions[s.Next])) {
+		return fmt.Errorf("session table: the list of session %d, between %d and %d, is broken", ref, int32(s.Prev), int32(s.Next))
+	}
+	return nil
 }
 
 // checkIndex walks the buckets.
@@ -93,9 +113,81 @@ func (t *Table) checkIndex() error {
 		}
 	}
 	for ref, n := range entries {
-		if t.sessions[ref].word != 0 && n != 2 {
-			return fmt.Errorf("session table: session %d stands %d times in the index, expected 2", ref, n)
+		s := &t.sessions[ref]
+		expected := uint8(2)
+		if s.Flags&Paired != 0 && s.Prev == None {
+			expected++
 		}
+		if s.word != 0 && n != expected {
+			return fmt.Errorf("session table: session %d stands %d times in the index, expected %d", ref, n, expected)
+		}
+	}
+	return nil
+}
+
+// Check holds the mappings against themselves: each that lives is held as often as holds says, stands once in either chain and has its
+// port's bit; no other bit is set, and all others but those that the reaper has are free. No worker may run.
+func (m *Mappings) Check(holds map[uint32]uint32) error {
+	chained := func(heads []uint64, link func(*Mapping) *uint32, what string) (map[uint32]bool, error) {
+		seen := map[uint32]bool{}
+		for i := range heads {
+			for at := uint32(heads[i]); at != 0; at = *link(&m.mappings[at-1]) {
+				if seen[at-1] {
+					return nil, fmt.Errorf("mapping %d stands twice in the chains by %s endpoint", at-1, what)
+				}
+				seen[at-1] = true
+			}
+		}
+		return seen, nil
+	}
+	inside, err := chained(m.inside, func(e *Mapping) *uint32 { return &e.inside }, "internal")
+	if err != nil {
+		return err
+	}
+	outside, err := chained(m.outside, func(e *Mapping) *uint32 { return &e.outside }, "external")
+	if err != nil {
+		return err
+	}
+	live, ports, used := 0, 0, 0
+	for i := range m.mappings {
+		e, ref := &m.mappings[i], uint32(i)
+		state, n := e.word&^holdsMask, uint32(e.word&holdsMask)
+		if state != mappingFree {
+			used++
+		}
+		if state != mappingLive {
+			if inside[ref] || outside[ref] || holds[ref] != 0 || n != 0 {
+				return fmt.Errorf("mapping %d does not live, and is chained or held", ref)
+			}
+			continue
+		}
+		live++
+		switch {
+		case n != holds[ref]:
+			return fmt.Errorf("mapping %d is held %d times, by %d sessions", ref, n, holds[ref])
+		case !inside[ref] || !outside[ref]:
+			return fmt.Errorf("mapping %d lives and is not in both chains: %v, %v", ref, inside[ref], outside[ref])
+		case *m.portWord(e.Address, e.Protocol, uint32(e.ExternalPort>>6))>>(e.ExternalPort&63)&1 == 0:
+			return fmt.Errorf("mapping %d lives and its port %d has no bit", ref, e.ExternalPort)
+		}
+	}
+	for _, w := range m.ports {
+		ports += bits.OnesCount64(w)
+	}
+	if ports != live || used != m.Len() || len(inside) != live || len(outside) != live {
+		return fmt.Errorf("mappings: %d live, %d bits, %d and %d in chains; %d not free, %d counted", live, ports, len(inside), len(outside), used, m.Len())
+	}
+	free := 0
+	for at := uint32(m.h.free); at != 0; at = m.mappings[at-1].outside {
+		if m.mappings[at-1].word != mappingFree {
+			return fmt.Errorf("mapping %d is on the free list and not free", at-1)
+		}
+		if free++; free > len(m.mappings) {
+			return fmt.Errorf("mappings: the free list has a loop")
+		}
+	}
+	if free+used != len(m.mappings) {
+		return fmt.Errorf("mappings: %d free and %d used of %d", free, used, len(m.mappings))
 	}
 	return nil
 }

@@ -45,6 +45,8 @@ const (
 	FinOutside
 	Draining // ends at Drain
 	Reset    // closing because of a reset that data from inside would refute
+	Paired   // stands in the list of those that share mapping and remote address
+	Hairpin  // the remote endpoint is an external address of weir's own
 )
 
 // Session is both directions of one translated flow. The first line has the two keys and what a packet's
@@ -86,6 +88,7 @@ func Word(privatePort, remotePort, externalPort uint16, proto uint8, state State
 const (
 	insideMask  = 0x00ff_0000_ffff_ffff
 	outsideMask = 0x00ff_ffff_ffff_0000
+	pairMask    = 0x00ff_ffff_0000_0000
 	stateShift  = 56
 )
 
@@ -142,6 +145,13 @@ func (k *Key) SetOutside(external, remote inet.Addr, externalPort, remotePort ui
 	k.Local, k.Remote, k.mask, k.VPC = external, remote, outsideMask, 0
 	k.word = uint64(externalPort)<<32 | uint64(remotePort)<<16 | uint64(proto)<<48
 }
+
+// pairKey is what all sessions of a mapping with one remote address have in common.
+func pairKey(external, remote inet.Addr, externalPort uint16, proto uint8) Key {
+	return Key{Local: external, Remote: remote, mask: pairMask, word: uint64(externalPort)<<32 | uint64(proto)<<48}
+}
+
+func (s *Session) pair() Key { return pairKey(s.External, s.Remote, s.ExternalPort(), s.Proto()) }
 
 // Names reports whether k is the key of a direction of s, and s is live.
 func (k *Key) Names(s *Session) bool {

@@ -8,6 +8,7 @@ import (
 	"unsafe"
 
 	"weir/pipeline/fault"
+	"weir/pipeline/inet"
 	"weir/pipeline/memory"
 	"weir/pipeline/prefetch"
 )
@@ -49,11 +50,14 @@ func Reserve(l *memory.Layout, capacity int) Region {
 	}
 }
 
-// bucketCount gives four entries to a bucket of eight when the table is full: two entries a session.
-func bucketCount(capacity int) int { return capacity/2 + 1 }
+// bucketCount gives a bucket of eight up to five entries when the table is full: two for a session, and one for each different remote
+// address of a mapping.
+func bucketCount(capacity int) int { return capacity*5/8 + 1 }
 
-// Types are the types of a table, for the layout hash of the segment it lies in.
-func Types() []any { return []any{Session{}, bucket{}, tableHeader{}, Region{}} }
+// Types are the types of tables and mappings, for the layout hash of the segment it lies in.
+func Types() []any {
+	return []any{Session{}, bucket{}, tableHeader{}, Region{}, Mapping{}, mappingsHeader{}, MappingsRegion{}}
+}
 
 // Table is the owner's view of a table.
 type Table struct {
@@ -114,6 +118,9 @@ func (t *Table) Rebuild(keep func(ref uint32, s *Session) bool) {
 			t.unlink(t.secret.hash(&inside), ref)
 			t.unlink(t.secret.hash(&outside), ref)
 			atomic.StoreUint64(&s.word, 0)
+		case s.Flags&Paired != 0:
+			s.Flags &^= Paired
+			t.Pair(ref, s)
 		}
 		if s.word == 0 {
 			t.free[t.h.free] = ref
@@ -161,6 +168,9 @@ func (t *Table) Publish(ref uint32, s *Session, word uint64) bool {
 func (t *Table) Remove(ref uint32) {
 	s := &t.sessions[ref]
 	inside, outside := s.keys()
+	if s.Flags&Paired != 0 {
+		t.unpair(ref, s)
+	}
 	atomic.StoreUint64(&s.word, 0)
 	fault.Point("session.removed")
 	t.unlink(t.secret.hash(&inside), ref)
@@ -168,6 +178,66 @@ func (t *Table) Remove(ref uint32) {
 	t.unlink(t.secret.hash(&outside), ref)
 	t.free[t.h.free] = ref
 	t.h.free++
+}
+
+// FindPaired returns a session of those that share a mapping and a remote address, or None.
+func (t *Table) FindPaired(external, remote inet.Addr, externalPort uint16, proto uint8) uint32 {
+	k := pairKey(external, remote, externalPort, proto)
+	return t.findPaired(t.secret.hash(&k), &k)
+}
+
+// findPaired finds one of the list by the entry of its first. What is found by a tag that matches by chance need not be in the list.
+func (t *Table) findPaired(h uint64, k *Key) uint32 {
+	tag := tagOf(h)
+	for b := t.bucketOf(h); ; b = &t.overflow[b.next-1] {
+		for i := range b.tags {
+			if b.tags[i] == tag {
+				if s := &t.sessions[b.refs[i]]; s.Flags&Paired != 0 && k.Names(s) {
+					return b.refs[i]
+				}
+			}
+		}
+		if b.next == 0 {
+			return None
+		}
+	}
+}
+
+// Pair puts a live session into the list of those that share its mapping and remote address. It reports whether there was room.
+func (t *Table) Pair(ref uint32, s *Session) bool {
+	k := s.pair()
+	h := t.secret.hash(&k)
+	s.Prev, s.Next = None, None
+	if first := t.findPaired(h, &k); first != None {
+		f := &t.sessions[first]
+		s.Prev, s.Next = first, f.Next
+		if f.Next != None {
+			t.sessions[f.Next].Prev = ref
+		}
+		f.Next = ref
+	} else if !t.insert(h, ref) {
+		return false
+	}
+	s.Flags |= Paired
+	return true
+}
+
+// unpair takes a session out of that list.
+func (t *Table) unpair(ref uint32, s *Session) {
+	s.Flags &^= Paired
+	if s.Next != None {
+		t.sessions[s.Next].Prev = s.Prev
+	}
+	if s.Prev != None {
+		t.sessions[s.Prev].Next = s.Next
+		return
+	}
+	k := s.pair()
+	h := t.secret.hash(&k)
+	t.unlink(h, ref)
+	if s.Next != None {
+		t.insert(h, s.Next) // into the place that has just become free
+	}
 }
 
 func (t *Table) link(ref uint32, s *Session) bool {
