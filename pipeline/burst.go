@@ -19,8 +19,11 @@ type Burst struct {
 
 	Packets [MaxBurst]Packet
 
-	live  []uint8 // indexes of the packets that still go on
-	index [MaxBurst]uint8
+	inside bool    // it came from a VPC's side; a hairpinned one goes on as if from outside
+	live   []uint8 // indexes of the packets that still go on
+	back   []uint8 // of those that turn back
+	index  [MaxBurst]uint8
+	turned [MaxBurst]uint8
 }
 
 // Packet is one frame and what the stages found out about it. "Local" is the VPC's side of a flow: private
@@ -37,6 +40,8 @@ type Packet struct {
 	tcpFlags   uint8
 	expired    bool // TTL or hop limit is used up: it goes no further than to weir itself
 	pinned     bool // no translation leaves it intact
+	hairpin    bool // from inside, to an external address of weir's own: it turns back
+	turned     bool // it has turned back, and is as if from outside
 	local      inet.Addr
 	remote     inet.Addr
 	localPort  uint16 // TCP and UDP port or ICMP echo identifier, in host order; else 0

@@ -5,7 +5,6 @@ package pipeline
 import (
 	"encoding/binary"
 
-	"weir/config"
 	"weir/pipeline/header"
 	"weir/pipeline/inet"
 )
@@ -31,12 +30,11 @@ const punted = NumReasons
 
 // classify finds the headers of each packet, or drops it, or hands it to control.
 func (w *Worker) classify(b *Burst) {
-	inside := w.gen.ports[b.Port].Side == uint8(config.Inside)
 	mac := w.macs[b.Port]
 	keep := b.live[:0]
 	for _, i := range b.live {
 		p := &b.Packets[i]
-		switch r := w.parse(p, inside, mac); r {
+		switch r := w.parse(p, b.inside, mac); r {
 		case Pass:
 			keep = append(keep, i)
 		case punted:
@@ -49,7 +47,7 @@ func (w *Worker) classify(b *Burst) {
 }
 
 func (w *Worker) parse(p *Packet, inside bool, mac uint64) Reason {
-	p.act, p.headerDelta = actNone, 0
+	p.act, p.headerDelta, p.hairpin, p.turned = actNone, 0, false, false
 	d := p.Data
 	if p.Long {
 		return Oversized

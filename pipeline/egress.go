@@ -15,6 +15,10 @@ func (w *Worker) egress(b *Burst) {
 	keep := b.live[:0]
 	for _, i := range b.live {
 		p := &b.Packets[i]
+		if p.hairpin {
+			keep = append(keep, i)
+			continue
+		}
 		if p.act == actOut || p.act == actOutPlain {
 			if !w.nextHop(p) {
 				w.drop(p, NoNextHop)

@@ -13,7 +13,7 @@ import (
 // lookup finds the sessions of the whole burst at once. A packet that has a live one gets its rewriting from it
 // and needs neither route nor select; act stays actNone for the others.
 func (w *Worker) lookup(b *Burst) {
-	inside := w.gen.ports[b.Port].Side == uint8(config.Inside)
+	inside := b.inside
 	w.created, w.ended = false, false
 	vpc := uint32(0)
 	if inside {
@@ -128,7 +128,7 @@ func (w *Worker) end(ref uint32) {
 // replies from the address it arrived on, whichever gateway the route names.
 func (g *Generation) recheck(s *session.Session, tick uint32) bool {
 	h := g.host(0, s.External)
-	if h == nil || g.own(s.Remote) {
+	if h == nil || g.own(s.Remote) != (s.Flags&session.Hairpin != 0) {
 		return false
 	}
 	index := h.Index
@@ -197,7 +197,7 @@ func (w *Worker) fromInside(s *session.Session, p *Packet) {
 	if p.kind == kindTCP && s.State() != session.Unconfirmed {
 		w.trackTCP(s, p, true)
 	}
-	p.act = actOut
+	p.act, p.hairpin = actOut, s.Flags&session.Hairpin != 0
 	p.newAddr, p.newPort, p.ports = s.External, s.ExternalPort(), s.Ports
 	p.delta, p.headerDelta = s.Delta, s.HeaderDelta
 }

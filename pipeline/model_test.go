@@ -97,9 +97,37 @@ func (m model) inside(q question) verdict {
 		return verdict{fate: "plain", src: q.src, dst: q.dst, ports: m.internalPorts(v, route, q.dst)}
 	case transit:
 		return drop(PublicSource)
-	case m.ours(q.dst):
-		return drop(Hairpin)
 	}
+	for _, p := range m.Ports {
+		for _, a := range p.Addresses {
+			if a.Addr() == q.dst {
+				return drop(NoService)
+			}
+		}
+	}
+	tagged := m.tagged(q, in, own, attached, route)
+	if !m.ours(q.dst) || strings.HasPrefix(tagged.fate, "drop") {
+		return tagged
+	}
+	// It turns back: its receiver sees it come from the sender's external address. Not to the very socket that sent it.
+	if another := q.proto == "ping" || q.proto == "pong" || q.proto != "gre" && q.sport != q.dport; tagged.fate == "out" && tagged.src == q.dst && !another {
+		return drop(Martian)
+	}
+	back := q
+	back.src = tagged.src
+	if q.proto == "ping" || q.proto == "pong" { // the identifier is the local side's
+		back.sport, back.dport = q.dport, q.sport
+	}
+	v2 := m.outside(back, true)
+	v2.session = v2.session || tagged.session
+	if tagged.fate == "snat" && !strings.HasPrefix(v2.fate, "drop") {
+		v2.fate, v2.shares = "snat", tagged.shares
+	}
+	return v2
+}
+
+// tagged is what becomes of a packet that a route led to a gateway, up to the side it leaves by.
+func (m model) tagged(q question, in *config.Instance, own bool, attached netip.Prefix, route config.Route) verdict {
 	if attached.IsValid() {
 		pool := m.pool(attached.Addr())
 		if slices.Contains(m.gatewaysOfPool(pool), route.Gateway) {
@@ -243,6 +271,9 @@ func (m model) ours(a netip.Addr) bool {
 // leaves fills in the outside ports: the one whose own prefix has the destination, else those with a next hop; of
 // the pool's ports, if it names some.
 func (m model) leaves(v verdict, external, dst netip.Addr) verdict {
+	if m.ours(dst) {
+		return v
+	}
 	allowed := m.Pools[m.pool(external)].Ports
 	for i, p := range m.Ports {
 		if p.Side != config.Outside || len(allowed) > 0 && !slices.Contains(allowed, i) {
@@ -356,10 +387,12 @@ func (m model) selects(q question, in *config.Instance, gateway int) verdict {
 	return m.leaves(verdict{fate: "snat", src: shares[0].Address, dst: q.dst, shares: shares, session: true}, shares[0].Address, q.dst)
 }
 
-func (m model) outside(q question) verdict {
+// outside is what becomes of a packet from outside, or of one from inside that turned back.
+func (m model) outside(q question, turned bool) verdict {
 	switch {
-	case q.src == q.dst:
+	case q.src == q.dst && !turned:
 		return drop(Martian)
+	case turned:
 	case m.ours(q.src):
 		return drop(OwnSource)
 	}
@@ -370,7 +403,7 @@ func (m model) outside(q question) verdict {
 			}
 		}
 	}
-	if within(modelMartians, q.src) || within(modelPrivate, q.src) {
+	if !turned && (within(modelMartians, q.src) || within(modelPrivate, q.src)) {
 		return drop(Martian)
 	}
 	for vi := range m.VPCs {
@@ -795,7 +828,7 @@ func TestAgreesWithModel(t *testing.T) {
 			if m.Ports[q.port].Side == config.Inside {
 				v = m.inside(q)
 			} else {
-				v = m.outside(q)
+				v = m.outside(q, false)
 			}
 			r.after(1e9) // no rate limit
 			r.punts.reset()
@@ -807,7 +840,7 @@ func TestAgreesWithModel(t *testing.T) {
 		}
 	}
 	t.Log(fates)
-	for _, reason := range []Reason{AntiSpoof, Martian, NoRoute, RouteDrop, NoEligible, PublicSource, Hairpin, SNATProtocol, NoSession,
+	for _, reason := range []Reason{AntiSpoof, Martian, NoRoute, RouteDrop, NoEligible, PublicSource, SNATProtocol, NoSession,
 		ICMPUnsupported, OwnSource, UnknownDestination, Unsolicited, NoNextHop} {
 		if fates["drop "+reason.String()] == 0 {
 			t.Errorf("no packet was dropped for %v: the property says nothing about it", reason)

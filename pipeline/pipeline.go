@@ -12,6 +12,7 @@
 //	egress     the port and next hop, and whether the packet fits
 //	rewrite    addresses, ports, TTL, checksums
 //	transmit   the neighbor's MAC; one queue per port
+//	turn       what goes to an external address of weir's own comes back, as if from outside, to lookup
 //
 // Each stage is one loop over the packets of the burst that are still alive. Every packet that leaves the way
 // does so through drop, punt or hold, which count it.
@@ -120,8 +121,17 @@ func (w *Worker) SetClock(nanos int64) {
 func (w *Worker) Process(b *Burst) {
 	w.received(b)
 	w.classify(b)
+	w.forward(b)
+	if w.turn(b) {
+		w.forward(b)
+	}
+	w.flush()
+}
+
+// forward takes the packets of a burst, all from one side, from their session to a queue.
+func (w *Worker) forward(b *Burst) {
 	w.lookup(b)
-	if w.gen.ports[b.Port].Side == uint8(config.Inside) {
+	if b.inside {
 		w.route(b)
 	} else {
 		w.deliver(b)
@@ -129,7 +139,6 @@ func (w *Worker) Process(b *Burst) {
 	w.egress(b)
 	w.rewrite(b)
 	w.transmit(b)
-	w.flush()
 }
 
 // received counts the burst at once, so that what a dying process had in hand can be told.
@@ -139,7 +148,8 @@ func (w *Worker) received(b *Burst) {
 		bytes += uint64(len(b.Packets[i].Data))
 		b.index[i] = uint8(i)
 	}
-	b.live = b.index[:b.N]
+	b.live, b.back = b.index[:b.N], b.turned[:0]
+	b.inside = w.gen.ports[b.Port].Side == uint8(config.Inside)
 	w.counters.Received[b.Port] += uint64(b.N)
 	w.counters.ReceivedBytes[b.Port] += bytes
 }

@@ -38,7 +38,6 @@ const (
 	RouteDrop      // a route says drop
 	NoEligible     // the route's gateway has no eligible external address of the instance
 	PublicSource   // a public or transit source on the way to where it may not go
-	Hairpin        // to an external address of weir's own: not handled yet
 	Untranslatable // a protocol that no translation leaves intact
 	SNATProtocol   // only TCP, UDP and ICMP echo pass through SNAT
 	NoSession      // SNAT, and the packet neither belongs to a session nor begins one
@@ -93,7 +92,6 @@ var reasons = [NumReasons]struct{ name, help string }{
 	RouteDrop:          {"route_drop", "a route says drop"},
 	NoEligible:         {"no_eligible_address", "the instance has no external address for the route's gateway"},
 	PublicSource:       {"public_source", "an untranslated source on the way to where it may not go"},
-	Hairpin:            {"hairpin", "to an external address of weir's own from inside: not handled yet"},
 	Untranslatable:     {"untranslatable", "AH, or a routing header on its way: no translation leaves them intact"},
 	SNATProtocol:       {"snat_protocol", "SNAT passes TCP, UDP and ICMP echo only"},
 	NoSession:          {"no_session", "through SNAT, of no session, and cannot begin one"},

@@ -20,12 +20,16 @@ func (w *Worker) rewrite(b *Burst) {
 		if p.act == actOut || p.act == actIn {
 			p.translate(ip)
 		}
+		hop, hopDelta := uint8(1), ttlDelta
+		if p.turned { // weir is one hop, and has counted
+			hop, hopDelta = 0, 0
+		}
 		if p.family == inet.V4 {
-			sum := p.headerDelta.Add(ttlDelta).Apply(binary.BigEndian.Uint16(ip[10:]))
+			sum := p.headerDelta.Add(hopDelta).Apply(binary.BigEndian.Uint16(ip[10:]))
 			binary.BigEndian.PutUint16(ip[10:], sum)
-			ip[8]--
+			ip[8] -= hop
 		} else {
-			ip[7]--
+			ip[7] -= hop
 		}
 	}
 }

@@ -89,7 +89,10 @@ func (w *Worker) routeOne(port int, p *Packet) Reason {
 		return PublicSource
 	}
 	if g.own(p.remote) {
-		return Hairpin
+		if to := g.host(0, p.remote); to != nil && to.Kind == hostOwn {
+			return NoService
+		}
+		p.hairpin = true
 	}
 	if attached != nil {
 		if g.eligible(attached.Set, rt.Gateway) {
@@ -135,16 +138,17 @@ func (w *Worker) deliver(b *Burst) {
 func (w *Worker) deliverOne(p *Packet) Reason {
 	g := w.gen
 	h := g.host(0, p.local)
-	if p.local == p.remote {
+	switch {
+	case p.local == p.remote && !p.turned:
 		return Martian
-	}
-	if g.own(p.remote) {
+	case p.turned:
+	case g.own(p.remote):
 		return OwnSource
 	}
 	if h != nil && h.Kind == hostOwn {
 		return punted
 	}
-	if martian(p.remote) || private(p.remote) {
+	if !p.turned && (martian(p.remote) || private(p.remote)) {
 		return Martian
 	}
 	if h == nil {

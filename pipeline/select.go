@@ -28,6 +28,9 @@ func (w *Worker) selectSource(p *Packet, in *instanceRecord, tag uint32) Reason 
 		return w.selectSNAT(p, in, sel)
 	}
 	c := w.choose(p, in, sel)
+	if p.loops(c.Addr, p.localPort) {
+		return Martian
+	}
 	p.act, p.newAddr, p.newPort, p.ports = actOut, c.Addr, p.localPort, c.Ports
 	p.setDeltas(p.local, c.Addr, p.localPort, p.localPort)
 	// 1:1 never needs state: a session only keeps the address over changes. Without one the function chooses.
@@ -109,6 +112,12 @@ func (w *Worker) selectSNAT(p *Packet, in *instanceRecord, sel *selection) Reaso
 			}
 		}
 		p.newPort = w.mappings.At(mapping).ExternalPort
+	}
+	if p.loops(c.Addr, p.newPort) {
+		if mapping != session.None {
+			w.mappings.Release(mapping, w.tick)
+		}
+		return Martian
 	}
 	p.setDeltas(p.local, c.Addr, p.localPort, p.newPort)
 	f := flow{in: in, private: p.local, privatePort: p.localPort, external: c.Addr, externalPort: p.newPort, ports: c.Ports, flags: session.SNAT, mapping: mapping}
@@ -232,6 +241,9 @@ func (w *Worker) create(p *Packet, f *flow) Reason {
 		Flags: f.flags, Created: w.tick, Mapping: f.mapping, Prev: session.None, Next: session.None,
 	}
 	s.Delta, s.HeaderDelta = p.delta, p.headerDelta
+	if p.hairpin || p.turned {
+		s.Flags |= session.Hairpin
+	}
 	if f.flags&session.FromOutside != 0 {
 		state = session.Unconfirmed
 		s.Flags |= session.SeenOutside

@@ -13,6 +13,10 @@ import (
 func (w *Worker) transmit(b *Burst) {
 	for _, i := range b.live {
 		p := &b.Packets[i]
+		if p.hairpin {
+			b.back = append(b.back, i)
+			continue
+		}
 		if mac := w.resolved(p.neighbor); mac != 0 {
 			w.queue(p.outPort, mac, p.Handle, p.Data)
 		} else {
@@ -198,6 +202,9 @@ func (w *Worker) answer(port int, p *Packet, r Reason, mtu uint16) {
 	switch r {
 	case TTLExceeded, NoEligible, TooBig, LimitInstance, LimitVPC, TableFull, PortsExhausted:
 	default:
+		return
+	}
+	if p.turned { // it does not say who sent it any more
 		return
 	}
 	vpc := uint32(0) // slot 0 is no VPC's: the outside's
