@@ -121,10 +121,14 @@ func (d *plane) start(payload []byte, stateFD, genFD int) error {
 	// A worker keeps a processor of Go's for good; the affinity that this process begins with may count none for it.
 	runtime.GOMAXPROCS(len(c.Dataplane.Workers) + 2)
 	ready := make(chan error, len(c.Dataplane.Workers))
+	var handoff *pipeline.Handoff
+	if n := len(c.Dataplane.Workers); n > 1 {
+		handoff = pipeline.NewHandoff(n)
+	}
 	for i, core := range c.Dataplane.Workers {
 		w := &worker{
 			index: i, core: core, ports: d.ports, pool: d.pools[dpdk.SocketID(core)], state: d.state, inject: d.state.Inject(i),
-			pipe: pipeline.NewWorker(d.state, i, &d.gens[d.current%generations], pipeline.WorkerConfig{MACs: macs}),
+			pipe: pipeline.NewWorker(d.state, i, &d.gens[d.current%generations], pipeline.WorkerConfig{MACs: macs, Handoff: handoff}),
 			gens: &d.gens, seen: d.current, idle: c.Dataplane.Idle, stop: &d.stop,
 		}
 		d.workers = append(d.workers, w)
@@ -176,7 +180,7 @@ func (d *plane) open(c *startConfig) error {
 		if err := claim(p.Device); err != nil {
 			return fmt.Errorf("port %q: %w", p.Name, err)
 		}
-		port, err := openPort(p, len(c.Dataplane.Workers), pool)
+		port, err := openPort(p, d.spread(&p), len(c.Dataplane.Workers), pool)
 		if err != nil {
 			return err
 		}
@@ -186,8 +190,21 @@ func (d *plane) open(c *startConfig) error {
 		if err := p.Start(); err != nil {
 			return err
 		}
+		if why := p.RSSRefused(); why != nil {
+			d.log.Info("packets go from the worker that receives them to the one that owns them by a ring", "reason", why)
+		}
 	}
 	return nil
+}
+
+// spread says how a device with several queues should spread packets over the workers: as these own the remote addresses, which are the
+// destinations on the inside. nil: there is one worker. A device that cannot is no fault: each packet's owner is asked for anyway.
+func (d *plane) spread(p *startPort) *dpdk.RSSConfig {
+	if d.state.Workers() == 1 {
+		return nil
+	}
+	key, queues := d.state.RSS()
+	return &dpdk.RSSConfig{Key: key, Destination: p.Inside, Table: queues}
 }
 
 // poolSize is enough for full receive and transmit queues of all ports, the workers' caches, and what is held.
@@ -226,10 +243,10 @@ func claim(device string) error {
 }
 
 // openPort opens a device, promiscuous only if it does not take the MAC that the configuration wants.
-func openPort(p startPort, queues int, pool func(socket int) (*dpdk.Mempool, error)) (*dpdk.Port, error) {
+func openPort(p startPort, rss *dpdk.RSSConfig, queues int, pool func(socket int) (*dpdk.Mempool, error)) (*dpdk.Port, error) {
 	c := dpdk.PortConfig{
 		Name: p.Name, Device: p.Device, MTU: p.MTU, MAC: p.MAC, RxQueues: queues, TxQueues: queues, AllMulticast: true, // neighbor solicitations: any reload may bring IPv6
-		Mempool: pool,
+		Mempool: pool, RSS: rss,
 	}
 	port, err := dpdk.OpenPort(c)
 	if err != nil || port.MACRefused() == nil {

@@ -349,7 +349,7 @@ func (c *control) start() error {
 	s := startConfig{Log: c.cfg.Log, Dataplane: c.cfg.Dataplane, Supervised: c.plane.supervised}
 	for i := range c.cfg.Ports {
 		p := &c.cfg.Ports[i]
-		s.Ports = append(s.Ports, startPort{p.Name, p.Device, p.MTU, p.MAC})
+		s.Ports = append(s.Ports, startPort{p.Name, p.Device, p.MTU, p.MAC, p.Side == config.Inside})
 	}
 	if err := c.plane.conn.ask(msgStart, 0, s, c.state.Segment.FD(), c.gen.FD()); err != nil {
 		return fmt.Errorf("data plane: %w", err)

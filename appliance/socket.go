@@ -50,6 +50,7 @@ type startPort struct {
 	Name, Device string
 	MTU          int
 	MAC          config.MAC
+	Inside       bool
 }
 
 // conn is one end. It allocates nothing but in errors and for descriptors that it sends.

@@ -52,12 +52,21 @@ func (w *worker) loop() {
 		w.pipe.SetClock(now)
 		polls, hits := len(w.ports), 0
 		for p, port := range w.ports {
+			if w.index >= port.RxQueues() {
+				continue
+			}
 			if n := port.Receive(w.index, &w.rx, burstSize); n > 0 {
 				hits++
 				w.process(p)
 			}
 		}
 		work := hits > 0
+		for from := range w.state.Workers() {
+			if from != w.index && w.pipe.Adopt(from) > 0 {
+				work = true
+				w.send()
+			}
+		}
 		if w.inject.Peek() != nil {
 			w.originate()
 			work = true

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"net"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -25,7 +26,7 @@ type PortConfig struct {
 	Device string // a PCI address, "0000:3b:00.1", or a vdev string, "net_af_packet0,iface=x"
 	MTU    int    // bytes after the Ethernet header; 0: 1500
 
-	RxQueues, TxQueues int // 0: 1
+	RxQueues, TxQueues int // 0: 1. Of receive queues the port has fewer if the device has no more
 	RxDescs, TxDescs   int // a queue's; 0: what the driver prefers, else 1024
 
 	Promiscuous  bool    // receive what is for other MAC addresses
@@ -246,10 +247,11 @@ func descs(asked int, preferred C.uint16_t) C.uint16_t {
 }
 
 func (p *Port) configure() error {
-	if p.rxQueues < 1 || p.rxQueues > int(p.info.max_rx_queues) || p.txQueues < 1 || p.txQueues > int(p.info.max_tx_queues) {
+	if p.rxQueues < 1 || p.txQueues < 1 || p.txQueues > int(p.info.max_tx_queues) {
 		return fmt.Errorf("%s: %d receive and %d transmit queues asked, it has %d and %d: use fewer workers, or give a virtual "+
 			"device more queues (net_af_packet: qpairs=N)", p.object, p.rxQueues, p.txQueues, p.info.max_rx_queues, p.info.max_tx_queues)
 	}
+	p.rxQueues = min(p.rxQueues, int(p.info.max_rx_queues))
 	p.info.rx_ring, p.info.tx_ring = descs(p.cfg.RxDescs, p.info.rx_ring), descs(p.cfg.TxDescs, p.info.tx_ring)
 	configure := func(rss *RSSConfig) error {
 		return p.call("rte_eth_dev_configure", func() C.int {
@@ -282,6 +284,8 @@ func (p *Port) checkRSS() error {
 		return fmt.Errorf("%s: driver %s has no RSS on IP with %s", p.object, p.Driver(), which)
 	case p.info.rss_key_size == 0 || len(rss.Key) < int(p.info.rss_key_size):
 		return fmt.Errorf("%s: RSS key of %d bytes, the device takes %d", p.object, len(rss.Key), p.info.rss_key_size)
+	case int(slices.Max(rss.Table)) >= p.rxQueues:
+		return fmt.Errorf("%s: RSS over %d queues, the device has %d", p.object, slices.Max(rss.Table)+1, p.rxQueues)
 	case table == 0 || table%len(rss.Table) != 0:
 		return fmt.Errorf("%s: its RSS table has %d entries, no multiple of %d", p.object, table, len(rss.Table))
 	}
@@ -441,6 +445,9 @@ func (p *Port) MAC() [6]byte { return p.mac }
 // MACRefused tells why the device did not take the configured address, nil if it did or none was configured. Such
 // a device sends what it is given, but may receive only with PortConfig.Promiscuous.
 func (p *Port) MACRefused() error { return p.macErr }
+
+// RxQueues returns how many receive queues the port has.
+func (p *Port) RxQueues() int { return p.rxQueues }
 
 // RSSRefused tells, after Start, why the device does not spread packets by PortConfig.RSS; nil if it does, or none was asked.
 func (p *Port) RSSRefused() error { return p.rssErr }

@@ -302,8 +302,8 @@ func TestOpenPortRefused(t *testing.T) {
 			[]string{"has a data room of 2176 bytes, MTU 9000 needs 9344"}},
 		{"MTU too small", with(func(c *dpdk.PortConfig) { c.Device = "net_null903"; c.MTU = 67 }), []string{"MTU 67, expected 68 to"}},
 		{"MTU too large", with(func(c *dpdk.PortConfig) { c.Device = "net_null903"; c.MTU = 65382 }), []string{"expected 68 to 65381"}},
-		{"too many queues", with(func(c *dpdk.PortConfig) { c.Device = "net_ring904"; c.RxQueues = 17 }),
-			[]string{"17 receive and 1 transmit queues asked, it has 16 and 16"}},
+		{"too many queues", with(func(c *dpdk.PortConfig) { c.Device = "net_ring904"; c.TxQueues = 17 }),
+			[]string{"1 receive and 17 transmit queues asked, it has 16 and 16"}},
 		{"too many descriptors", with(func(c *dpdk.PortConfig) { c.Device = "net_null903"; c.RxDescs = 65536 }), []string{"expected 0 to 65535"}},
 		{"MAC required", with(func(c *dpdk.PortConfig) {
 			c.Device, c.MAC, c.RequireMAC = "net_ring904", [6]byte{2, 0, 0, 0, 0, 1}, true

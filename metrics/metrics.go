@@ -47,11 +47,13 @@ var (
 	originated  = desc("originated_packets_total", "Frames that weir itself sent.", nil)
 	fragmented  = desc("fragmented_packets_total", "Extra pieces of fragmented packets.", nil)
 	dropped     = desc("dropped_packets_total", "Packets dropped, by reason.", []string{"reason"})
-	held        = desc("held_packets", "Packets that wait for a neighbor now.", nil)
+	held        = desc("held_packets", "Packets that wait for a neighbor, a fragment or a worker now.", nil)
+	handed      = desc("handed_packets_total", "Packets that went from the worker that received them to the one that owns their flow.", nil)
 	stateless   = desc("stateless_packets_total", "1:1 packets translated without a session.", nil)
 	sessions    = desc("sessions", "Live sessions of a VPC.", vpc)
 	created     = desc("sessions_created_total", "Sessions begun.", nil)
 	ended       = desc("sessions_ended_total", "Sessions ended, for whatever reason.", nil)
+	adopted     = desc("worker_adopted_packets_total", "Packets that other workers received and this one owns: its share of the remote addresses, where no card spreads them.", worker)
 	capacity    = desc("sessions_capacity", "Sessions that the table can hold.", nil)
 	live        = desc("sessions_live", "Live sessions of a worker.", worker)
 	snatPorts   = desc("snat_ports_in_use", "Different external ports that a VPC's SNAT sessions use, over its addresses and protocols.", vpc)
@@ -104,6 +106,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		count(emptyPolls, k.EmptyPolls, name)
 		ch <- prometheus.MustNewConstMetric(busy, prometheus.CounterValue, float64(k.BusyNanoseconds)/1e9, name)
 		gauge(live, float64(k.Sessions), name)
+		count(adopted, k.Adopted, name)
 		ch <- turnHistogram(k, name)
 	}
 	for i, name := range c.ports {
@@ -125,7 +128,8 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	for r := pipeline.Pass + 1; r < pipeline.NumReasons; r++ {
 		count(dropped, sum.Dropped[r], r.String())
 	}
-	gauge(held, float64(sum.Held))
+	gauge(held, float64(max(0, int64(sum.Held+sum.Handed-sum.Adopted)))) // the workers go on between the two readings
+	count(handed, sum.Handed)
 	count(stateless, sum.Stateless)
 	count(created, sum.SessionsCreated)
 	count(ended, sum.SessionsEnded)

@@ -10,7 +10,7 @@ const MaxPorts = 32
 // Counters are one worker's counts since the shared state was made. The worker alone writes them, with plain
 // stores of whole words; anybody may read them. At any time
 //
-//	received    = forwarded + punted + dropped (all reasons) + held + what the worker has in hand
+//	received    = forwarded + punted + dropped (all reasons) + held + handed - adopted + what the worker has in hand
 //	transmitted = forwarded + fragmented + originated
 type Counters struct {
 	Received, ReceivedBytes       [MaxPorts]uint64
@@ -21,6 +21,8 @@ type Counters struct {
 	Originated uint64 // frames that weir itself sent
 	Fragmented uint64 // extra pieces of fragmented packets
 	Held       uint64 // packets that wait for a neighbor now
+	Handed     uint64 // packets that went to the worker that owns them
+	Adopted    uint64 // packets that came from other workers
 	Dropped    [NumReasons]uint64
 
 	Stateless       uint64 // 1:1 packets translated by the function, without a session; a link may drop them still
@@ -37,7 +39,7 @@ type Counters struct {
 	// less than 2^i nanoseconds and not less than 2^(i-1). What is far to the right is the worker's absence from its queues.
 	Turns            [TurnBuckets]uint64
 	TurnsNanoseconds uint64 // of all of them
-	_                [2]uint64
+	_                [4]uint64
 }
 
 // TurnBuckets is enough for turns of two seconds; longer ones stand in the last bucket.
@@ -81,7 +83,7 @@ func (c *Counters) Summary(ports []config.Port) Summary {
 	return s
 }
 
-// Totals adds up c.
+// Totals adds up c, the counts of one worker alone or of all.
 func (c *Counters) Totals() (t Totals) {
 	for p := range c.Received {
 		t.Received += c.Received[p]
@@ -90,7 +92,8 @@ func (c *Counters) Totals() (t Totals) {
 	for _, n := range c.Dropped {
 		t.Dropped += n
 	}
-	t.Forwarded, t.Punted, t.Originated, t.Fragmented, t.Held = c.Forwarded, c.Punted, c.Originated, c.Fragmented, c.Held
+	t.Forwarded, t.Punted, t.Originated, t.Fragmented = c.Forwarded, c.Punted, c.Originated, c.Fragmented
+	t.Held = c.Held + c.Handed - c.Adopted // between workers is held too
 	return t
 }
 
@@ -107,9 +110,22 @@ func (c *Counters) settle() {
 	case transmitted < counted: // Originated
 		c.Originated -= counted - transmitted
 	}
-	t := c.Totals()
-	if done := t.Forwarded + t.Punted + t.Dropped; t.Received > done {
-		c.Dropped[Restart] += t.Received - done
+	t := c.Totals() // held: nothing but what went to other workers, less what came from them
+	if lost := int64(t.Received - t.Forwarded - t.Punted - t.Dropped - t.Held); lost > 0 {
+		c.Dropped[Restart] += uint64(lost)
+	}
+}
+
+// settleRings books what was on its way between workers that died under Restart: the last of them has taken it.
+func settleRings(workers []*Counters) {
+	lost := int64(0)
+	for _, c := range workers {
+		lost += int64(c.Handed - c.Adopted)
+	}
+	if lost > 0 {
+		c := workers[len(workers)-1]
+		c.Adopted += uint64(lost)
+		c.Dropped[Restart] += uint64(lost)
 	}
 }
 
@@ -129,6 +145,8 @@ func (c *Counters) Add(o *Counters) {
 	c.Originated += o.Originated
 	c.Fragmented += o.Fragmented
 	c.Held += o.Held
+	c.Handed += o.Handed
+	c.Adopted += o.Adopted
 	c.Stateless += o.Stateless
 	c.SessionsCreated += o.SessionsCreated
 	c.SessionsEnded += o.SessionsEnded

@@ -4,18 +4,20 @@ package pipeline
 
 import "weir/pipeline/inet"
 
-// turn makes those packets of a burst that go to an external address of weir's own, translated as they would be for the Internet,
-// packets from outside (RFC 4787 REQ-9): their receiver sees the sender's external address and port. It reports whether there are
-// any. They turn once: what comes from outside never leaves by an outside port.
-func (w *Worker) turn(b *Burst) bool {
+// turnBack makes those packets of a burst that go to an external address of weir's own, translated as they would be for the Internet,
+// packets from outside (RFC 4787 REQ-9): their receiver sees the sender's external address and port.
+// They turn once: what comes from outside never leaves by an outside port. The sender's external address is their remote
+// one now, so they may have another owner.
+func (w *Worker) turnBack(b *Burst) {
 	if len(b.back) == 0 {
-		return false
+		return
 	}
 	b.live, b.back, b.inside = b.back, b.turned[:0], false
 	for _, i := range b.live {
 		b.Packets[i].turn()
 	}
-	return true
+	w.steer(b)
+	w.forward(b)
 }
 
 // loops reports whether a packet that leaves as from external and port would come back to the very socket that sent it.

@@ -6,6 +6,7 @@
 // A packet's way, in the order of the files:
 //
 //	classify   is it whole and ours to handle, and where are its headers
+//	steer      to the worker that owns the flow, if that is another one
 //	lookup     the session of every packet of the burst at once; those that have one go on to rewrite
 //	route      longest prefix match; tags the packet with an Internet gateway, or keeps it in the VPC
 //	select     the external address for that tag, and a session; no eligible address, no packet
@@ -27,9 +28,13 @@ import (
 	"weir/pipeline/session"
 )
 
-// Worker is one worker's pipeline. One goroutine uses it.
+// Worker is one worker's pipeline. One goroutine uses it. Where there are several, each has the sessions of the remote addresses that it
+// owns.
 type Worker struct {
 	index     int
+	handoff   *Handoff // nil: the only worker
+	toeplitz  *toeplitz
+	adopted   Burst // what another worker handed over
 	state     *State
 	gen       *Generation
 	sessions  *session.Table
@@ -75,12 +80,15 @@ type WorkerConfig struct {
 	AnyMAC    bool         // accept frames to any station
 	AssumeMAC config.MAC   // not zero: every neighbor without a configured MAC has this one
 	Seed      *[32]byte    // nil: random
+	Handoff   *Handoff     // the rings between several workers
 }
 
 // NewWorker returns worker w of a state. It starts with generation g.
 func NewWorker(s *State, w int, g *Generation, c WorkerConfig) *Worker {
 	k := &Worker{
 		index:       w,
+		handoff:     c.Handoff,
+		toeplitz:    newToeplitz(&s.h.Ownership.Key),
 		state:       s,
 		gen:         g,
 		sessions:    s.Table(w),
@@ -121,10 +129,9 @@ func (w *Worker) SetClock(nanos int64) {
 func (w *Worker) Process(b *Burst) {
 	w.received(b)
 	w.classify(b)
+	w.steer(b)
 	w.forward(b)
-	if w.turn(b) {
-		w.forward(b)
-	}
+	w.turnBack(b)
 	w.flush()
 }
 

@@ -16,7 +16,7 @@ import (
 
 // Sizes that are fixed for the life of a State.
 const (
-	maxWorkers   = 64
+	maxWorkers   = config.MaxWorkers
 	vpcSlots     = 1 << 16
 	minInstances = 1 << 16
 	minAddresses = 256
@@ -42,6 +42,7 @@ type stateHeader struct {
 	VPCs           uint64
 	Instances      uint64
 	InstanceCount  uint64
+	Ownership      ownership
 	Mappings       session.MappingsRegion
 	Worker         [maxWorkers]workerRegion
 	Runtime        Runtime
@@ -141,6 +142,13 @@ func NewState(c StateConfig) (*State, error) {
 		}
 	}
 	st.Mappings().Init(newSecret(random))
+	o := &st.h.Ownership
+	for i := range o.Key {
+		o.Key[i] = byte(random())
+	}
+	for i := range o.Owners {
+		o.Owners[i] = uint8(i % c.Workers)
+	}
 	s.Seal(stateLayout)
 	return st, nil
 }
@@ -242,9 +250,11 @@ func (s *State) Sweep() {
 	}
 	mappings := s.Mappings()
 	mappings.Rebuild()
+	var counters []*Counters
 	for w := range s.Workers() {
 		c := s.Counters(w)
 		c.settle()
+		counters = append(counters, c)
 		s.Punt(w).reset()
 		s.Inject(w).reset()
 		lists := s.unconfirmed(w)
@@ -265,6 +275,7 @@ func (s *State) Sweep() {
 		})
 		c.Sessions = uint64(t.Len())
 	}
+	settleRings(counters)
 }
 
 // push puts a session at the new end of the list.

@@ -5,16 +5,36 @@ package livetest
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 )
 
-// Both directions, both families, 1:1 and SNAT, with every kind of client. No MAC is configured anywhere: ARP and
-// neighbor discovery find them.
-func TestForward(t *testing.T) {
+func TestForward(t *testing.T) { testForward(t, baseConfig, func(*weir) {}) }
+
+// With two workers and two queues, packets that the kernel gives to the wrong one go to the one that owns them.
+func TestForwardByTwoWorkers(t *testing.T) {
+	config := strings.ReplaceAll(replace(t, baseConfig, "workers: [1], memory: 64MiB", "workers: [0, 1], memory: 128MiB"), ",framecnt=4096", ",qpairs=2,framecnt=4096")
+	testForward(t, config, func(w *weir) {
+		s := w.scrape(t)
+		if s.sum("weir_worker_adopted_packets_total") == 0 {
+			t.Error("no packet went from one worker to the other")
+		}
+		for _, worker := range []string{"0", "1"} {
+			if s.get(t, `weir_worker_busy_seconds_total{worker="`+worker+`"}`) == 0 {
+				t.Errorf("worker %s had nothing to do", worker)
+			}
+		}
+	})
+}
+
+// testForward sends in both directions, both families, through 1:1 and SNAT, with every kind of client. No MAC is configured
+// anywhere: ARP and neighbor discovery find them. At the end it calls also.
+func testForward(t *testing.T, config string, also func(*weir)) {
+	t.Helper()
 	n := newNetwork(t)
 	serveEcho(t, n.internet, remote4, remote6)
 	serveEcho(t, n.guest, web4, web6, batch4)
-	w := startWeir(t, n, baseConfig)
+	w := startWeir(t, n, config)
 
 	// First, with no neighbor known: one datagram each way, and it must not be lost while weir asks for the MAC.
 	for _, f := range []struct {
@@ -94,6 +114,7 @@ func TestForward(t *testing.T) {
 			}
 		}
 	})
+	also(w)
 	w.expectBalance(t)
 	w.expectTables(t)
 	w.stop(t)
