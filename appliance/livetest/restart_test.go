@@ -13,9 +13,9 @@ import (
 	"time"
 )
 
-// shortFlows makes UDP sessions end after three seconds without packets.
+// shortFlows makes UDP sessions end after three seconds without packets, and SNAT ports rest for one.
 func shortFlows(config string) string {
-	return strings.Replace(config, "sessions: {}", "sessions: {rfc_unsafe: true, timeouts: {udp: 3s}}", 1)
+	return strings.Replace(config, "sessions: {}", "sessions: {rfc_unsafe: true, timeouts: {udp: 3s}, port_rest: 1s}", 1)
 }
 
 // restartLimit is within which time packets flow again after a death, and within which an orderly end is over. On a
@@ -33,6 +33,11 @@ func TestDataplaneKilled(t *testing.T) {
 		"session.half-linked:200",
 		"session.removed:20",
 		"session.half-unlinked:20",
+		"mapping.filled:100",
+		"mapping.published:100",
+		"mapping.half-linked:100",
+		"mapping.half-unlinked:20",
+		"mapping.unlinked:20",
 	} {
 		name := point
 		if name == "" {

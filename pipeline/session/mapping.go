@@ -468,7 +468,9 @@ func (m *Mappings) Reap(n int, now, rest uint32, oldest uint32) {
 			continue
 		}
 		m.unlink(m.insideChain(e.VPC, e.Private, e.PrivatePort, e.Protocol, e.Address), ref, func(e *Mapping) *uint32 { return &e.inside })
+		fault.Point("mapping.half-unlinked")
 		m.unlink(m.outsideChain(e.Address, e.Protocol, e.ExternalPort), ref, func(e *Mapping) *uint32 { return &e.outside })
+		fault.Point("mapping.unlinked")
 		m.freePort(e.Address, e.Protocol, e.ExternalPort)
 		atomic.AddUint32(&m.inUse[e.Address], ^uint32(0))
 		e.gone, e.limbo = now, 0
