@@ -129,7 +129,7 @@ func (d *plane) start(payload []byte, stateFD, genFD int) error {
 		w := &worker{
 			index: i, core: core, ports: d.ports, pool: d.pools[dpdk.SocketID(core)], state: d.state, inject: d.state.Inject(i),
 			pipe: pipeline.NewWorker(d.state, i, &d.gens[d.current%generations], pipeline.WorkerConfig{MACs: macs, Handoff: handoff}),
-			gens: &d.gens, seen: d.current, idle: c.Dataplane.Idle, stop: &d.stop,
+			gens: &d.gens, seen: d.current, idle: c.Dataplane.Idle, nap: defaultBackoff, stop: &d.stop,
 		}
 		d.workers = append(d.workers, w)
 		d.running.Add(1)

@@ -25,6 +25,7 @@ type worker struct {
 	gens   *[generations]pipeline.Generation
 	seen   uint64 // number of the generation in use
 	idle   config.Idle
+	nap    backoff
 	stop   *atomic.Bool
 
 	rx    dpdk.RxBurst
@@ -171,20 +172,22 @@ func (w *worker) expire(elapsed int64) {
 	w.pipe.Expire(int(min(n+1, maxWalk)))
 }
 
-// Rest while the queues are empty: spin for a while, then sleep longer and longer. A Go sleep on a locked thread takes a
-// millisecond at least, nanosleep does not.
-const (
-	spinTurns = 200
-	minSleep  = 20_000 // nanoseconds
-	maxSleep  = 500_000
-)
+// backoff says how a worker rests while its queues are empty: it spins for so many turns, then sleeps least, and twice as
+// long after every step turns more, up to most. A Go sleep on a locked thread takes a millisecond at least, nanosleep does
+// not. docs/performance.md has what each setting costs and gives.
+type backoff struct {
+	spin, step  int
+	least, most int64 // nanoseconds
+}
+
+var defaultBackoff = backoff{spin: 200, step: 8, least: 20_000, most: 700_000}
 
 func (w *worker) rest() (slept bool) {
 	w.empty++
-	if w.idle == config.IdleBusy || w.empty < spinTurns {
+	if w.idle == config.IdleBusy || w.empty < w.nap.spin {
 		return false
 	}
-	ts := unix.Timespec{Nsec: int64(min(minSleep<<min((w.empty-spinTurns)/64, 5), maxSleep))}
+	ts := unix.Timespec{Nsec: min(w.nap.least<<min((w.empty-w.nap.spin)/w.nap.step, 10), w.nap.most)}
 	unix.Syscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&ts)), 0, 0)
 	return true
 }
