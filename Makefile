@@ -8,6 +8,7 @@ SHELL := /bin/bash
 # The Debian packages, in this one place.
 BUILD_PACKAGES := gcc libc6-dev pkg-config libdpdk-dev
 TEST_PACKAGES  := $(BUILD_PACKAGES) shellcheck systemd iproute2 ethtool tcpdump
+BENCH_PACKAGES := $(BUILD_PACKAGES) dpdk-dev
 IMAGE_PACKAGES := buildah debootstrap
 
 # sudo hides a Go that stands where Go's own installation puts it.
@@ -16,8 +17,7 @@ GO := $(shell command -v go || echo /usr/local/go/bin/go)
 # What may be set on the command line.
 DURATION ?= 0
 FUZZTIME ?= 10s
-BENCH    ?= .
-COUNT    ?= 1
+RUNS     ?= 5
 IMAGE    ?= weir:latest
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 
@@ -58,8 +58,10 @@ fuzz: packages-build ## run every fuzz target for FUZZTIME (10s)
 	deploy/make/fuzz "$(GO)" $(FUZZTIME)
 
 .PHONY: bench
-bench: packages-build ## run the benchmarks (BENCH=regexp, COUNT=6 for benchstat)
-	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) ./...
+bench: packages-bench build ## measure on a quiet machine, beside dpdk-testpmd (RUNS=5); results in bin/bench-*.json
+	bin/weir bench --devices --runs $(RUNS) --time 100ms --out bin/bench-1.json
+	bin/weir bench --scenario 'established/(mixed|snat/v4/out)|handoff' --sessions 65536,1048576 --burst 8,32,64 --frame 64,imix,1500 --workers 1,2 --runs $(RUNS) --time 50ms --out bin/bench-2.json
+	bin/weir bench --scenario 'established/(floating|snat)/v4|mixed' --sessions 10000000 --runs 2 --out bin/bench-3.json
 
 .PHONY: image
 image: need-root packages-image ## build and try the container image (IMAGE=weir:latest)
@@ -69,11 +71,13 @@ image: need-root packages-image ## build and try the container image (IMAGE=weir
 clean: ## remove what was built
 	rm -rf bin
 
-.PHONY: packages-build packages-test packages-image
+.PHONY: packages-build packages-test packages-bench packages-image
 packages-build:
 	@deploy/make/packages $(BUILD_PACKAGES)
 packages-test:
 	@deploy/make/packages $(TEST_PACKAGES)
+packages-bench:
+	@deploy/make/packages $(BENCH_PACKAGES)
 packages-image:
 	@deploy/make/packages $(IMAGE_PACKAGES)
 

@@ -62,7 +62,7 @@ func newCommand() *cobra.Command {
 		SilenceUsage:  true,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(runCommand(), dataplaneCommand(), checkCommand(), replayCommand(), versionCommand())
+	root.AddCommand(runCommand(), dataplaneCommand(), checkCommand(), replayCommand(), benchCommand(), generatorCommand(), versionCommand())
 	return root
 }
 
