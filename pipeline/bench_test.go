@@ -10,6 +10,7 @@ import (
 
 	"weir/config"
 	"weir/pipeline/header"
+	"weir/pipeline/session"
 )
 
 // benchConfig has one instance with a floating address, one with an SNAT range, both families.
@@ -91,7 +92,9 @@ func bytes6(hi, lo uint64) []byte {
 // making a packet costs a copy and two stores. (Transport checksums are not right; the pipeline never looks.)
 type flows struct {
 	templates [64][]byte
-	ports     int // offset of the ports
+	ports     int  // offset of the ports
+	flags     byte // TCP
+	seq       uint32
 }
 
 func newFlows(v6 bool, host byte) *flows {
@@ -111,7 +114,34 @@ func newFlows(v6 bool, host byte) *flows {
 func (f *flows) put(b []byte, i int) []byte {
 	b = b[:copy(b, f.templates[i&63])]
 	binary.BigEndian.PutUint32(b[f.ports:], uint32(1024+i>>6&0x7fff)<<16|uint32(1+i>>21))
+	if f.flags != 0 {
+		b[f.ports+13] = f.flags
+		f.seq++
+		binary.BigEndian.PutUint32(b[f.ports+4:], f.seq)
+		binary.BigEndian.PutUint32(b[f.ports+8:], f.seq)
+	}
 	return b
+}
+
+// makeTCP turns the flows, of IPv4, into TCP: SYNs at first.
+func (f *flows) makeTCP() {
+	for _, b := range f.templates {
+		b[23] = protoTCP
+		b[24], b[25] = 0, 0
+		binary.BigEndian.PutUint16(b[24:], ^header.Checksum(b[14:34], 0))
+		b[34+12] = 5 << 4
+	}
+	f.flags = tcpSYN
+}
+
+// establish makes all TCP sessions established.
+func (w *Worker) establish() {
+	for ref := range uint32(w.sessions.Capacity()) {
+		if s := w.sessions.At(ref); s.State() == session.TCPOpening {
+			s.SetState(session.TCPOpen)
+			s.Flags = s.Flags&^session.Asked | session.SeenOutside
+		}
+	}
 }
 
 func (w *Worker) drain() {
@@ -128,11 +158,15 @@ func BenchmarkEstablished(b *testing.B) {
 		name string
 		host byte
 		v6   bool
-	}{{"floating/v4", 5, false}, {"snat/v4", 6, false}, {"floating/v6", 5, true}} {
+		tcp  bool
+	}{{"floating/v4", 5, false, false}, {"snat/v4", 6, false, false}, {"floating/v6", 5, true, false}, {"floating/tcp", 5, false, true}} {
 		for _, n := range []int{1000, 65536, 1 << 20} {
 			b.Run(fmt.Sprintf("%s/%d", c.name, n), func(b *testing.B) {
 				w := newTestWorker(b, benchConfig)
 				f := newFlows(c.v6, c.host)
+				if c.tcp {
+					f.makeTCP()
+				}
 				var burst Burst
 				// A buffer for each of many packets, as a receive ring has; the order is random over all sessions.
 				const buffers = 1024
@@ -142,6 +176,10 @@ func BenchmarkEstablished(b *testing.B) {
 					burst.Packets[0].Data = f.put(data[0][:], i)
 					w.Process(&burst)
 					w.drain()
+				}
+				if c.tcp {
+					w.establish()
+					f.flags = tcpACK
 				}
 				if got := w.sessions.Len(); got != n {
 					b.Fatalf("%d sessions, expected %d: %v", got, n, w.counters.Dropped)

@@ -82,6 +82,7 @@ const (
 	actIn              // rewrite the local address as destination, leave by the instance's port
 	actOutPlain        // leave by an outside port as it is: attached prefix
 	actInPlain         // to an instance as it is: attached prefix, VPC-internal
+	actReset           // a reset from outside that does not fit its session: dropped
 )
 
 // TCP flags.

@@ -19,6 +19,10 @@ import (
 // unconfirmedTimeout ends a session that began from outside and got no answer (design: 30 s).
 const unconfirmedTimeout = 30 * time.Second
 
+// pressedTimeout ends, while the table is nearly full, what has not been answered: a client's SYN comes a second, three and
+// seven seconds after the first.
+const pressedTimeout = 10 * time.Second
+
 // Compiler turns configurations into generations for one State. It lives in control, and remembers which slots
 // VPCs, instances and neighbors have, so that sessions find them again in the next generation. It is not safe for
 // use by several goroutines.
@@ -116,13 +120,20 @@ func (c *Compiler) Compile(cfg *config.Config) (*Generation, error) {
 	}
 	h := genHeader{Number: c.number + 1, HostSecret: b.hostSecret, Spread: uint8(cfg.Sessions.Spread),
 		OnMove: uint8(cfg.Sessions.OnMove), Drain: uint32(cfg.Sessions.DrainTimeout.Milliseconds()),
-		PortRest: uint32(cfg.Sessions.PortRest.Milliseconds())}
+		PortRest: uint32(cfg.Sessions.PortRest.Milliseconds()), UnknownTCP: uint8(cfg.Sessions.UnknownTCP), MSSClamp: clampOf(cfg.Sessions.MSSClamp)}
 	t := cfg.Sessions.Timeouts
 	for s, d := range map[session.State]time.Duration{
 		session.UDP: t.UDP, session.ICMP: t.ICMP, session.Other: t.Other, session.TCPOpening: t.TCPPartiallyOpen,
 		session.TCPOpen: t.TCPEstablished, session.TCPClosing: t.TCPClosing, session.Unconfirmed: unconfirmedTimeout,
 	} {
-		h.Timeouts[s] = uint32(d.Milliseconds())
+		h.Timeouts[0][s], h.Timeouts[1][s] = uint32(d.Milliseconds()), uint32(d.Milliseconds())
+	}
+	for _, s := range []session.State{session.TCPOpening, session.Unconfirmed} {
+		h.Timeouts[1][s] = min(h.Timeouts[1][s], uint32(pressedTimeout.Milliseconds()))
+	}
+	h.UDPCount = uint16(len(t.UDPPorts))
+	for i, p := range t.UDPPorts {
+		h.UDPPorts[1+i], h.UDPTimeouts[1+i] = p.Port, uint32(p.Timeout.Milliseconds())
 	}
 	b.source = c.Source
 	g, err := store(h, &b.tables)

@@ -577,13 +577,16 @@ func TestResetsAndTimeouts(t *testing.T) {
 			if c.steps[0].from == "out" {
 				address = "203.0.112.5" // a session that begins from outside is for an address that is not eligible
 			}
+			var conversation talk
 			for i, s := range c.steps {
 				r.after(s.wait)
 				switch s.from {
 				case "in":
-					r.expect(0, "tcp 10.0.0.5:5000 > 8.8.8.8:443 "+s.flags, "tcp "+address+":5000 > 8.8.8.8:443 "+s.flags)
+					text := conversation.say(0, s.flags, 0)
+					r.expect(0, "tcp 10.0.0.5:5000 > 8.8.8.8:443 "+text, "tcp "+address+":5000 > 8.8.8.8:443 "+text)
 				case "out":
-					r.expect(1, "tcp 8.8.8.8:443 > "+address+":5000 "+s.flags, "tcp 8.8.8.8:443 > 10.0.0.5:5000 "+s.flags)
+					text := conversation.say(1, s.flags, 0)
+					r.expect(1, "tcp 8.8.8.8:443 > "+address+":5000 "+text, "tcp 8.8.8.8:443 > 10.0.0.5:5000 "+text)
 				}
 				r.Expire(r.Capacity())
 				if r.sessions.Len() == 0 {

@@ -25,13 +25,20 @@ type genHeader struct {
 	memory.Header
 	Number     uint64
 	HostSecret uint64
-	Timeouts   [session.NumStates]uint32 // milliseconds
-	Drain      uint32                    // milliseconds
-	PortRest   uint32                    // milliseconds
+	Timeouts   [2][session.NumStates]uint32 // milliseconds; as configured, and under pressure
+	Drain      uint32                       // milliseconds
+	PortRest   uint32                       // milliseconds
 	Spread     uint8
 	OnMove     uint8
+	UnknownTCP uint8
+	_          [3]uint8
+	MSSClamp   uint16 // bytes, clampAuto or clampOff
+	UDPCount   uint16
 	_          [6]uint8
-	Sections   [numSections]section
+	// UDP timeouts by remote port, sorted by it; the first is at 1, for Session.Timer.
+	UDPPorts    [config.MaxUDPPorts + 2]uint16
+	UDPTimeouts [config.MaxUDPPorts + 2]uint32
+	Sections    [numSections]section
 }
 
 type section struct{ Off, Count uint64 }
@@ -275,6 +282,25 @@ func (g *Generation) host(domain uint32, a inet.Addr) *host {
 			return h
 		}
 	}
+}
+
+// timer returns which of the UDP timeouts by remote port is a session's, or 0.
+func (h *genHeader) timer(proto uint8, remotePort uint16) uint8 {
+	if proto != protoUDP {
+		return 0
+	}
+	lo, hi := 1, 1+int(h.UDPCount)
+	for lo < hi {
+		if mid := int(uint(lo+hi) >> 1); h.UDPPorts[mid] < remotePort {
+			lo = mid + 1
+		} else {
+			hi = mid
+		}
+	}
+	if lo > int(h.UDPCount) || h.UDPPorts[lo] != remotePort {
+		return 0
+	}
+	return uint8(lo)
 }
 
 // Ports returns the number of ports.

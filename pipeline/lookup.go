@@ -94,7 +94,8 @@ func (w *Worker) late(k session.Key, p *Packet) (*session.Session, bool) {
 
 // usable ends a session that is over, by time or by a newer generation, and reports whether it lives.
 func (w *Worker) usable(ref uint32, s *session.Session) bool {
-	if w.over(s) || s.Generation != uint32(w.gen.Number) && !w.gen.recheck(s, w.tick) {
+	// The check comes first: Timer is an index into the generation's own table.
+	if s.Generation != uint32(w.gen.Number) && !w.gen.recheck(s, w.tick) || w.over(s) {
 		w.end(ref)
 		return false
 	}
@@ -103,8 +104,27 @@ func (w *Worker) usable(ref uint32, s *session.Session) bool {
 
 // over reports whether the time of a session is over.
 func (w *Worker) over(s *session.Session) bool {
-	idle := w.tick - s.Last
-	return idle > w.gen.h.Timeouts[s.State()] && int32(idle) > 0 || s.Flags&session.Draining != 0 && int32(w.tick-s.Drain) >= 0
+	limit := w.gen.h.Timeouts[w.pressed][s.State()]
+	if s.Timer != 0 && s.State() == session.UDP {
+		limit = w.gen.h.UDPTimeouts[s.Timer]
+	}
+	return w.tick-s.Last > limit || s.Flags&session.Draining != 0 && int32(w.tick-s.Drain) >= 0
+}
+
+// Under pressure from three quarters of the table on, and until it is down to five eighths.
+const (
+	pressFrom = 6 // eighths
+	pressTo   = 5
+)
+
+// weigh decides whether what has not been answered ends early. Established sessions never do.
+func (w *Worker) weigh() {
+	switch {
+	case w.filled(pressFrom):
+		w.pressed = 1
+	case !w.filled(pressTo):
+		w.pressed = 0
+	}
 }
 
 // end removes a session and everything that counts it.
@@ -162,7 +182,7 @@ func (g *Generation) recheck(s *session.Session, tick uint32) bool {
 			return false
 		}
 	}
-	s.Neighbor, s.InPort, s.Ports = in.Neighbor[f], in.Port[f], h.Ports
+	s.Neighbor, s.InPort, s.Ports, s.Timer = in.Neighbor[f], in.Port[f], h.Ports, g.h.timer(s.Proto(), s.RemotePort())
 	s.Generation = uint32(g.Number)
 	return true
 }
@@ -194,7 +214,7 @@ func (w *Worker) fromInside(s *session.Session, p *Packet) {
 	if p.tcpFlags&tcpRST == 0 { // which may answer what came from outside (RFC 7857 §8)
 		s.Last = w.tick
 	}
-	if p.kind == kindTCP && s.State() != session.Unconfirmed {
+	if p.kind == kindTCP {
 		w.trackTCP(s, p, true)
 	}
 	p.act, p.hairpin = actOut, s.Flags&session.Hairpin != 0
@@ -230,8 +250,9 @@ func (w *Worker) confirm(ref uint32, s *session.Session, p *Packet) bool {
 
 // fromOutside applies a session to a packet from the Internet.
 func (w *Worker) fromOutside(s *session.Session, p *Packet) {
-	if p.kind == kindTCP && s.State() != session.Unconfirmed {
-		w.trackTCP(s, p, false)
+	if p.kind == kindTCP && !w.trackTCP(s, p, false) {
+		p.act = actReset
+		return
 	}
 	p.act = actIn
 	p.newAddr, p.newPort = s.Private, s.PrivatePort()
@@ -256,6 +277,7 @@ func firstState(k kind) session.State {
 // returns how many. Called every turn, it walks the table in slices. The first worker also lets go of mappings.
 func (w *Worker) Expire(n int) int {
 	ended := 0
+	w.weigh()
 	for range n {
 		s := w.sessions.At(w.expireAt)
 		if s.State() != session.Free && !w.usable(w.expireAt, s) {

@@ -50,6 +50,8 @@ type Worker struct {
 	nanos int64  // the clock, read once a turn
 	tick  uint32 // the same in milliseconds
 
+	pressed int // 1: the table is nearly full, and what has not been answered ends early
+
 	batch   session.Batch
 	created bool        // a session began in this burst, after its look-up
 	ended   bool        // a session ended in this burst, and its reference may be among those looked up
@@ -116,10 +118,14 @@ func (w *Worker) SetGeneration(g *Generation) {
 	atomic.StoreUint64(&w.counters.Generation, g.Number)
 }
 
-// SetClock tells the time, in nanoseconds of a monotonic clock. It never goes back.
+// SetClock tells the time, in nanoseconds of a monotonic clock. A time before the last one is not believed: sessions
+// are older than that, and idle times would come out at 49 days.
 func (w *Worker) SetClock(nanos int64) {
+	if w.nanos != 0 && nanos-w.nanos < 0 {
+		return
+	}
 	w.nanos = nanos
-	if tick := uint32(nanos / 1e6); tick != w.tick {
+	if tick := uint32(uint64(nanos) / 1e6); tick != w.tick { // a wrap of the milliseconds is a wrap of the word
 		w.tick = tick
 		atomic.StoreUint64(&w.counters.Tick, uint64(tick))
 	}

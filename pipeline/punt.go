@@ -96,10 +96,12 @@ type bucket struct {
 func (b *bucket) take(now int64, rate, burst float64) bool {
 	if b.at == 0 {
 		b.tokens = burst
-	} else if now > b.at {
+	} else if now-b.at > 0 {
 		b.tokens = min(burst, b.tokens+float64(now-b.at)*rate/1e9)
 	}
-	b.at = max(now, 1)
+	if b.at = now; now == 0 {
+		b.at = 1
+	}
 	if b.tokens < 1 {
 		return false
 	}

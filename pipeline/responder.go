@@ -379,6 +379,36 @@ func (r *Responder) source(port uint8, target netip.Addr) (netip.Addr, bool) {
 	return any, any.IsValid()
 }
 
+// sendReset answers a TCP segment of no session as its destination would that does not know the connection.
+func (r *Responder) sendReset(m *Message, e header.Ethernet) {
+	var src, dst netip.Addr
+	var segment header.TCP
+	length := 0
+	switch data := e.Payload(); e.Type() { // may be cut: all but the lengths in the headers is there
+	case typeIPv4:
+		ip := header.IPv4(data)
+		if len(ip) < header.IPv4Size || len(ip) < ip.HeaderLength()+header.TCPSize || !header.MayAnswerIPv4(ip, e.Dst()) {
+			return
+		}
+		src, dst = ip.Dst(), ip.Src()
+		segment, length = header.TCP(ip.Payload()), int(ip.TotalLength())-ip.HeaderLength()
+	case typeIPv6:
+		ip := header.IPv6(data)
+		if len(ip) < header.IPv6Size || !header.MayAnswerIPv6(ip, e.Dst(), header.HostUnreachable) {
+			return
+		}
+		chain, _ := ip.Walk()
+		if len(ip) < chain.Offset+header.TCPSize {
+			return
+		}
+		src, dst = ip.Dst(), ip.Src()
+		segment, length = header.TCP(ip[chain.Offset:]), header.IPv6Size+int(ip.PayloadLength())-chain.Offset
+	}
+	if length >= header.TCPSize && segment.Flags()&header.TCPRst == 0 {
+		r.send(m.Port, header.AppendTCPReset(r.frame(e.Src(), m.Port, e.Type()), src, dst, segment, length))
+	}
+}
+
 // sendError answers a dropped packet with the ICMP error that its reason calls for, back the way it came.
 func (r *Responder) sendError(m *Message) {
 	e, ok := header.ParseEthernet(m.Data())
@@ -387,6 +417,9 @@ func (r *Responder) sendError(m *Message) {
 	}
 	kind := header.HostUnreachable
 	switch m.Reason {
+	case NoSession:
+		r.sendReset(m, e)
+		return
 	case TTLExceeded:
 		kind = header.TimeExceeded
 	case NoEligible:

@@ -19,6 +19,9 @@ func (w *Worker) rewrite(b *Burst) {
 		ip := p.Data[etherLen:]
 		if p.act == actOut || p.act == actIn {
 			p.translate(ip)
+			if p.tcpFlags&tcpSYN != 0 {
+				w.clampMSS(b.Port, p)
+			}
 		}
 		hop, hopDelta := uint8(1), ttlDelta
 		if p.turned { // weir is one hop, and has counted

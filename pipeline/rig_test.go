@@ -75,6 +75,12 @@ func (r *rig) reload(text string) {
 	r.compiler.Retire()
 }
 
+// rewind sets the clock, back too: no session is left.
+func (r *rig) rewind(nanos int64) {
+	r.nanos = 0
+	r.SetClock(nanos)
+}
+
 // after moves the clock.
 func (r *rig) after(d time.Duration) { r.SetClock(r.nanos + d.Nanoseconds()) }
 

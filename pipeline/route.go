@@ -114,21 +114,20 @@ func (w *Worker) deliver(b *Burst) {
 		if p.act == actNone {
 			if s, ok := w.late(p.outsideKey(), p); ok && !p.uninvited(s) {
 				w.fromOutside(s, p)
-				keep = append(keep, i)
-				continue
-			}
-			r := w.deliverOne(p)
-			if r == punted {
+			} else if r := w.deliverOne(p); r == punted {
 				w.serve(b.Port, p)
 				continue
-			}
-			if r != Pass {
+			} else if r != Pass {
 				if r == TTLExceeded {
 					w.answer(b.Port, p, r, 0)
 				}
 				w.drop(p, r)
 				continue
 			}
+		}
+		if p.act == actReset {
+			w.drop(p, TCPReset)
+			continue
 		}
 		keep = append(keep, i)
 	}

@@ -238,18 +238,21 @@ func (w *Worker) create(p *Packet, f *flow) Reason {
 		Private: f.private, Remote: p.remote, External: f.external,
 		VPC: v.Slot, Last: w.tick, Generation: uint32(w.gen.Number), Instance: in.Slot,
 		Neighbor: in.Neighbor[p.family], InPort: in.Port[p.family], Ports: f.ports,
-		Flags: f.flags, Created: w.tick, Mapping: f.mapping, Prev: session.None, Next: session.None,
+		Flags: f.flags, Timer: w.gen.h.timer(p.proto, p.remotePort), Created: w.tick, Mapping: f.mapping, Prev: session.None, Next: session.None,
 	}
 	s.Delta, s.HeaderDelta = p.delta, p.headerDelta
 	if p.hairpin || p.turned {
 		s.Flags |= session.Hairpin
 	}
+	side := inSide
 	if f.flags&session.FromOutside != 0 {
 		state = session.Unconfirmed
 		s.Flags |= session.SeenOutside
+		side = outSide
 		s.Delta, s.HeaderDelta = p.delta.Invert(), p.headerDelta.Invert()
-	} else if p.kind == kindTCP {
-		s.Flags |= session.SeenInside
+	}
+	if p.kind == kindTCP {
+		beginTCP(s, p, side)
 	}
 	if !w.sessions.Publish(ref, s, session.Word(f.privatePort, p.remotePort, f.externalPort, p.proto, state)) {
 		return TableFull

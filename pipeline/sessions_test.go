@@ -28,7 +28,7 @@ func TestTCPStates(t *testing.T) {
 		steps []step
 	}{
 		{"handshake", handshake},
-		{"simultaneous open", []step{{"in", "SYN", opening}, {"out", "SYN", opening}, {"in", "SYN,ACK", opening}, {"out", "SYN,ACK", opening}, {"in", "ACK", open}}},
+		{"simultaneous open", []step{{"in", "SYN", opening}, {"out", "SYN", open}, {"in", "SYN,ACK", open}, {"out", "SYN,ACK", open}, {"in", "ACK", open}}},
 		{"SYN again and again", []step{{"in", "SYN", opening}, {"in", "SYN", opening}, {"in", "SYN", opening}}},
 		{"no answer is no connection", []step{{"in", "SYN", opening}, {"in", "ACK", opening}}},
 		{"the Internet's side alone does not open it", []step{{"in", "SYN", opening}, {"out", "SYN,ACK", opening}, {"out", "SYN,ACK", opening}}},
@@ -40,17 +40,20 @@ func TestTCPStates(t *testing.T) {
 		{"refused", []step{{"in", "SYN", opening}, {"out", "RST,ACK", closing}}},
 		{"refused and tried again", []step{{"in", "SYN", opening}, {"out", "RST,ACK", closing}, {"in", "SYN", opening}, {"out", "SYN,ACK", opening}, {"in", "ACK", open}}},
 		{"reopened from inside", slices.Concat(handshake, []step{{"in", "FIN,ACK", open}, {"out", "FIN,ACK", closing}, {"in", "SYN", opening}, {"out", "SYN,ACK", opening}, {"in", "ACK", open}})},
-		{"reopened from outside", slices.Concat(handshake, []step{{"in", "FIN,ACK", open}, {"out", "FIN,ACK", closing}, {"out", "SYN", opening}, {"in", "SYN,ACK", opening}, {"out", "ACK", open}})},
+		{"reopened from outside", slices.Concat(handshake, []step{{"in", "FIN,ACK", open}, {"out", "FIN,ACK", closing}, {"out", "SYN", closing}, {"in", "SYN,ACK", opening}, {"out", "ACK", open}})},
 		{"old FINs are forgotten", slices.Concat(handshake, []step{{"in", "FIN,ACK", open}, {"out", "FIN,ACK", closing}, {"in", "SYN", opening}, {"out", "SYN,ACK", opening}, {"in", "ACK", open}, {"in", "FIN,ACK", open}})},
 		{"SYN on an established one", slices.Concat(handshake, []step{{"in", "SYN", open}, {"out", "ACK", open}})},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := newRig(t, rigConfig, config.MAC{})
+			var conversation talk
 			for i, s := range c.steps {
 				if s.from == "in" {
-					r.expect(0, "tcp 10.0.0.5:40000 > 8.8.8.8:443 "+s.flags, "tcp 192.0.2.5:40000 > 8.8.8.8:443 "+s.flags)
+					text := conversation.say(0, s.flags, 0)
+					r.expect(0, "tcp 10.0.0.5:40000 > 8.8.8.8:443 "+text, "tcp 192.0.2.5:40000 > 8.8.8.8:443 "+text)
 				} else {
-					r.expect(1, "tcp 8.8.8.8:443 > 192.0.2.5:40000 "+s.flags, "tcp 8.8.8.8:443 > 10.0.0.5:40000 "+s.flags)
+					text := conversation.say(1, s.flags, 0)
+					r.expect(1, "tcp 8.8.8.8:443 > 192.0.2.5:40000 "+text, "tcp 8.8.8.8:443 > 10.0.0.5:40000 "+text)
 				}
 				if got := r.only().State(); got != s.want {
 					t.Fatalf("step %d, %s %s: %v, want %v", i, s.from, s.flags, got, s.want)
@@ -72,8 +75,8 @@ var stateLines = []struct {
 	{session.UDP, 5 * time.Minute, []string{"udp 10.0.0.6:5000 > 8.8.8.8:53"}},
 	{session.ICMP, time.Minute, []string{"icmp echo-request 10.0.0.6 > 8.8.8.8 id=5000"}},
 	{session.TCPOpening, 4 * time.Minute, []string{"tcp 10.0.0.6:5000 > 8.8.8.8:53 SYN"}},
-	{session.TCPOpen, 2*time.Hour + 4*time.Minute, []string{"tcp 10.0.0.6:5000 > 8.8.8.8:53 SYN", "<SYN,ACK", "tcp 10.0.0.6:5000 > 8.8.8.8:53 ACK"}},
-	{session.TCPClosing, 4 * time.Minute, []string{"tcp 10.0.0.6:5000 > 8.8.8.8:53 SYN", "<SYN,ACK", "tcp 10.0.0.6:5000 > 8.8.8.8:53 FIN,ACK", "<FIN,ACK"}},
+	{session.TCPOpen, 2*time.Hour + 4*time.Minute, []string{"tcp 10.0.0.6:5000 > 8.8.8.8:53 SYN", "<SYN,ACK ack=1", "tcp 10.0.0.6:5000 > 8.8.8.8:53 ACK seq=1 ack=1"}},
+	{session.TCPClosing, 4 * time.Minute, []string{"tcp 10.0.0.6:5000 > 8.8.8.8:53 SYN", "<SYN,ACK ack=1", "tcp 10.0.0.6:5000 > 8.8.8.8:53 FIN,ACK seq=1 ack=1", "<FIN,ACK seq=1 ack=2"}},
 }
 
 // play sends the lines and returns the answer of the remote to the last one from inside.
@@ -112,7 +115,7 @@ func TestTimers(t *testing.T) {
 				lives := func() bool { r.Expire(r.Capacity()); return r.sessions.Len() == 1 }
 				begin := func() string {
 					r.forget()
-					r.SetClock(start)
+					r.rewind(start)
 					answer := r.play(c.lines)
 					if got := r.only().State(); got != c.state {
 						t.Fatalf("state %v", got)
@@ -172,7 +175,7 @@ func TestResetsDoNotRefresh(t *testing.T) {
 	for _, inside := range []bool{false, true} {
 		r := newRig(t, rigConfig, config.MAC{})
 		answer := r.play(stateLines[3].lines)
-		syn, rst := strings.Replace(answer, "ACK", "SYN", 1), strings.Replace(answer, "ACK", "RST", 1)
+		syn, rst := strings.Replace(answer, "ACK", "SYN seq=77", 1), strings.Replace(answer, "ACK", "RST seq=1", 1)
 		ended := func() bool { r.Expire(r.Capacity()); return r.sessions.Len() == 0 }
 		for minutes := 0; !ended(); minutes++ {
 			if minutes > 5 {
@@ -181,7 +184,7 @@ func TestResetsDoNotRefresh(t *testing.T) {
 			r.send(1, rst)
 			r.send(1, syn)
 			if inside {
-				r.send(0, "tcp 10.0.0.6:5000 > 8.8.8.8:53 RST,ACK")
+				r.send(0, "tcp 10.0.0.6:5000 > 8.8.8.8:53 RST,ACK seq=1 ack=1")
 			}
 			r.after(time.Minute)
 		}

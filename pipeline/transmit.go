@@ -201,6 +201,10 @@ func (w *Worker) serve(port int, p *Packet) {
 func (w *Worker) answer(port int, p *Packet, r Reason, mtu uint16) {
 	switch r {
 	case TTLExceeded, NoEligible, TooBig, LimitInstance, LimitVPC, TableFull, PortsExhausted:
+	case NoSession: // a reset, if it is TCP and configured; never about one (RFC 9293 §3.10.7.1)
+		if w.gen.h.UnknownTCP != uint8(config.UnknownTCPReset) || p.kind != kindTCP || p.tcpFlags&tcpRST != 0 {
+			return
+		}
 	default:
 		return
 	}

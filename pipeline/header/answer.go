@@ -125,6 +125,43 @@ func AppendICMPv6Error(b []byte, e ICMPError, src netip.Addr, mtu uint32, about 
 	return b
 }
 
+// AppendTCPReset appends the packet that answers a segment of no connection, of either family, from src, where the segment was
+// sent (RFC 9293 §3.10.7.1). t is at least the segment's header; length is that of all of it. The caller has made sure
+// that it is no reset.
+func AppendTCPReset(b []byte, src, dst netip.Addr, t TCP, length int) []byte {
+	var r TCP
+	var sum uint16
+	start := len(b)
+	if src.Is4() {
+		b, r = appendIPv4(b, 0, ProtocolTCP, src, dst, TCPSize)
+		sum = IPv4(b[start:]).PseudoHeader()
+	} else {
+		b, r = appendIPv6(b, 0, OwnTTL, src, dst, TCPSize)
+		ip := IPv6(b[start:])
+		ip.SetNextHeader(ProtocolTCP)
+		sum = ip.PseudoHeader(ProtocolTCP, IPv6Size)
+	}
+	r.SetSrcPort(t.DstPort())
+	r.SetDstPort(t.SrcPort())
+	r[TCPDataOffsetOffset] = TCPSize / 4 << 4
+	if flags := t.Flags(); flags&TCPAck != 0 {
+		r.SetSeq(t.Ack())
+		r.SetFlags(TCPRst)
+	} else {
+		end := t.Seq() + uint32(length-t.HeaderLength())
+		if flags&TCPSyn != 0 {
+			end++
+		}
+		if flags&TCPFin != 0 {
+			end++
+		}
+		r.SetAck(end)
+		r.SetFlags(TCPRst | TCPAck)
+	}
+	r.SetChecksum(^Checksum(r, sum))
+	return b
+}
+
 // AppendEchoReplyIPv4 appends the IPv4 packet that answers request, or returns false if that is no whole, intact
 // echo request. Options are not copied. Whether to answer, by address and rate, the caller decides.
 func AppendEchoReplyIPv4(b []byte, request IPv4) ([]byte, bool) {

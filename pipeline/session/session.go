@@ -39,14 +39,15 @@ func (s State) String() string { return stateNames[s] }
 const (
 	SNAT        = 1 << iota // the external port is translated too
 	FromOutside             // began with a packet from the Internet: replies keep the address it arrived on
-	SeenInside              // a packet from inside has passed
-	SeenOutside             // a packet from the Internet has passed
+	SeenInside              // TCP: the instance's SYN has passed, so End of its side and Ack of the other are known
+	SeenOutside             // TCP: likewise the remote's
 	FinInside
 	FinOutside
 	Draining // ends at Drain
-	Reset    // closing because of a reset that data from inside would refute
+	Reset    // closing because of a reset that data in sequence would refute
 	Paired   // stands in the list of those that share mapping and remote address
 	Hairpin  // the remote endpoint is an external address of weir's own
+	Asked    // TCP: a SYN is the last that the instance said
 )
 
 // Session is both directions of one translated flow. The first line has the two keys and what a packet's
@@ -68,7 +69,7 @@ type Session struct {
 	Created     uint32       // millisecond
 	Drain       uint32       // Draining: millisecond at which it ends
 	End         [2]uint32    // TCP, of the inside and the outside: one past the highest sequence number sent
-	Ack         [2]uint32    // and the highest acknowledgment sent
+	Ack         [2]uint32    // and the highest acknowledgment sent; before any, what the other's SYN calls for
 	Delta       header.Delta // what the outbound rewriting does to the transport checksum
 	HeaderDelta header.Delta // and to the IPv4 header checksum: addresses alone
 	Flags       uint16
