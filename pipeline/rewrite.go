@@ -19,7 +19,7 @@ func (w *Worker) rewrite(b *Burst) {
 		ip := p.Data[etherLen:]
 		if p.act == actOut || p.act == actIn {
 			p.translate(ip)
-			if p.tcpFlags&tcpSYN != 0 {
+			if p.tcpFlags&tcpSYN != 0 && !p.hairpin { // that one has its way out before it when it comes again
 				w.clampMSS(b.Port, p)
 			}
 		}
