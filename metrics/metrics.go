@@ -56,6 +56,7 @@ var (
 	adopted     = desc("worker_adopted_packets_total", "Packets that other workers received and this one owns: its share of the remote addresses, where no card spreads them.", worker)
 	capacity    = desc("sessions_capacity", "Sessions that the table can hold.", nil)
 	live        = desc("sessions_live", "Live sessions of a worker.", worker)
+	pressed     = desc("sessions_pressed", "Whether a worker's table is nearly full, so that what has not been answered ends early.", worker)
 	snatPorts   = desc("snat_ports_in_use", "Different external ports that a VPC's SNAT sessions use, over its addresses and protocols.", vpc)
 	generation  = desc("generation", "Number of the configuration in force, from 1.", nil)
 	reloadOK    = desc("config_last_reload_successful", "Whether the last load of the configuration succeeded.", nil)
@@ -107,6 +108,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(busy, prometheus.CounterValue, float64(k.BusyNanoseconds)/1e9, name)
 		gauge(live, float64(k.Sessions), name)
 		count(adopted, k.Adopted, name)
+		gauge(pressed, float64(k.Pressed), name)
 		ch <- turnHistogram(k, name)
 	}
 	for i, name := range c.ports {

@@ -5,6 +5,7 @@ package pipeline
 import (
 	"encoding/binary"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -31,10 +32,16 @@ func TestNoAllocations(t *testing.T) {
 		{"drops", 0, []string{"udp 10.0.0.77:1 > 8.8.8.8:53", "udp 10.0.0.9:1 > 8.8.8.8:53", "udp 10.0.0.5:1 > 100.64.0.1:5", "udp 10.0.0.5:1 > 8.8.8.8:5 ttl=1", "raw 00"}, true,
 			func(c *Counters, n uint64) bool { return c.Totals().Dropped >= 5*n }},
 		{"punts", 0, []string{"arp who-has 10.0.0.1 tell 10.0.0.5", "icmp echo-request 10.0.0.5 > 10.0.0.1 id=1"}, false, func(c *Counters, n uint64) bool { return c.Punted > n/2 }},
+		{"TCP that opens, closes and is reset", 0, []string{"tcp 10.0.0.6:1 > 8.8.8.8:53 SYN mss=1480", "tcp 10.0.0.6:1 > 8.8.8.8:53 ACK seq=1", "tcp 10.0.0.6:1 > 8.8.8.8:53 FIN,ACK seq=1", "tcp 10.0.0.6:1 > 8.8.8.8:53 RST seq=2"}, true,
+			func(c *Counters, n uint64) bool { return c.SessionsCreated >= n }},
+		{"resets that do not fit", 1, established("tcp 8.8.8.8:53 > 192.0.2.5:1 RST seq=9"), false, func(c *Counters, n uint64) bool { return c.Dropped[TCPReset] >= n }},
+		{"TCP of no session", 0, established("tcp 10.0.0.6:1 > 8.8.8.8:53 ACK"), true, func(c *Counters, n uint64) bool { return c.Dropped[NoSession] >= n }},
 		{"holds", 0, []string{"udp 10.0.0.5:1 > 10.0.0.99:53", "udp 10.0.0.5:1 > 10.0.0.98:53"}, true, func(c *Counters, n uint64) bool { return c.Dropped[NeighborUnresolved] > n/2 }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			r := newRig(t, rigConfig, config.MAC{})
+			r := newRig(t, strings.Replace(rigConfig, "vpcs:", "sessions: {unknown_tcp: reset}\nvpcs:", 1), config.MAC{})
+			r.send(0, "tcp 10.0.0.5:1 > 8.8.8.8:53 SYN")
+			r.counters.SessionsCreated = 0
 			var b Burst
 			b.Port = c.port
 			frames := make([][]byte, len(c.lines))

@@ -39,7 +39,8 @@ type Counters struct {
 	// less than 2^i nanoseconds and not less than 2^(i-1). What is far to the right is the worker's absence from its queues.
 	Turns            [TurnBuckets]uint64
 	TurnsNanoseconds uint64 // of all of them
-	_                [4]uint64
+	Pressed          uint64 // 1: the session table is nearly full, and what has not been answered ends early
+	_                [3]uint64
 }
 
 // TurnBuckets is enough for turns of two seconds; longer ones stand in the last bucket.

@@ -117,6 +117,10 @@ const (
 	pressTo   = 5
 )
 
+// pressedRest is how long a port rests, in milliseconds, while the table of mappings is as full: ranges are an instance's own, so that RFC 6888
+// REQ-8 asks for no rest, and a full table would refuse everybody.
+const pressedRest = 1000
+
 // weigh decides whether what has not been answered ends early. Established sessions never do.
 func (w *Worker) weigh() {
 	switch {
@@ -125,6 +129,7 @@ func (w *Worker) weigh() {
 	case !w.filled(pressTo):
 		w.pressed = 0
 	}
+	w.counters.Pressed = uint64(w.pressed)
 }
 
 // end removes a session and everything that counts it.
@@ -291,7 +296,11 @@ func (w *Worker) Expire(n int) int {
 		w.counters.Sessions = uint64(w.sessions.Len())
 	}
 	if w.index == 0 {
-		w.mappings.Reap(n, w.tick, w.gen.h.PortRest, w.state.oldestTurn(w.tick))
+		rest := w.gen.h.PortRest
+		if w.mappings.Len() >= w.mappings.Capacity()/8*pressFrom {
+			rest = min(rest, pressedRest)
+		}
+		w.mappings.Reap(n, w.tick, rest, w.state.oldestTurn(w.tick))
 	}
 	return ended
 }

@@ -162,7 +162,7 @@ const maxPortProbes = 128
 func (w *Worker) overload(p *Packet, in *instanceRecord, external inet.Addr, ranges []session.PortRange) bool {
 	flow := uint64(in.Slot)<<32 | uint64(p.proto)<<16 | uint64(p.remotePort)
 	full := &w.exhausted[(flow^p.remote.Hi^p.remote.Lo)*0x9e3779b97f4a7c15>>(64-exhaustedBits)]
-	if full.flow == flow && full.remote == p.remote && w.nanos < full.until {
+	if full.flow == flow && full.remote == p.remote && w.nanos-full.until < 0 {
 		return false
 	}
 	total := session.Ports(ranges)

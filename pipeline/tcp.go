@@ -216,7 +216,7 @@ func synCame(s *session.Session, g *segment) {
 	s.Flags |= session.SeenOutside
 }
 
-// late is how far behind what it was asked for a reset of a closed connection may be.
+// lateReset is how far behind the next number a reset of a closed connection may be: it answers what its sender had in its hands.
 const lateReset = 1 << 16
 
 // fits reports whether a reset belongs to the connection (RFC 7857 §2.2, RFC 5961 §3.2): its number is the very next that
