@@ -59,6 +59,8 @@ type Packet struct {
 	outPort     uint8     // actIn, actInternal
 	neighbor    uint32    // actIn: slot; NoNeighbor: look hop up
 	hop         inet.Addr // next hop's address where neighbor is NoNeighbor
+
+	quote quote // classify: of an ICMP error
 }
 
 // kind is what a packet's transport is to the translation.
@@ -68,9 +70,10 @@ const (
 	kindOther kind = iota // no ports: any protocol that is not below
 	kindTCP
 	kindUDP
-	kindEchoRequest
-	kindEchoReply
-	kindICMP // ICMP other than echo
+	kindEchoRequest // or ICMP timestamp request
+	kindEchoReply   // or ICMP timestamp reply
+	kindError       // ICMP error that is translated by what it quotes
+	kindICMP        // any other ICMP
 )
 
 // action is what the stages decided to do with a packet.

@@ -194,7 +194,7 @@ func (p *Packet) parseTransport(proto uint8, offset int, inside bool) Reason {
 		}
 		p.kind = kindUDP
 	case proto == protoICMP && p.family == inet.V4, proto == protoICMPv6 && p.family == inet.V6:
-		return p.parseICMP(d)
+		return p.parseICMP(d, inside)
 	case proto == protoLite, proto == protoDCCP:
 		if len(d) < 8 {
 			return BadTransport
@@ -212,16 +212,16 @@ func (p *Packet) parseTransport(proto uint8, offset int, inside bool) Reason {
 	return Pass
 }
 
-func (p *Packet) parseICMP(d []byte) Reason {
+func (p *Packet) parseICMP(d []byte, inside bool) Reason {
 	if len(d) < 8 {
 		return BadTransport
 	}
-	p.kind = kindICMP
-	switch t := d[0]; {
-	case p.family == inet.V4 && t == 8, p.family == inet.V6 && t == 128:
-		p.kind = kindEchoRequest
-	case p.family == inet.V4 && t == 0, p.family == inet.V6 && t == 129:
-		p.kind = kindEchoReply
+	t := d[0]
+	switch p.kind = icmpKind(p.family, t); {
+	case p.kind == kindEchoRequest || p.kind == kindEchoReply:
+		p.localPort = binary.BigEndian.Uint16(d[4:])
+	case p.kind == kindError:
+		p.parseError(d, inside)
 	case p.family == inet.V6 && t >= 133 && t <= 137:
 		// Neighbor discovery (RFC 4861 §6.1, §7.1): from this link, which a hop limit of 255 proves. weir is a
 		// router that is told its neighbors; it hears solicitations and advertisements only.
@@ -229,10 +229,7 @@ func (p *Packet) parseICMP(d []byte) Reason {
 			return ICMPUnsupported
 		}
 		return punted
-	default:
-		return Pass
 	}
-	p.localPort = binary.BigEndian.Uint16(d[4:])
 	return Pass
 }
 

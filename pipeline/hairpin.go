@@ -40,6 +40,9 @@ func (p *Packet) turn() {
 	if p.act == actOut {
 		sender, port = p.newAddr, p.newPort
 	}
+	if p.kind == kindError {
+		p.quote.turn(p)
+	}
 	p.local, p.remote = p.remote, sender
 	switch p.kind {
 	case kindEchoRequest, kindEchoReply:

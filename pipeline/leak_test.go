@@ -3,6 +3,7 @@
 package pipeline
 
 import (
+	"encoding/binary"
 	"math/rand/v2"
 	"net/netip"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"github.com/gopacket/gopacket/layers"
 
 	"weir/config"
+	"weir/pipeline/header"
 )
 
 // leakWatch knows which sources may leave by an outside port, from the configuration alone.
@@ -63,6 +65,25 @@ func (w *leakWatch) source(frame []byte) (netip.Addr, error) {
 	return netip.Addr{}, err
 }
 
+// quotedDestination returns where the packet was going that an ICMP error is about, which no one outside may know by a private
+// address; the zero Addr if frame is none.
+func quotedDestination(frame []byte) netip.Addr {
+	if frame[12] == 0x08 {
+		ip := header.IPv4(frame[etherLen:])
+		if m := header.ICMPv4(ip.Payload()); ip.Protocol() == header.ProtocolICMP && len(m) >= header.ICMPSize+header.IPv4Size && m.IsError() {
+			return header.IPv4(m.Payload()).Dst()
+		}
+		return netip.Addr{}
+	}
+	ip := header.IPv6(frame[etherLen:])
+	if chain, fault := ip.Walk(); fault == header.ChainOK && chain.Protocol == header.ProtocolICMPv6 && !chain.IsFragment() {
+		if m := header.ICMPv6(ip[chain.Offset:]); len(m) >= header.ICMPSize+header.IPv6Size && m.IsError() {
+			return header.IPv6(m.Payload()).Dst()
+		}
+	}
+	return netip.Addr{}
+}
+
 // check takes a burst through the worker: nothing leaves by the outside port that the configuration does not allow, and
 // the counters add up.
 func (w *leakWatch) check(t testing.TB, r *rig, b *Burst) {
@@ -83,6 +104,9 @@ func (w *leakWatch) check(t testing.TB, r *rig, b *Burst) {
 			src, err := w.source(out)
 			if err != nil || !w.addresses[src] && !within(w.attached, src) {
 				t.Fatalf("%v leaves by the outside port (%v):\nout %x\nburst %x", src, err, out, was)
+			}
+			if about := quotedDestination(out); about.IsValid() && !w.addresses[about] && !within(w.attached, about) && !within(w.attached, src) {
+				t.Fatalf("an ICMP error about a packet to %v leaves by the outside port:\nout %x\nburst %x", about, out, was)
 			}
 		}
 	}
@@ -178,20 +202,25 @@ func TestMutations(t *testing.T) {
 	}
 }
 
-// mend makes the IPv4 header checksum of a frame right, if it has a whole header.
+// mend makes the IPv4 header checksum of a frame right, if it has a whole header, and those of an ICMP error and its quote.
 func mend(f []byte) {
 	if len(f) < 34 || f[12] != 8 || f[13] != 0 || f[14]&15 < 5 {
 		return
 	}
-	ip := f[14:min(len(f), 14+int(f[14]&15)*4)]
-	ip[10], ip[11] = 0, 0
-	sum := 0
-	for i := 0; i+1 < len(ip); i += 2 {
-		if sum += int(ip[i])<<8 | int(ip[i+1]); sum > 0xffff {
-			sum -= 0xffff
-		}
+	header := min(len(f), 14+int(f[14]&15)*4)
+	end := min(len(f), 14+int(binary.BigEndian.Uint16(f[16:])))
+	if f[23] == protoICMP && end >= header+28 {
+		m := f[header:end]
+		mendSum(m[8:min(len(m), 8+max(20, int(m[8]&15)*4))], 10)
+		mendSum(m, 2)
 	}
-	ip[10], ip[11] = ^byte(sum>>8), ^byte(sum)
+	mendSum(f[14:header], 10)
+}
+
+// mendSum makes the checksum at an offset of b right.
+func mendSum(b []byte, at int) {
+	b[at], b[at+1] = 0, 0
+	binary.BigEndian.PutUint16(b[at:], ^onesComplement(b))
 }
 
 // FuzzProcess takes arbitrary frames into both ports, one after the other and then both in one burst.

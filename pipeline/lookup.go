@@ -72,8 +72,8 @@ func (p *Packet) outsideKey() session.Key {
 	return session.OutsideKey(p.local, p.remote, p.localPort, p.remotePort, p.proto)
 }
 
-// stray reports whether a packet takes no part in sessions: ICMP other than echo, and what goes no further.
-func (p *Packet) stray() bool { return p.kind == kindICMP || p.expired || p.pinned }
+// stray reports whether a packet takes no part in sessions: ICMP other than queries, and what goes no further.
+func (p *Packet) stray() bool { return p.kind >= kindError || p.expired || p.pinned }
 
 // uninvited reports whether a packet from outside is a ping to an identifier that is mapped for replies to the instance's own.
 func (p *Packet) uninvited(s *session.Session) bool {

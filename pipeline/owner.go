@@ -72,6 +72,3 @@ func (s *State) RSS() (key []byte, queues []uint16) {
 func (w *Worker) owner(p *Packet) uint8 {
 	return w.state.h.Ownership.Owners[w.toeplitz.hash(p.remoteOwner())%ownerSlots]
 }
-
-// remoteOwner returns the address that says who owns a packet.
-func (p *Packet) remoteOwner() inet.Addr { return p.remote }

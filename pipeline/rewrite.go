@@ -67,6 +67,8 @@ func (p *Packet) translate(ip []byte) {
 			sum = p.delta.Apply(sum)
 		}
 		putSum(t[2:4], sum)
+	case kindError:
+		p.translateError(t, src)
 	default:
 		// Other protocols keep their ports; these two have a pseudo-header (RFC 3828 §3.1, RFC 4340 §9.1).
 		switch p.proto {

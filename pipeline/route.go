@@ -161,14 +161,15 @@ func (w *Worker) deliverOne(p *Packet) Reason {
 		}
 		return UnknownDestination
 	}
+	if p.kind >= kindError {
+		return w.errorIn(p, h)
+	}
 	if h.Kind == hostSNAT {
 		return w.invited(p, h)
 	}
 	switch {
 	case p.expired:
 		return TTLExceeded
-	case p.kind == kindICMP:
-		return ICMPUnsupported
 	case p.pinned:
 		return Untranslatable
 	}

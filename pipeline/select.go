@@ -14,12 +14,12 @@ import (
 // selectSource gives a tagged packet its external address (design 2.3), and a session if it may begin one. There is
 // no other way for a private source to leave: nothing eligible means dropped.
 func (w *Worker) selectSource(p *Packet, in *instanceRecord, tag uint32) Reason {
+	if p.kind >= kindError {
+		return w.errorOut(p, in, tag)
+	}
 	sel := &w.gen.selections[in.Selections+2*tag+uint32(p.family)]
 	if sel.Kind == selectNone {
 		return NoEligible
-	}
-	if p.kind == kindICMP { // its quote would carry the private address out
-		return ICMPUnsupported
 	}
 	if p.pinned {
 		return Untranslatable
@@ -52,7 +52,7 @@ func begins(p *Packet) bool {
 	switch p.kind {
 	case kindTCP:
 		return p.tcpFlags&(tcpFIN|tcpSYN|tcpRST|tcpPSH|tcpACK|tcpURG) == tcpSYN
-	case kindEchoReply, kindICMP:
+	case kindEchoReply, kindError, kindICMP:
 		return false
 	}
 	return true
@@ -60,16 +60,20 @@ func begins(p *Packet) bool {
 
 // choose picks a 1:1 address by rendezvous: a pure function of the flow and the eligible addresses.
 func (w *Worker) choose(p *Packet, in *instanceRecord, sel *selection) *candidate {
+	return w.pick(&flowKey{p.proto, in.Addr[p.family], p.remote, p.localPort, p.remotePort}, sel)
+}
+
+// pick is choose for a flow that is not the packet's own.
+func (w *Worker) pick(f *flowKey, sel *selection) *candidate {
 	list := w.gen.candidates[sel.Candidates.First:sel.Candidates.end()]
 	best := &list[0]
 	if len(list) == 1 {
 		return best
 	}
-	f := flowKey{p.proto, in.Addr[p.family], p.remote, p.localPort, p.remotePort}
 	spread := config.Spread(w.gen.h.Spread)
-	weight := rendezvous(&f, spread, best.Addr)
+	weight := rendezvous(f, spread, best.Addr)
 	for i := 1; i < len(list); i++ {
-		if x := rendezvous(&f, spread, list[i].Addr); x > weight {
+		if x := rendezvous(f, spread, list[i].Addr); x > weight {
 			best, weight = &list[i], x
 		}
 	}

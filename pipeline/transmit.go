@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 
 	"weir/config"
+	"weir/pipeline/header"
 	"weir/pipeline/inet"
 )
 
@@ -189,7 +190,7 @@ func (w *Worker) fromNextHop(port int, p *Packet) bool {
 
 // serve hands what is addressed to weir itself to control: pings. Nothing else has an answer.
 func (w *Worker) serve(port int, p *Packet) {
-	if p.kind != kindEchoRequest {
+	if p.kind != kindEchoRequest || p.Data[p.transport] == header.ICMPv4Timestamp {
 		w.drop(p, NoService)
 		return
 	}

@@ -1,0 +1,335 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pipeline
+
+import (
+	"encoding/binary"
+
+	"weir/pipeline/header"
+	"weir/pipeline/inet"
+	"weir/pipeline/session"
+)
+
+// ICMP errors are translated by the packet that they quote (RFC 5508 §4): it names the flow, and went the other way. The error's own
+// addresses and the quoted packet's change alike, so both ends of a flow meet only addresses that they know. An error never begins,
+// refreshes or ends a session (RFC 4787 REQ-12, RFC 5508 REQ-6).
+
+// quote is the packet that an ICMP error is about. Local and remote are the error's: an error from outside quotes what local sent,
+// one from inside what local received.
+type quote struct {
+	local, remote         inet.Addr
+	localPort, remotePort uint16 // as a Packet's
+	ip, transport, end    uint16 // offsets in Data: its IP header, its transport header, and where it is cut or ends
+	proto                 uint8
+	kind                  kind
+	fault                 Reason // why no translation of the error may pass; Pass: one may
+	plain                 bool   // it is to an attached prefix, and was not translated: it stays as it is
+}
+
+// icmpKind returns what an ICMP or ICMPv6 type is to the translation.
+func icmpKind(f inet.Family, typ uint8) kind {
+	if f == inet.V6 {
+		switch typ {
+		case header.ICMPv6EchoRequest:
+			return kindEchoRequest
+		case header.ICMPv6EchoReply:
+			return kindEchoReply
+		case header.ICMPv6Unreachable, header.ICMPv6PacketTooBig, header.ICMPv6TimeExceeded, header.ICMPv6ParamProblem:
+			return kindError
+		}
+		return kindICMP
+	}
+	switch typ {
+	case header.ICMPv4EchoRequest, header.ICMPv4Timestamp: // the two have their identifier in one place, and share its space
+		return kindEchoRequest
+	case header.ICMPv4EchoReply, header.ICMPv4TimestampReply:
+		return kindEchoReply
+	case header.ICMPv4Unreachable, header.ICMPv4TimeExceeded, header.ICMPv4ParamProblem:
+		return kindError
+	}
+	return kindICMP
+}
+
+// parseError reads what the error d quotes. What is wrong with it matters only to who translates it: within a VPC and through attached
+// prefixes weir is a router, which looks at no ICMP that is not its own.
+func (p *Packet) parseError(d []byte, inside bool) {
+	p.quote = quote{}
+	p.quote.fault = p.readQuote(d, inside)
+}
+
+// readQuote trusts no length beyond the packet. Of the quoted transport the first eight bytes have to be there, which is what RFC 792
+// asks for; their checksum is not looked at (RFC 5508 REQ-3).
+func (p *Packet) readQuote(d []byte, inside bool) Reason {
+	q := &p.quote
+	var b []byte // the quoted packet
+	var src, dst inet.Addr
+	var transport int
+	if p.family == inet.V4 {
+		m := header.ICMPv4(d)
+		if b = m.Quoted(); !m.ChecksumOK() || len(b) < header.IPv4Size || b[0]>>4 != 4 {
+			return BadICMP
+		}
+		ip := header.IPv4(b)
+		transport = ip.HeaderLength()
+		if transport < header.IPv4Size || transport > len(b) || int(ip.TotalLength()) < transport || !ip.ChecksumOK() ||
+			ip.FragmentOffset() != 0 { // only a first fragment says whose it is
+			return BadICMP
+		}
+		b = b[:min(len(b), int(ip.TotalLength()))]
+		src, dst = inet.From4(b[header.IPv4SrcOffset:]), inet.From4(b[header.IPv4DstOffset:])
+		if q.proto = ip.Protocol(); q.proto == protoAH {
+			return ICMPUnrelated // nothing that was translated
+		}
+	} else {
+		outer := p.Data[etherLen:]
+		sum := header.PseudoHeader(outer[header.IPv6SrcOffset:header.IPv6DstOffset], outer[header.IPv6DstOffset:header.IPv6Size], protoICMPv6, len(d))
+		m := header.ICMPv6(d)
+		if b = m.Quoted(); !m.ChecksumOK(sum) || len(b) < header.IPv6Size || b[0]>>4 != 6 {
+			return BadICMP
+		}
+		b = b[:min(len(b), header.IPv6Size+int(header.IPv6(b).PayloadLength()))]
+		chain, fault := header.IPv6(b).Walk()
+		if fault != header.ChainOK || chain.FragmentOffset != 0 {
+			return BadICMP
+		}
+		src, dst = inet.From16(b[header.IPv6SrcOffset:]), inet.From16(b[header.IPv6DstOffset:])
+		if src.Is4() || dst.Is4() {
+			return BadICMP
+		}
+		if q.proto, transport = chain.Protocol, chain.Offset; chain.Pinned {
+			return ICMPUnrelated
+		}
+	}
+	q.ip = p.transport + header.ICMPSize
+	q.transport, q.end = q.ip+uint16(transport), q.ip+uint16(len(b))
+	t := b[transport:]
+	switch {
+	case q.proto == protoTCP:
+		q.kind = kindTCP
+	case q.proto == protoUDP:
+		q.kind = kindUDP
+	case q.proto == p.proto: // ICMP of the family
+		q.kind = kindICMP
+	}
+	var from, to uint16
+	switch {
+	case q.kind == kindOther:
+	case len(t) < 8:
+		return BadICMP
+	case q.kind != kindICMP:
+		from, to = binary.BigEndian.Uint16(t), binary.BigEndian.Uint16(t[2:])
+	case p.family == inet.V4 && header.ICMPv4(t).IsError() || p.family == inet.V6 && header.ICMPv6(t).IsError():
+		return BadICMP // no error is about an error (RFC 1122 §3.2.2)
+	default:
+		if q.kind = icmpKind(p.family, t[0]); q.kind == kindICMP {
+			return ICMPUnrelated
+		}
+		q.localPort = binary.BigEndian.Uint16(t[header.ICMPIDOffset:])
+	}
+	q.local, q.remote = src, dst
+	if inside {
+		q.local, q.remote = dst, src
+		from, to = to, from
+	}
+	if q.kind == kindTCP || q.kind == kindUDP {
+		q.localPort, q.remotePort = from, to
+	}
+	return Pass
+}
+
+// remoteOwner returns the remote address of the flow that the packet belongs to: for an ICMP error the quoted packet's, since any
+// router on the way may have sent the error.
+func (p *Packet) remoteOwner() inet.Addr {
+	if p.kind == kindError && p.quote.fault == Pass {
+		return p.quote.remote
+	}
+	return p.remote
+}
+
+// turn looks at the quote of p from the other side, as Packet.turn does at p.
+func (q *quote) turn(p *Packet) {
+	local, port := q.local, q.localPort
+	if p.act == actOut && !q.plain {
+		local, port = p.newAddr, p.newPort
+	}
+	q.local, q.remote, q.plain = q.remote, local, false
+	if q.kind == kindEchoRequest || q.kind == kindEchoReply {
+		q.localPort = port
+	} else {
+		q.localPort, q.remotePort = q.remotePort, port
+	}
+}
+
+// refused returns why an ICMP packet other than a query may not be translated, or Pass.
+func (p *Packet) refused() Reason {
+	switch {
+	case p.kind != kindError:
+		return ICMPUnsupported
+	case p.pinned:
+		return Untranslatable
+	}
+	return p.quote.fault
+}
+
+// quotedSession returns the live session of the quoted packet, or nil.
+func (w *Worker) quotedSession(k session.Key) *session.Session {
+	ref := w.sessions.Find(&k)
+	if ref == session.None || !w.usable(ref, w.sessions.At(ref)) {
+		return nil
+	}
+	return w.sessions.At(ref)
+}
+
+// errorOut gives an ICMP error from inside the address under which the remote knows its instance (RFC 5508 REQ-5): that of the quoted
+// packet's session, which may come with another port; without one, for 1:1, the address that its reply would get.
+func (w *Worker) errorOut(p *Packet, in *instanceRecord, tag uint32) Reason {
+	q := &p.quote
+	sel := &w.gen.selections[in.Selections+2*tag+uint32(p.family)]
+	if r := p.refused(); r != Pass {
+		if sel.Kind == selectNone {
+			return NoEligible
+		}
+		return r
+	}
+	switch {
+	case q.remote != p.remote: // an error goes to who sent what it is about
+		return ICMPUnrelated
+	case q.local == p.local:
+		s := w.quotedSession(session.InsideKey(w.gen.vpcs[in.VPC].Slot, q.local, q.remote, q.localPort, q.remotePort, q.proto))
+		if s != nil {
+			p.act, p.newAddr, p.newPort, p.ports = actOut, s.External, s.ExternalPort(), s.Ports
+			p.setDeltas(p.local, s.External, q.localPort, p.newPort)
+			return Pass
+		}
+	case w.gen.attachedTo(in, q.local):
+		q.plain = true
+	default:
+		return ICMPUnrelated
+	}
+	switch {
+	case sel.Kind == selectNone:
+		return NoEligible
+	case sel.Kind == selectSNAT && !q.plain:
+		return ICMPUnrelated
+	}
+	c := w.pick(&flowKey{q.proto, in.Addr[p.family], q.remote, q.localPort, q.remotePort}, sel)
+	p.act, p.newAddr, p.newPort, p.ports = actOut, c.Addr, q.localPort, c.Ports
+	p.setDeltas(p.local, c.Addr, q.localPort, q.localPort)
+	w.counts.stateless++
+	return Pass
+}
+
+// attachedTo reports whether a lies in a prefix that is attached to the instance.
+func (g *Generation) attachedTo(in *instanceRecord, a inet.Addr) bool {
+	r := g.find(attachedTables+uint32(a.Family()), a)
+	return r != 0 && &g.instances[g.attached[r-1].Instance] == in
+}
+
+// errorIn delivers an ICMP error from outside to who sent the quoted packet (RFC 5508 REQ-4): by its session, or, to a 1:1
+// address, by the address alone.
+func (w *Worker) errorIn(p *Packet, h *host) Reason {
+	q := &p.quote
+	if p.expired {
+		return TTLExceeded
+	}
+	if r := p.refused(); r != Pass {
+		return r
+	}
+	if q.local != p.local {
+		return ICMPUnrelated
+	}
+	p.act = actIn
+	if s := w.quotedSession(session.OutsideKey(q.local, q.remote, q.localPort, q.remotePort, q.proto)); s != nil {
+		p.newAddr, p.newPort, p.outPort, p.neighbor = s.Private, s.PrivatePort(), s.InPort, s.Neighbor
+	} else {
+		if h.Kind == hostSNAT {
+			return ICMPUnrelated
+		}
+		in := &w.gen.instances[h.Index]
+		p.newAddr, p.newPort, p.outPort, p.neighbor = in.Addr[p.family], q.localPort, in.Port[p.family], in.Neighbor[p.family]
+		w.counts.stateless++
+	}
+	p.setDeltas(p.local, p.newAddr, q.localPort, p.newPort)
+	return Pass
+}
+
+// translateError replaces the local address and port of the quoted packet, mends its checksums as far as they are quoted, and then
+// the error's own. What RFC 4884 puts behind the quote, with a checksum of its own, is not touched.
+func (p *Packet) translateError(icmp []byte, out bool) {
+	q := &p.quote
+	var sum header.Delta // what happens to the error's checksum
+	if p.family == inet.V6 {
+		sum = p.headerDelta // the error's own address
+	}
+	if !q.plain {
+		sum = sum.Add(p.translateQuote(out))
+	}
+	field := icmp[header.ICMPChecksumOffset:]
+	if p.family == inet.V4 {
+		putSum(field, sum.ApplyICMP(binary.BigEndian.Uint16(field)))
+	} else {
+		putSum(field, sum.Apply(binary.BigEndian.Uint16(field)))
+	}
+}
+
+// translateQuote returns what it does to a checksum over the quote.
+func (p *Packet) translateQuote(out bool) (sum header.Delta) {
+	q := &p.quote
+	b, t := p.Data[q.ip:q.end], p.Data[q.transport:q.end]
+	// What leaves is about what came in: there the local side was the destination.
+	if p.family == inet.V4 {
+		at := header.IPv4SrcOffset
+		if out {
+			at = header.IPv4DstOffset
+		}
+		p.newAddr.Put4(b[at:])
+		field := b[header.IPv4ChecksumOffset:]
+		sum = replace16(p.headerDelta, field, p.headerDelta.Apply(binary.BigEndian.Uint16(field)))
+	} else {
+		at := header.IPv6SrcOffset
+		if out {
+			at = header.IPv6DstOffset
+		}
+		p.newAddr.Put16(b[at:])
+		sum = p.headerDelta
+	}
+	d := header.Delta(0).Replace16(q.localPort, p.newPort) // to the quoted transport's checksum
+	if q.proto != protoICMP {
+		d = d.Add(p.headerDelta)
+	}
+	port, field, apply := -1, 0, header.Delta.Apply
+	switch {
+	case q.kind == kindTCP:
+		port, field = header.TCPSrcPortOffset, header.TCPChecksumOffset
+	case q.kind == kindUDP:
+		port, field, apply = header.UDPSrcPortOffset, header.UDPChecksumOffset, header.Delta.ApplyUDP
+	case q.kind == kindOther && q.proto == protoLite:
+		field, apply = 6, header.Delta.ApplyUDP
+	case q.kind == kindOther && q.proto == protoDCCP:
+		field = 6
+	case q.kind == kindOther:
+		return sum
+	default:
+		port, field = header.ICMPIDOffset, header.ICMPChecksumOffset
+		if p.family == inet.V4 {
+			apply = header.Delta.ApplyICMP
+		}
+	}
+	if port >= 0 {
+		if out && q.kind != kindEchoRequest && q.kind != kindEchoReply {
+			port += 2 // the destination's
+		}
+		sum = replace16(sum, t[port:], p.newPort)
+	}
+	if field+2 <= len(t) {
+		sum = replace16(sum, t[field:], apply(d, binary.BigEndian.Uint16(t[field:])))
+	}
+	return sum
+}
+
+// replace16 writes a word and adds what that does to a checksum over it.
+func replace16(d header.Delta, field []byte, word uint16) header.Delta {
+	d = d.Replace16(binary.BigEndian.Uint16(field), word)
+	binary.BigEndian.PutUint16(field, word)
+	return d
+}
