@@ -21,11 +21,9 @@ type leakWatch struct {
 	addresses map[netip.Addr]bool
 	attached  []netip.Prefix
 
-	eth     layers.Ethernet
-	ip4     layers.IPv4
-	ip6     layers.IPv6
-	parser  *gopacket.DecodingLayerParser
-	decoded []gopacket.LayerType
+	eth layers.Ethernet
+	ip4 layers.IPv4
+	ip6 layers.IPv6
 }
 
 func newLeakWatch(cfg *config.Config) *leakWatch {
@@ -41,8 +39,6 @@ func newLeakWatch(cfg *config.Config) *leakWatch {
 			w.attached = append(w.attached, in.Attached...)
 		}
 	}
-	w.parser = gopacket.NewDecodingLayerParser(layers.LayerTypeEthernet, &w.eth, &w.ip4, &w.ip6)
-	w.parser.IgnoreUnsupported = true
 	return w
 }
 
@@ -51,13 +47,17 @@ func (w *leakWatch) source(frame []byte) (netip.Addr, error) {
 	if len(frame) == 54 && frame[12] == 0x86 && frame[13] == 0xdd { // an empty packet, which gopacket takes for a jumbogram
 		return netip.AddrFrom16([16]byte(frame[22:38])), nil
 	}
-	err := w.parser.DecodeLayers(frame, &w.decoded)
-	for _, l := range w.decoded {
-		switch l {
-		case layers.LayerTypeIPv4:
+	// Layer by layer: a tunnel's inner header is not the source that counts.
+	err := w.eth.DecodeFromBytes(frame, gopacket.NilDecodeFeedback)
+	switch {
+	case err != nil:
+	case w.eth.EthernetType == layers.EthernetTypeIPv4:
+		if err = w.ip4.DecodeFromBytes(w.eth.Payload, gopacket.NilDecodeFeedback); err == nil {
 			a, _ := netip.AddrFromSlice(w.ip4.SrcIP.To4())
 			return a, nil
-		case layers.LayerTypeIPv6:
+		}
+	case w.eth.EthernetType == layers.EthernetTypeIPv6:
+		if err = w.ip6.DecodeFromBytes(w.eth.Payload, gopacket.NilDecodeFeedback); err == nil {
 			a, _ := netip.AddrFromSlice(w.ip6.SrcIP)
 			return a, nil
 		}

@@ -412,7 +412,7 @@ func formatICMP(ip *dissected, depth int) (head, payload string) {
 	addrs := fmt.Sprintf("%s > %s", ip.src, ip.dst)
 	code := strconv.Itoa(int(t[1]))
 	switch {
-	case (name == "echo-request" || name == "echo-reply") && t[1] == 0:
+	case isQuery(name) && t[1] == 0:
 		code = ""
 		fields = join(option("id", uint64(rest>>16), 0), option("seq", uint64(rest&0xffff), 0))
 	case name == "too-big" && t[1] == 0:

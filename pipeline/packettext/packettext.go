@@ -14,7 +14,7 @@
 //	udp A:PORT > B:PORT                           ulen=N
 //	tcp A:PORT > B:PORT FLAGS                     seq= ack= urg= (0) win= (65535) doff=N and the options
 //	                                              mss=N ws=N sackok ts=N:N nop opt=HEX, in their order
-//	icmp echo-request A > B                       id= seq= (0); echo-reply likewise
+//	icmp echo-request A > B                       id= seq= (0); echo-reply, timestamp, timestamp-reply likewise
 //	icmp unreachable CODE A > B                   mtu= (0) or rest=N, the 32 bits behind the checksum (0)
 //	icmp time-exceeded CODE A > B                 rest=
 //	icmp TYPE/CODE A > B                          rest=

@@ -34,7 +34,7 @@ var canonical = []struct{ line, fault string }{
 	{`tcp [fd00:1::5]:40000 > [2001:db8::8]:80 SYN,ACK`, ""},
 	{`icmp echo-request 172.30.0.5 > 8.8.8.8 id=7 seq=1 "ping"`, ""},
 	{`icmp echo-reply 8.8.8.8 > 172.30.0.5`, ""},
-	{`icmp 13/0 172.30.0.5 > 8.8.8.8 rest=458753 len=12`, ""},
+	{`icmp timestamp 172.30.0.5 > 8.8.8.8 id=7 seq=1 len=12`, ""},
 	{`icmp unreachable 13 198.51.100.2 > 172.30.0.5 tos=192 df quote(udp 172.30.0.5:40000 > 8.8.8.8:53 ttl=63 "hello)")`, ""},
 	{`icmp unreachable 4 198.51.100.2 > 172.30.0.5 mtu=1400 quote(tcp 172.30.0.5:40000 > 8.8.8.8:80 none seq=9 len=1440 cut=28)`, ""},
 	{`icmp time-exceeded 0 198.51.100.2 > 172.30.0.5 quote(icmp echo-request 172.30.0.5 > 8.8.8.8 id=7 seq=1 "ping")`, ""},

@@ -504,7 +504,7 @@ func (p *parser) icmp() *packet {
 	case !named:
 		t, c, ok := strings.Cut(w.text, "/")
 		if !ok {
-			p.fail(w, "want echo-request, echo-reply, unreachable, time-exceeded, too-big (icmp6) or TYPE/CODE")
+			p.fail(w, "want echo-request, echo-reply, timestamp, timestamp-reply, unreachable, time-exceeded, too-big (icmp6) or TYPE/CODE")
 		}
 		typ, code = byte(p.number(w, t, 8)), p.number(w, c, 8)
 	case w.text == "unreachable" || w.text == "time-exceeded":
@@ -515,7 +515,7 @@ func (p *parser) icmp() *packet {
 	return &packet{src, dst, proto, ttlDefault, func(f *fields) []byte {
 		rest := f.number("rest", 32, 0)
 		switch {
-		case w.text == "echo-request" || w.text == "echo-reply":
+		case isQuery(w.text):
 			rest |= f.number("id", 16, 0)<<16 | f.number("seq", 16, 0)
 		case w.text == "too-big":
 			rest |= f.number("mtu", 32, 0)
@@ -527,9 +527,15 @@ func (p *parser) icmp() *packet {
 }
 
 var (
-	icmpNames  = map[string]byte{"echo-reply": 0, "unreachable": 3, "echo-request": 8, "time-exceeded": 11}
+	icmpNames = map[string]byte{"echo-reply": 0, "unreachable": 3, "echo-request": 8, "time-exceeded": 11,
+		"timestamp": 13, "timestamp-reply": 14}
 	icmp6Names = map[string]byte{"unreachable": 1, "too-big": 2, "time-exceeded": 3, "echo-request": 128, "echo-reply": 129}
 )
+
+// isQuery reports whether the ICMP message of that name has an identifier and a sequence number.
+func isQuery(name string) bool {
+	return slices.Contains([]string{"echo-request", "echo-reply", "timestamp", "timestamp-reply"}, name)
+}
 
 func (p *parser) nd() *packet {
 	p.word("nd")
