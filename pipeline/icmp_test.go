@@ -361,7 +361,7 @@ func TestErrorsWithoutSession(t *testing.T) {
 		{1, "icmp unreachable 1 10.1.1.1 > 192.0.2.5 quote(udp 192.0.2.5:4 > 8.8.8.8:5)", "drop martian"},
 		{1, "icmp unreachable 1 192.0.2.30 > 192.0.2.5 quote(udp 192.0.2.5:4 > 8.8.8.8:5)", "drop own_source"},
 		{1, "icmp unreachable 1 9.9.9.9 > 203.0.113.17 quote(udp 203.0.113.17:4 > 8.8.8.8:5)", "icmp unreachable 1 9.9.9.9 > 203.0.113.17 quote(udp 203.0.113.17:4 > 8.8.8.8:5)"},
-		{1, "icmp 4/0 9.9.9.9 > 203.0.113.17 sum=bad", "icmp 4/0 9.9.9.9 > 203.0.113.17 sum=bad"}, // untranslated, unread
+		{1, "icmp 4/0 9.9.9.9 > 203.0.113.17 sum=bad", "icmp 4/0 9.9.9.9 > 203.0.113.17 sum=bad"},                                                                                                 // untranslated, unread
 		{1, "icmp unreachable 1 9.9.9.9 > 192.0.2.5 rest=0x00ff0000 quote(udp 192.0.2.5:4 > 8.8.8.8:5)", "icmp unreachable 1 9.9.9.9 > 10.0.0.5 rest=16711680 quote(udp 10.0.0.5:4 > 8.8.8.8:5)"}, // an RFC 4884 length that lies
 		{0, "icmp unreachable 3 10.0.0.5 > 8.8.8.8 quote(udp 8.8.8.8:5 > 10.0.0.5:4)", "icmp unreachable 3 192.0.2.5 > 8.8.8.8 quote(udp 8.8.8.8:5 > 192.0.2.5:4)"},
 		{0, "icmp unreachable 3 10.0.0.8 > 8.8.8.8 quote(udp 8.8.8.8:5 > 10.0.0.8:4)", "icmp unreachable 3 192.0.2.30 > 8.8.8.8 quote(udp 8.8.8.8:5 > 192.0.2.30:4)"},

@@ -43,6 +43,7 @@ type Worker struct {
 	neighbors *Neighbors
 	punts     Ring
 	rand      *rand.ChaCha8
+	noise     *rand.ChaCha8    // for the limits of ICMP errors
 	macs      [MaxPorts]uint64 // our MAC per port
 	anyMAC    bool             // accept frames to any station: replay
 	assumed   uint64           // replay: MAC word of neighbors that nobody resolves; 0: resolve
@@ -100,6 +101,7 @@ func NewWorker(s *State, w int, g *Generation, c WorkerConfig) *Worker {
 		neighbors:   s.Neighbors,
 		punts:       s.Punt(w),
 		rand:        newRandom(c.Seed),
+		noise:       newRandom(c.Seed),
 		anyMAC:      c.AnyMAC,
 		assumed:     macWord(c.AssumeMAC),
 		errorRates:  make([]bucket, vpcSlots),

@@ -108,3 +108,13 @@ func (b *bucket) take(now int64, rate, burst float64) bool {
 	b.tokens--
 	return true
 }
+
+// takeAbout is take at a random cost, one event on average. Whoever shares the bucket cannot count by it what the others had
+// (CVE-2020-25705, "SAD DNS").
+func (b *bucket) takeAbout(now int64, rate, burst float64, random uint64) bool {
+	if !b.take(now, rate, burst) {
+		return false
+	}
+	b.tokens += 1 - 2*float64(random>>11)/(1<<53)
+	return true
+}

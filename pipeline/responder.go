@@ -409,6 +409,16 @@ func (r *Responder) sendReset(m *Message, e header.Ethernet) {
 	}
 }
 
+// errorSource returns the address that an error about a packet from src to dst speaks with: weir's own on the port. No private one
+// leaves by an outside port: there the external address that the packet was for stands in.
+func (r *Responder) errorSource(port uint8, src, dst netip.Addr) (netip.Addr, bool) {
+	own, ok := r.source(port, src)
+	if r.cfg.Ports[port].Side == config.Inside || ok && !own.IsPrivate() {
+		return own, ok
+	}
+	return dst, r.gen.own(inet.FromNetip(dst))
+}
+
 // sendError answers a dropped packet with the ICMP error that its reason calls for, back the way it came.
 func (r *Responder) sendError(m *Message) {
 	e, ok := header.ParseEthernet(m.Data())
@@ -422,7 +432,7 @@ func (r *Responder) sendError(m *Message) {
 		return
 	case TTLExceeded:
 		kind = header.TimeExceeded
-	case NoEligible:
+	case NoEligible, SNATProtocol:
 		kind = header.Prohibited
 	case TooBig:
 		kind = header.PacketTooBig
@@ -434,7 +444,7 @@ func (r *Responder) sendError(m *Message) {
 		if len(ip) < header.IPv4Size || len(ip) < ip.HeaderLength() || !header.MayAnswerIPv4(ip, e.Dst()) || kind == header.PacketTooBig && !ip.DontFragment() {
 			return
 		}
-		if src, ok := r.source(m.Port, ip.Src()); ok {
+		if src, ok := r.errorSource(m.Port, ip.Src(), ip.Dst()); ok {
 			r.send(m.Port, header.AppendICMPv4Error(r.frame(e.Src(), m.Port, typeIPv4), kind, src, m.MTU, ip))
 		}
 	case typeIPv6:
@@ -442,7 +452,7 @@ func (r *Responder) sendError(m *Message) {
 		if len(ip) < header.IPv6Size || !header.MayAnswerIPv6(ip, e.Dst(), kind) {
 			return
 		}
-		if src, ok := r.source(m.Port, ip.Src()); ok {
+		if src, ok := r.errorSource(m.Port, ip.Src(), ip.Dst()); ok {
 			r.send(m.Port, header.AppendICMPv6Error(r.frame(e.Src(), m.Port, typeIPv6), kind, src, uint32(m.MTU), ip))
 		}
 	}

@@ -609,8 +609,8 @@ func TestUnknownTCPRate(t *testing.T) {
 	for i := range 1000 {
 		r.expect(0, fmt.Sprintf("tcp 10.0.0.6:%d > 8.8.8.8:443 ACK", 1000+i), "drop no_session")
 	}
-	if n := asked(); n != errorVPCBurst {
-		t.Errorf("%d answers to 1000 segments at once, want %d", n, errorVPCBurst)
+	if n := asked(); n < errorVPCBurst*2/3 || n > errorVPCBurst*4/3 {
+		t.Errorf("%d answers to 1000 segments at once, want about %d", n, errorVPCBurst)
 	}
 	r.after(time.Second)
 	for _, line := range []string{"tcp 10.0.0.6:5 > 8.8.8.8:443 RST", "icmp echo-reply 10.0.0.6 > 8.8.8.8 id=1"} {

@@ -201,7 +201,7 @@ func (w *Worker) serve(port int, p *Packet) {
 // rate is limited per VPC and in all (RFC 1812 §4.3.2.8, RFC 4443 §2.4(f)).
 func (w *Worker) answer(port int, p *Packet, r Reason, mtu uint16) {
 	switch r {
-	case TTLExceeded, NoEligible, TooBig, LimitInstance, LimitVPC, TableFull, PortsExhausted:
+	case TTLExceeded, NoEligible, SNATProtocol, TooBig, LimitInstance, LimitVPC, TableFull, PortsExhausted:
 	case NoSession: // a reset, if it is TCP and configured; never about one (RFC 9293 §3.10.7.1)
 		if w.gen.h.UnknownTCP != uint8(config.UnknownTCPReset) || p.kind != kindTCP || p.tcpFlags&tcpRST != 0 {
 			return
@@ -219,7 +219,8 @@ func (w *Worker) answer(port int, p *Packet, r Reason, mtu uint16) {
 	if w.gen.ports[port].Side == uint8(config.Inside) && w.punts.used() > ringSlots*3/4 {
 		return
 	}
-	if w.errorRates[vpc].take(w.nanos, errorsPerVPC, errorVPCBurst) && w.errorRate.take(w.nanos, errorsPerSecond, errorBurst) {
+	if w.errorRates[vpc].takeAbout(w.nanos, errorsPerVPC, errorVPCBurst, w.noise.Uint64()) &&
+		w.errorRate.takeAbout(w.nanos, errorsPerSecond, errorBurst, w.noise.Uint64()) {
 		w.punts.Put(PuntError, uint8(port), r, mtu, inet.Addr{}, p.Data)
 	}
 }
