@@ -210,6 +210,10 @@ func (r *replay) run(out io.Writer) (err error) {
 		ports: ports, pool: pool, state: state, inject: state.Inject(0),
 		pipe: pipeline.NewWorker(state, 0, gen, pipeline.WorkerConfig{MACs: macs, AnyMAC: true, AssumeMAC: assumedMAC, Seed: &replaySeed}),
 	}
+	defer func() {
+		w.pipe.Abandon()
+		w.free()
+	}()
 	respond := pipeline.NewResponder(state, macs)
 	respond.Passive = true
 	respond.Configure(cfg, gen)
@@ -237,6 +241,9 @@ func (r *replay) run(out io.Writer) (err error) {
 		now := int64(start + a.at - first)
 		w.pipe.SetClock(now)
 		w.pipe.Expire(w.pipe.Capacity())
+		w.pipe.Release()
+		w.free()
+		w.stock()
 		if n := ports[a.port].Receive(0, &w.rx, 1); n != 1 {
 			return fmt.Errorf("port %q: net_pcap gave %d frames where the capture has one more", cfg.Ports[a.port].Name, n)
 		}

@@ -30,7 +30,7 @@ type worker struct {
 
 	rx    dpdk.RxBurst
 	burst pipeline.Burst
-	mbufs [4 * dpdk.MaxBurst]dpdk.Mbuf
+	mbufs [8 * dpdk.MaxBurst]dpdk.Mbuf
 	empty int // turns without work, in a row
 }
 
@@ -51,6 +51,7 @@ func (w *worker) loop() {
 			w.seen = n
 		}
 		w.pipe.SetClock(now)
+		w.stock()
 		polls, hits := len(w.ports), 0
 		for p, port := range w.ports {
 			if w.index >= port.RxQueues() {
@@ -138,6 +139,21 @@ func (w *worker) free() {
 		done = done[n:]
 	}
 	w.pipe.Done = w.pipe.Done[:0]
+}
+
+// stock fills up the buffers that the pipeline takes for further fragments. A pool that has none left is no fault: it does
+// without.
+func (w *worker) stock() {
+	s := &w.pipe.Spare
+	n := pipeline.MaxSpare - s.N
+	if n == 0 || w.pool.Alloc(w.mbufs[:n]) != nil {
+		return
+	}
+	for _, m := range w.mbufs[:n] {
+		b := m.Bytes()
+		s.Handles[s.N], s.Data[s.N] = uintptr(m), b[:cap(b)]
+		s.N++
+	}
 }
 
 // originate sends what control has to say, a burst at the most.

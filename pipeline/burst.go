@@ -19,11 +19,12 @@ type Burst struct {
 
 	Packets [MaxBurst]Packet
 
-	inside bool    // it came from a VPC's side; a hairpinned one goes on as if from outside
-	live   []uint8 // indexes of the packets that still go on
-	back   []uint8 // of those that turn back
-	index  [MaxBurst]uint8
-	turned [MaxBurst]uint8
+	inside    bool    // it came from a VPC's side; a hairpinned one goes on as if from outside
+	live      []uint8 // indexes of the packets that still go on
+	back      []uint8 // of those that turn back
+	fragments bool    // there may be fragments among them
+	index     [MaxBurst]uint8
+	turned    [MaxBurst]uint8
 }
 
 // Packet is one frame and what the stages found out about it. "Local" is the VPC's side of a flow: private
@@ -42,6 +43,9 @@ type Packet struct {
 	pinned     bool // no translation leaves it intact
 	hairpin    bool // from inside, to an external address of weir's own: it turns back
 	turned     bool // it has turned back, and is as if from outside
+	fragmented bool // a piece of a datagram
+	shared     bool // actOut: the new address is shared with other instances
+	long       bool // longer than the next link's MTU
 	local      inet.Addr
 	remote     inet.Addr
 	localPort  uint16 // TCP and UDP port or ICMP echo identifier, in host order; else 0
@@ -61,6 +65,12 @@ type Packet struct {
 	hop         inet.Addr // next hop's address where neighbor is NoNeighbor
 
 	quote quote // classify: of an ICMP error
+
+	// fragments only
+	more     bool      // it is not the last one
+	at, size uint16    // its bytes in the datagram
+	id       uint32    // the datagram's identification
+	datagram *datagram // what is known of it; nil: it is not tracked
 }
 
 // kind is what a packet's transport is to the translation.
@@ -72,6 +82,7 @@ const (
 	kindUDP
 	kindEchoRequest // or ICMP timestamp request
 	kindEchoReply   // or ICMP timestamp reply
+	kindPiece       // a fragment behind the first: no transport header
 	kindError       // ICMP error that is translated by what it quotes
 	kindICMP        // any other ICMP
 )
@@ -103,7 +114,12 @@ type Queue struct {
 	N       int
 	Handles [queueSize]uintptr
 	Frames  [queueSize][]byte // what to send of each; at the start of its buffer
+
+	extra  [queueSize / 64]uint64 // which of them are further pieces of the packet before them
+	extras int                    // how many
 }
 
-// queueSize lets a queue take a whole burst and as many packets that waited for a neighbor.
-const queueSize = 4 * MaxBurst
+// queueSize lets a queue take a whole burst, the fragments that waited for it, and the pieces of packets that are too long.
+const queueSize = 8 * MaxBurst
+
+const _ = uint(queueSize - MaxBurst - 2*maxWaiting - MaxBurst - MaxSpare) // does not compile when it does not

@@ -31,11 +31,13 @@ const punted = NumReasons
 // classify finds the headers of each packet, or drops it, or hands it to control.
 func (w *Worker) classify(b *Burst) {
 	mac := w.macs[b.Port]
+	b.fragments = false
 	keep := b.live[:0]
 	for _, i := range b.live {
 		p := &b.Packets[i]
 		switch r := w.parse(p, b.inside, mac); r {
 		case Pass:
+			b.fragments = b.fragments || p.fragmented
 			keep = append(keep, i)
 		case punted:
 			w.punt(b.Port, p, discovery)
@@ -47,7 +49,7 @@ func (w *Worker) classify(b *Burst) {
 }
 
 func (w *Worker) parse(p *Packet, inside bool, mac uint64) Reason {
-	p.act, p.headerDelta, p.hairpin, p.turned = actNone, 0, false, false
+	p.act, p.headerDelta, p.hairpin, p.turned, p.fragmented, p.shared, p.long = actNone, 0, false, false, false, false, false
 	d := p.Data
 	if p.Long {
 		return Oversized
@@ -109,8 +111,10 @@ func (p *Packet) parse4(inside bool) Reason {
 	} else if !optionsForwardable(d[20:hlen]) {
 		return BadIPHeader
 	}
-	if binary.BigEndian.Uint16(d[6:])&0x3fff != 0 { // MF or an offset
-		return Fragment
+	if word := binary.BigEndian.Uint16(d[6:]); word&0x3fff != 0 { // MF or an offset
+		if r := p.parseFragment(uint32(binary.BigEndian.Uint16(d[4:])), int(word&0x1fff)*8, total-hlen, hlen, word&0x2000 != 0); r != Pass {
+			return r
+		}
 	}
 	p.family = inet.V4
 	src, dst := inet.From4(d[12:16]), inet.From4(d[16:20])
@@ -153,11 +157,16 @@ func (p *Packet) parse6(inside bool) Reason {
 	proto, offset, pinned := d[6], 40, false
 	if proto != protoTCP && proto != protoUDP && proto != protoICMPv6 {
 		chain, fault := header.IPv6(d).Walk()
-		if fault != header.ChainOK {
+		switch {
+		case fault == header.ChainTruncated && chain.IsFragment(): // RFC 7112 §5
+			return BadFragment
+		case fault != header.ChainOK:
 			return BadExtension
-		}
-		if chain.IsFragment() {
-			return Fragment
+		case chain.IsFragment():
+			size := total - chain.Fragment - header.IPv6FragmentSize
+			if r := p.parseFragment(chain.ID, chain.FragmentOffset, size, 0, chain.MoreFragments); r != Pass {
+				return r
+			}
 		}
 		proto, offset, pinned = chain.Protocol, chain.Offset, chain.Pinned
 	}
@@ -168,25 +177,49 @@ func (p *Packet) parse6(inside bool) Reason {
 	return Pass
 }
 
-// parseTransport finds ports, identifier and flags, or reports what of the transport header is wrong.
+// parseFragment notes where in its datagram a piece of size bytes, behind a header of head bytes, belongs.
+func (p *Packet) parseFragment(id uint32, at, size, head int, more bool) Reason {
+	if size == 0 || more && size%8 != 0 || head+at+size > 65535 {
+		return BadFragment
+	}
+	p.fragmented, p.more, p.at, p.size, p.id, p.datagram = true, more, uint16(at), uint16(size), id, nil
+	return Pass
+}
+
+// parseTransport finds ports, identifier and flags, or reports what of the transport header is wrong. The first fragment
+// of a datagram has all of the header (RFC 1858, RFC 7112), but not all that the header tells the length of.
 func (p *Packet) parseTransport(proto uint8, offset int, inside bool) Reason {
 	d := p.Data[offset:]
 	p.proto, p.transport = proto, uint16(offset)
 	p.localPort, p.remotePort, p.kind, p.tcpFlags = 0, 0, kindOther, 0
+	cut := BadTransport
+	if p.fragmented {
+		if p.at != 0 {
+			p.kind = kindPiece
+			if proto == protoTCP && p.at == 8 { // it would lie over the flags
+				return BadFragment
+			}
+			return Pass
+		}
+		cut = BadFragment
+	}
 	switch {
 	case proto == protoTCP:
 		if len(d) < 20 {
-			return BadTransport
+			return cut
 		}
-		if dataOffset := int(d[12]>>4) * 4; dataOffset < 20 || dataOffset > len(d) {
+		switch dataOffset := int(d[12]>>4) * 4; {
+		case dataOffset < 20:
 			return BadTransport
+		case dataOffset > len(d):
+			return cut
 		}
 		p.kind, p.tcpFlags = kindTCP, d[13]
 	case proto == protoUDP:
 		if len(d) < 8 {
-			return BadTransport
+			return cut
 		}
-		if n := int(binary.BigEndian.Uint16(d[4:])); n < 8 || n > len(d) {
+		if n := int(binary.BigEndian.Uint16(d[4:])); n < 8 || n > len(d) && !p.fragmented {
 			return BadTransport
 		}
 		if p.family == inet.V6 && d[6]|d[7] == 0 { // RFC 8200 §8.1
@@ -197,7 +230,7 @@ func (p *Packet) parseTransport(proto uint8, offset int, inside bool) Reason {
 		return p.parseICMP(d, inside)
 	case proto == protoLite, proto == protoDCCP:
 		if len(d) < 8 {
-			return BadTransport
+			return cut
 		}
 		return Pass
 	default:
@@ -214,12 +247,17 @@ func (p *Packet) parseTransport(proto uint8, offset int, inside bool) Reason {
 
 func (p *Packet) parseICMP(d []byte, inside bool) Reason {
 	if len(d) < 8 {
+		if p.fragmented {
+			return BadFragment
+		}
 		return BadTransport
 	}
 	t := d[0]
 	switch p.kind = icmpKind(p.family, t); {
 	case p.kind == kindEchoRequest || p.kind == kindEchoReply:
 		p.localPort = binary.BigEndian.Uint16(d[4:])
+	case p.fragmented: // errors, which quote too little for it, and neighbor discovery (RFC 6980)
+		return BadFragment
 	case p.kind == kindError:
 		p.parseError(d, inside)
 	case p.family == inet.V6 && t >= 133 && t <= 137:

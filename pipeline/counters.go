@@ -20,7 +20,7 @@ type Counters struct {
 	Punted     uint64 // frames handed to control: ARP, ND, what is addressed to weir itself
 	Originated uint64 // frames that weir itself sent
 	Fragmented uint64 // extra pieces of fragmented packets
-	Held       uint64 // packets that wait for a neighbor now
+	Held       uint64 // packets that wait for a neighbor now, or for the first fragment of their datagram
 	Handed     uint64 // packets that went to the worker that owns them
 	Adopted    uint64 // packets that came from other workers
 	Dropped    [NumReasons]uint64
@@ -112,8 +112,12 @@ func (c *Counters) settle() {
 		c.Originated -= counted - transmitted
 	}
 	t := c.Totals() // held: nothing but what went to other workers, less what came from them
-	if lost := int64(t.Received - t.Forwarded - t.Punted - t.Dropped - t.Held); lost > 0 {
+	switch lost := int64(t.Received - t.Forwarded - t.Punted - t.Dropped - t.Held); {
+	case lost > 0:
 		c.Dropped[Restart] += uint64(lost)
+	case lost < 0: // some of those that Sent did not come to count were further pieces
+		c.Forwarded -= uint64(-lost)
+		c.Fragmented += uint64(-lost)
 	}
 }
 

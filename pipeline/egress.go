@@ -9,12 +9,16 @@ import (
 )
 
 // egress finds the port and neighbor of each packet, and drops what does not fit the link. It comes before rewrite, so
-// that an ICMP error quotes the packet as its sender knows it.
+// that an ICMP error quotes the packet as its sender knows it; what may be fragmented, transmit does.
 func (w *Worker) egress(b *Burst) {
 	w.live[inet.V4].known, w.live[inet.V6].known = false, false
 	keep := b.live[:0]
 	for _, i := range b.live {
 		p := &b.Packets[i]
+		if p.fragmented && w.refusesFragment(p) {
+			w.drop(p, Fragment)
+			continue
+		}
 		if p.hairpin {
 			keep = append(keep, i)
 			continue
@@ -31,9 +35,12 @@ func (w *Worker) egress(b *Burst) {
 			p.neighbor = w.neighbors.Find(p.outPort, p.hop)
 		}
 		if mtu := w.gen.ports[p.outPort].MTU; len(p.Data)-etherLen > int(mtu) {
-			w.answer(b.Port, p, TooBig, mtu)
-			w.drop(p, TooBig)
-			continue
+			if p.family == inet.V6 || p.Data[etherLen+6]&0x40 != 0 { // DF
+				w.answer(b.Port, p, TooBig, mtu)
+				w.drop(p, TooBig)
+				continue
+			}
+			p.long = true
 		}
 		keep = append(keep, i)
 	}

@@ -28,7 +28,7 @@ func (p *Packet) loops(external inet.Addr, port uint16) bool {
 	switch p.kind {
 	case kindTCP, kindUDP:
 		return port == p.remotePort
-	case kindEchoRequest, kindEchoReply:
+	case kindEchoRequest, kindEchoReply, kindPiece: // the piece's first one has been asked
 		return false
 	}
 	return true
@@ -44,11 +44,11 @@ func (p *Packet) turn() {
 		p.quote.turn(p)
 	}
 	p.local, p.remote = p.remote, sender
-	switch p.kind {
-	case kindEchoRequest, kindEchoReply:
+	switch {
+	case p.kind == kindEchoRequest, p.kind == kindEchoReply, p.kind == kindPiece && (p.proto == protoICMP || p.proto == protoICMPv6):
 		p.localPort = port
 	default:
 		p.localPort, p.remotePort = p.remotePort, port
 	}
-	p.act, p.headerDelta, p.hairpin, p.turned, p.expired = actNone, 0, false, true, false
+	p.act, p.headerDelta, p.hairpin, p.turned, p.expired, p.shared = actNone, 0, false, true, false, false
 }

@@ -59,6 +59,7 @@ func (w *Worker) steer(b *Burst) {
 		}
 		slot := &r.slots[r.next%handoffSlots]
 		slot.Packet, slot.port, slot.inside = *p, uint8(b.Port), b.inside
+		slot.datagram = nil // this worker's
 		r.next++
 		n++
 		given |= 1 << to
@@ -82,21 +83,24 @@ func (w *Worker) Adopt(from int) int {
 	}
 	b := &w.adopted
 	first := &r.slots[tail%handoffSlots]
-	b.Port, b.inside, b.N = int(first.port), first.inside, 0
+	b.Port, b.inside, b.fragments, b.N = int(first.port), first.inside, false, 0
 	for ; tail != head && b.N < MaxBurst; tail++ {
 		slot := &r.slots[tail%handoffSlots]
 		if int(slot.port) != b.Port || slot.inside != b.inside {
 			break
 		}
 		b.Packets[b.N] = slot.Packet
+		b.fragments = b.fragments || slot.fragmented
 		b.index[b.N] = uint8(b.N)
 		b.N++
 	}
 	atomic.StoreUint64(&r.tail, tail)
 	b.live, b.back = b.index[:b.N], b.turned[:0]
 	w.counters.Adopted += uint64(b.N)
+	w.reassemble(b)
 	w.forward(b)
 	w.turnBack(b)
+	w.follow(b)
 	w.flush()
 	return b.N
 }

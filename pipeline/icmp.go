@@ -197,7 +197,7 @@ func (w *Worker) errorOut(p *Packet, in *instanceRecord, tag uint32) Reason {
 	case q.local == p.local:
 		s := w.quotedSession(session.InsideKey(w.gen.vpcs[in.VPC].Slot, q.local, q.remote, q.localPort, q.remotePort, q.proto))
 		if s != nil {
-			p.act, p.newAddr, p.newPort, p.ports = actOut, s.External, s.ExternalPort(), s.Ports
+			p.act, p.newAddr, p.newPort, p.ports, p.shared = actOut, s.External, s.ExternalPort(), s.Ports, s.Flags&session.SNAT != 0
 			p.setDeltas(p.local, s.External, q.localPort, p.newPort)
 			return Pass
 		}
@@ -213,7 +213,7 @@ func (w *Worker) errorOut(p *Packet, in *instanceRecord, tag uint32) Reason {
 		return ICMPUnrelated
 	}
 	c := w.pick(&flowKey{q.proto, in.Addr[p.family], q.remote, q.localPort, q.remotePort}, sel)
-	p.act, p.newAddr, p.newPort, p.ports = actOut, c.Addr, q.localPort, c.Ports
+	p.act, p.newAddr, p.newPort, p.ports, p.shared = actOut, c.Addr, q.localPort, c.Ports, sel.Kind == selectSNAT
 	p.setDeltas(p.local, c.Addr, q.localPort, q.localPort)
 	w.counts.stateless++
 	return Pass

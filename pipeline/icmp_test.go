@@ -151,7 +151,7 @@ func checkErrors(t testing.TB, r *rig, s sample, typ, code byte, size int, exten
 		want      []byte // the packet that it has to be about
 		from, to  netip.Addr
 	}{
-		{1, icmpError{from: router, to: external, quote: left[etherLen:]}, hop(sent), router, private},
+		{1, icmpError{from: router, to: external, quote: left[etherLen:]}, named(hop(sent), left[etherLen:]), router, private},
 		{0, icmpError{from: private, to: remote, quote: came[etherLen:]}, hop(answer), external, remote},
 	} {
 		e.typ, e.code, e.rest = typ, code, 0x0000_0578
@@ -178,7 +178,7 @@ func checkErrors(t testing.TB, r *rig, s sample, typ, code byte, size int, exten
 			t.Fatalf("in  %s\nout %s\n%v", packettext.Format(in), packettext.Format(out), err)
 		}
 		wanted := icmpError{from: e.from, to: e.to, typ: typ, code: code, rest: e.rest, quote: want, behind: e.behind}.frame(e.port)
-		wanted = append(bytes.Clone(out[:etherLen]), hop(wanted)...)
+		wanted = append(bytes.Clone(out[:etherLen]), named(hop(wanted), out[etherLen:])...)
 		if s.sum == sumZero && !bytes.Equal(out, wanted) { // a checksum of 0 may have come back as its other form
 			continue
 		}
@@ -189,6 +189,15 @@ func checkErrors(t testing.TB, r *rig, s sample, typ, code byte, size int, exten
 	if *live != state || r.sessions.Len() != 1 {
 		t.Fatalf("an error about %s changed its session\nfrom %+v\nto   %+v", packettext.Format(sent), state, *live)
 	}
+}
+
+// named gives an IPv4 packet the identification of another: SNAT chooses it, and a quote has what was chosen.
+func named(ip, as []byte) []byte {
+	if ip[0]>>4 == 4 {
+		copy(ip[4:6], as[4:6])
+		header.IPv4(ip).UpdateChecksum()
+	}
+	return ip
 }
 
 func TestErrorsAreAboutWhatWasSent(t *testing.T) {

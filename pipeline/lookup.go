@@ -223,14 +223,14 @@ func (w *Worker) fromInside(s *session.Session, p *Packet) {
 		w.trackTCP(s, p, true)
 	}
 	p.act, p.hairpin = actOut, s.Flags&session.Hairpin != 0
-	p.newAddr, p.newPort, p.ports = s.External, s.ExternalPort(), s.Ports
+	p.newAddr, p.newPort, p.ports, p.shared = s.External, s.ExternalPort(), s.Ports, s.Flags&session.SNAT != 0
 	p.delta, p.headerDelta = s.Delta, s.HeaderDelta
 }
 
 // confirm lets the first packet from inside, but a reset, confirm a session that began outside. Through SNAT it holds the mapping
 // from here on; false: that is gone.
 func (w *Worker) confirm(ref uint32, s *session.Session, p *Packet) bool {
-	if p.tcpFlags&tcpRST != 0 {
+	if p.tcpFlags&tcpRST != 0 || p.kind == kindPiece {
 		return true
 	}
 	mapping := session.None

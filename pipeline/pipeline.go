@@ -7,6 +7,7 @@
 //
 //	classify   is it whole and ours to handle, and where are its headers
 //	steer      to the worker that owns the flow, if that is another one
+//	reassemble bursts with fragments only: those behind the first get its ports, and go on behind it
 //	lookup     the session of every packet of the burst at once; those that have one go on to rewrite
 //	route      longest prefix match; tags the packet with an Internet gateway, or keeps it in the VPC
 //	select     the external address for that tag, and a session; no eligible address, no packet
@@ -71,10 +72,12 @@ type Worker struct {
 
 	held    [maxHeld]heldPacket
 	holding int // how many of held are in use
+	pieces  virtualReassembly
 
-	// Out is what is to be sent, per port; Done what is to be freed. The driver empties both after every call.
-	Out  [MaxPorts]Queue
-	Done []uintptr
+	// Out is what is to be sent, per port; Done what is to be freed. The driver empties both after every call, and fills Spare.
+	Out   [MaxPorts]Queue
+	Done  []uintptr
+	Spare Spare
 }
 
 // WorkerConfig says how a Worker differs from the default.
@@ -111,6 +114,7 @@ func NewWorker(s *State, w int, g *Generation, c WorkerConfig) *Worker {
 		k.macs[i] = macWord(m)
 	}
 	k.counters.Generation = g.Number
+	k.pieces.init(newRandom(c.Seed))
 	return k
 }
 
@@ -138,8 +142,10 @@ func (w *Worker) Process(b *Burst) {
 	w.received(b)
 	w.classify(b)
 	w.steer(b)
+	w.reassemble(b)
 	w.forward(b)
 	w.turnBack(b)
+	w.follow(b)
 	w.flush()
 }
 
@@ -171,6 +177,9 @@ func (w *Worker) received(b *Burst) {
 
 // drop ends a packet's way under a reason.
 func (w *Worker) drop(p *Packet, r Reason) {
+	if p.fragmented {
+		p.condemn(r)
+	}
 	w.dropped[r]++
 	w.Done = append(w.Done, p.Handle)
 }
@@ -187,7 +196,7 @@ func (w *Worker) flush() {
 	c.Punted += w.counts.punted
 	c.Stateless += w.counts.stateless
 	w.counts.punted, w.counts.stateless = 0, 0
-	c.Held = uint64(w.holding)
+	c.Held = uint64(w.holding + w.pieces.waiting())
 	c.Sessions = uint64(w.sessions.Len())
 }
 
@@ -199,12 +208,20 @@ func (w *Worker) Sent(port, n int) {
 	for i := range n {
 		bytes += uint64(len(q.Frames[i]))
 	}
+	extras := 0 // of those sent; a refused one is no packet that was received
+	if q.extras > 0 {
+		extras = q.sentExtras(n)
+	}
 	w.counters.Transmitted[port] += uint64(n)
 	w.counters.TransmittedBytes[port] += bytes
-	w.counters.Forwarded += uint64(n)
+	w.counters.Forwarded += uint64(n - extras)
+	w.counters.Fragmented += uint64(extras)
 	if n < q.N {
-		w.counters.Dropped[TxFull] += uint64(q.N - n)
+		w.counters.Dropped[TxFull] += uint64(q.N - n - (q.extras - extras))
 		w.Done = append(w.Done, q.Handles[n:q.N]...)
+	}
+	if q.extras > 0 {
+		q.extra, q.extras = [len(q.extra)]uint64{}, 0
 	}
 	q.N = 0
 }

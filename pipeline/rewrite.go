@@ -28,6 +28,9 @@ func (w *Worker) rewrite(b *Burst) {
 			hop, hopDelta = 0, 0
 		}
 		if p.family == inet.V4 {
+			if p.shared && !atomic4(ip) {
+				w.identify(p, ip)
+			}
 			sum := p.headerDelta.Add(hopDelta).Apply(binary.BigEndian.Uint16(ip[10:]))
 			binary.BigEndian.PutUint16(ip[10:], sum)
 			ip[8] -= hop
@@ -52,6 +55,7 @@ func (p *Packet) translate(ip []byte) {
 	}
 	t := p.Data[p.transport:]
 	switch p.kind {
+	case kindPiece:
 	case kindTCP:
 		putPort(t, p.newPort, src)
 		putSum(t[16:18], p.delta.Apply(binary.BigEndian.Uint16(t[16:])))

@@ -225,6 +225,9 @@ func checkTranslation(t testing.TB, r *rig, s sample) {
 	} else {
 		back[etherLen+8] += 2
 		copy(back[etherLen+10:], frame[etherLen+10:etherLen+12])
+		if s.shared {
+			copy(back[etherLen+4:], frame[etherLen+4:etherLen+6]) // SNAT chooses the identification
+		}
 	}
 	if covered && isZero(back[sum:]) && isZero(frame[sum:]) {
 		copy(back[sum:], frame[sum:sum+2]) // 0 and 0xffff are one number

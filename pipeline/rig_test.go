@@ -161,8 +161,8 @@ func (r *rig) balanced() {
 	if t.Received != t.Forwarded+t.Punted+t.Dropped+t.Held || t.Transmitted != t.Forwarded+t.Fragmented+t.Originated {
 		r.t.Fatalf("counters do not add up: %+v", t)
 	}
-	if t.Held != uint64(r.holding) || r.counters.Sessions != uint64(r.sessions.Len()) {
-		r.t.Fatalf("counters say %d held, %d sessions; there are %d, %d", t.Held, r.counters.Sessions, r.holding, r.sessions.Len())
+	if t.Held != uint64(r.holding+r.pieces.waiting()) || r.counters.Sessions != uint64(r.sessions.Len()) {
+		r.t.Fatalf("counters say %d held, %d sessions; there are %d, %d", t.Held, r.counters.Sessions, r.holding+r.pieces.waiting(), r.sessions.Len())
 	}
 }
 
@@ -188,12 +188,12 @@ func (r *rig) frameFate(port int, frame []byte) string {
 	return "lost"
 }
 
-// bare is a frame as text without Ethernet addresses and TTL.
+// bare is a frame as text without Ethernet addresses, TTL and identification.
 func bare(frame []byte) string {
 	words := strings.Fields(packettext.Format(frame))[3:]
 	keep := words[:0]
 	for _, w := range words {
-		if !strings.HasPrefix(w, "ttl=") {
+		if !strings.HasPrefix(w, "ttl=") && !strings.HasPrefix(w, "ipid=") {
 			keep = append(keep, w)
 		}
 	}

@@ -31,6 +31,9 @@ func (w *Worker) selectSource(p *Packet, in *instanceRecord, tag uint32) Reason 
 	if p.loops(c.Addr, p.localPort) {
 		return Martian
 	}
+	if p.fragmented && c.Rules&dropFragments != 0 {
+		return Fragment
+	}
 	p.act, p.newAddr, p.newPort, p.ports = actOut, c.Addr, p.localPort, c.Ports
 	p.setDeltas(p.local, c.Addr, p.localPort, p.localPort)
 	// 1:1 never needs state: a session only keeps the address over changes. Without one the function chooses.
@@ -52,7 +55,7 @@ func begins(p *Packet) bool {
 	switch p.kind {
 	case kindTCP:
 		return p.tcpFlags&(tcpFIN|tcpSYN|tcpRST|tcpPSH|tcpACK|tcpURG) == tcpSYN
-	case kindEchoReply, kindError, kindICMP:
+	case kindEchoReply, kindError, kindICMP, kindPiece:
 		return false
 	}
 	return true
@@ -85,10 +88,10 @@ func (w *Worker) pick(f *flowKey, sel *selection) *candidate {
 func (w *Worker) selectSNAT(p *Packet, in *instanceRecord, sel *selection) Reason {
 	space, ok := p.portSpace()
 	switch {
-	case !ok:
-		return SNATProtocol
 	case !begins(p):
 		return NoSession
+	case !ok:
+		return SNATProtocol
 	}
 	if r := w.limited(in); r != Pass {
 		return r
@@ -97,8 +100,11 @@ func (w *Worker) selectSNAT(p *Packet, in *instanceRecord, sel *selection) Reaso
 		return TableFull
 	}
 	c := &w.gen.candidates[sel.Candidates.First]
+	if p.fragmented && c.Rules&dropFragments != 0 {
+		return Fragment
+	}
 	ranges := w.gen.portRanges[c.Ranges.First:c.Ranges.end()]
-	p.act, p.newAddr, p.ports = actOut, c.Addr, c.Ports
+	p.act, p.newAddr, p.ports, p.shared = actOut, c.Addr, c.Ports, true
 	mapping := session.None
 	if c.Rules&overload != 0 {
 		if ok = w.overload(p, in, c.Addr, ranges); !ok {

@@ -5,7 +5,7 @@ package pipeline
 import "weir/pipeline/tsc"
 
 // Stages are the names of what StageCounts counts, in their order. Route is also what packets from outside have in its
-// place; flush is also the turning of hairpins.
+// place; steer is also reassembly, flush the turning of hairpins and the fragments that follow.
 var Stages = [...]string{"received", "classify", "steer", "lookup", "route", "egress", "rewrite", "transmit", "flush"}
 
 // StageCounts adds up, per stage, counts of the time stamp counter. Each burst's has one reading of the counter in it.
@@ -30,9 +30,11 @@ func (w *Worker) ProcessTimed(b *Burst, c *StageCounts) {
 	w.classify(b)
 	c.end(1)
 	w.steer(b)
+	w.reassemble(b)
 	c.end(2)
 	w.forwardTimed(b, c)
 	w.turnBack(b)
+	w.follow(b)
 	w.flush()
 	c.end(8)
 }

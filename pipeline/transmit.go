@@ -18,10 +18,13 @@ func (w *Worker) transmit(b *Burst) {
 			b.back = append(b.back, i)
 			continue
 		}
-		if mac := w.resolved(p.neighbor); mac != 0 {
-			w.queue(p.outPort, mac, p.Handle, p.Data)
-		} else {
+		switch mac := w.resolved(p.neighbor); {
+		case mac == 0:
 			w.hold(p)
+		case !p.long:
+			w.queue(p.outPort, mac, p.Handle, p.Data)
+		case !w.split(p.outPort, mac, p.Handle, p.Data):
+			w.drop(p, TooBig)
 		}
 	}
 }
@@ -88,10 +91,12 @@ func (w *Worker) resolve(port uint8, hop inet.Addr) {
 	}
 }
 
-// Release queues held packets whose neighbor has been resolved since, and drops those that waited too long. The
+// Release queues held packets whose neighbor has been resolved since, and drops those that waited too long, for that or for
+// their first fragment. The
 // driver calls it every turn, and empties the queues after it.
 func (w *Worker) Release() {
-	if w.holding == 0 {
+	w.ageFragments()
+	if w.counters.Held == 0 {
 		return
 	}
 	keep := 0
@@ -99,8 +104,13 @@ func (w *Worker) Release() {
 		h := w.held[i]
 		mac := w.resolved(w.neighbors.Find(h.port, h.hop))
 		switch {
-		case mac != 0 && w.Out[h.port].N < queueSize:
-			w.queue(h.port, mac, h.handle, h.frame)
+		case mac != 0 && w.Out[h.port].N+w.Spare.N < queueSize:
+			if len(h.frame)-etherLen <= int(w.gen.ports[h.port].MTU) {
+				w.queue(h.port, mac, h.handle, h.frame)
+			} else if !w.split(h.port, mac, h.handle, h.frame) {
+				w.dropped[TooBig]++
+				w.Done = append(w.Done, h.handle)
+			}
 		case w.tick-h.since > holdMillis:
 			w.dropped[NeighborUnresolved]++
 			w.Done = append(w.Done, h.handle)
@@ -117,8 +127,11 @@ func (w *Worker) Release() {
 	w.flush()
 }
 
-// Abandon drops all held packets: the worker stops.
+// Abandon drops all held packets, and gives the spare buffers back: the worker stops.
 func (w *Worker) Abandon() {
+	w.abandonFragments()
+	w.Done = append(w.Done, w.Spare.Handles[:w.Spare.N]...)
+	w.Spare.N = 0
 	for i := range w.holding {
 		w.dropped[NeighborUnresolved]++
 		w.Done = append(w.Done, w.held[i].handle)
@@ -190,7 +203,7 @@ func (w *Worker) fromNextHop(port int, p *Packet) bool {
 
 // serve hands what is addressed to weir itself to control: pings. Nothing else has an answer.
 func (w *Worker) serve(port int, p *Packet) {
-	if p.kind != kindEchoRequest || p.Data[p.transport] == header.ICMPv4Timestamp {
+	if p.kind != kindEchoRequest || p.fragmented || p.Data[p.transport] == header.ICMPv4Timestamp {
 		w.drop(p, NoService)
 		return
 	}
@@ -203,7 +216,7 @@ func (w *Worker) answer(port int, p *Packet, r Reason, mtu uint16) {
 	switch r {
 	case TTLExceeded, NoEligible, SNATProtocol, TooBig, LimitInstance, LimitVPC, TableFull, PortsExhausted:
 	case NoSession: // a reset, if it is TCP and configured; never about one (RFC 9293 §3.10.7.1)
-		if w.gen.h.UnknownTCP != uint8(config.UnknownTCPReset) || p.kind != kindTCP || p.tcpFlags&tcpRST != 0 {
+		if w.gen.h.UnknownTCP != uint8(config.UnknownTCPReset) || p.kind != kindTCP || p.fragmented || p.tcpFlags&tcpRST != 0 {
 			return
 		}
 	default:

@@ -19,6 +19,7 @@
 //	    PORT > PACKET        a frame that leaves, in this order
 //	    dropped REASON       the packet is dropped
 //	    punted               the packet goes to control
+//	    held                 the packet waits for the first fragment of its datagram
 //	    sessions N           so many sessions live afterwards; not said, they are not looked at
 //	[+SECONDS] reload FILE   another configuration
 //
@@ -26,7 +27,8 @@
 // step is a millisecond behind the one before it. PACKET is a line of package packettext whose Ethernet addresses may
 // be left out: in a step they are a neighbor's and the port's, in a frame that leaves they are not looked at.
 // {NAME} in a frame that leaves stands for a number that is not known beforehand, such as an SNAT port; from there on
-// it stands for that number. Different names have different numbers.
+// it stands for that number. Different names have different numbers. The identification of an IPv4 frame that leaves is
+// looked at where the line has ipid= or frag=: SNAT chooses it anew.
 package casetest
 
 import (
@@ -66,6 +68,7 @@ type step struct {
 	out      []frame
 	dropped  []string // reasons
 	punted   int
+	held     bool
 	sessions int // -1: not said
 }
 
@@ -175,6 +178,10 @@ func (c *Case) readResult(s *step, text string) error {
 		s.punted++
 		return nil
 	}
+	if text == "held" {
+		s.held = true
+		return nil
+	}
 	if n, ok := strings.CutPrefix(text, "sessions "); ok {
 		_, err := fmt.Sscanf(n, "%d", &s.sessions)
 		return err
@@ -189,7 +196,7 @@ func (c *Case) split(text, sign string) (port int, packet string, err error) {
 	name, packet, _ := strings.Cut(text, sign)
 	port = slices.IndexFunc(c.Config.Ports, func(p config.Port) bool { return p.Name == name })
 	if port < 0 || packet == "" {
-		return 0, "", fmt.Errorf("expected PORT%sPACKET, dropped, punted, sessions or reload", sign)
+		return 0, "", fmt.Errorf("expected PORT%sPACKET, dropped, punted, held, sessions or reload", sign)
 	}
 	return port, packet, nil
 }
