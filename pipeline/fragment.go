@@ -127,8 +127,8 @@ func newFragments() *fragments {
 	return t
 }
 
-// follower is a piece that goes on behind its first one: slot is where it waited, 0 when it came in the same burst.
-type follower struct {
+// followingPiece is a piece that goes on behind its first one: slot is where it waited, 0 when it came in the same burst.
+type followingPiece struct {
 	packet *Packet
 	slot   uint16
 }
@@ -139,7 +139,7 @@ type virtualReassembly struct {
 	secret     uint64
 	multiplier uint64 // odd
 	call       uint32 // counts calls of reassemble
-	followers  []follower
+	followers  []followingPiece
 	complete   []*datagram // in this call
 	behind     Burst       // of followers
 	ids        [idCounters]uint16
@@ -148,7 +148,7 @@ type virtualReassembly struct {
 func (v *virtualReassembly) init(r *rand.ChaCha8) {
 	v.sides = [2]*fragments{newFragments(), newFragments()}
 	v.secret, v.multiplier = r.Uint64(), r.Uint64()|1
-	v.followers = make([]follower, 0, MaxBurst+maxWaiting)
+	v.followers = make([]followingPiece, 0, MaxBurst+maxWaiting)
 	v.complete = make([]*datagram, 0, MaxBurst)
 	for i := range v.ids {
 		v.ids[i] = uint16(r.Uint64())
@@ -261,7 +261,7 @@ func (w *Worker) reassembleOne(b *Burst, p *Packet) Reason {
 	case d.verdict != Pass:
 		return d.verdict
 	case d.began && d.first == w.pieces.call: // whose verdict is not known yet
-		w.pieces.followers = append(w.pieces.followers, follower{packet: p})
+		w.pieces.followers = append(w.pieces.followers, followingPiece{packet: p})
 		return waits
 	}
 	return Pass
@@ -531,7 +531,7 @@ func (w *Worker) release(t *fragments, i uint16) bool {
 	for slot := d.head; slot != 0; slot = t.held[slot].next {
 		p := &t.held[slot].packet
 		p.proto, p.localPort, p.remotePort = d.proto, d.localPort, d.remotePort
-		w.pieces.followers = append(w.pieces.followers, follower{p, slot})
+		w.pieces.followers = append(w.pieces.followers, followingPiece{p, slot})
 	}
 	t.owners[d.owner].waiting -= uint16(d.numWaiting)
 	d.head, d.tail, d.numWaiting = 0, 0, 0
