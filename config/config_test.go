@@ -11,12 +11,14 @@ import (
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 )
 
 // A testCase is a configuration of one or more files. What is expected stands beside the line it is about:
@@ -149,6 +151,11 @@ func TestBadText(t *testing.T) {
 		{"version as text", "version: \"1\"\n", "f.yaml:1: version: \"1\" is not a version that this program reads; expected 1"},
 		{"version as list", "version: [1]\n", "f.yaml:1: version: a list is not a version that this program reads; expected 1"},
 		{"version octal", "version: 0o1\n", "f.yaml:1: version: \"0o1\" is not a version that this program reads; expected 1"},
+		{"bomb", "version: 1\nports: &a [x,x,x,x,x,x,x,x,x]\npools: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\ngateways: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\nvpcs: *c\n",
+			"f.yaml:2: ports: the anchor &a is not accepted; expected the value alone\n" +
+				"f.yaml:3: pools: the anchor &b is not accepted; expected the value alone\n" +
+				"f.yaml:4: gateways: the anchor &c is not accepted; expected the value alone\n" +
+				"f.yaml:5: vpcs: the alias *c is not accepted; expected the value itself"},
 		{"two documents", "version: 1\n---\nversion: 1\n", "f.yaml:2: a second document begins; expected one YAML document"},
 		{"NUL", "version: 1\nports: []\x00\n", "f.yaml:2: byte 0x00 is no text; expected UTF-8"},
 		{"binary", "\x7fELF\x02\x01\x01\x00", "f.yaml:1: byte 0x00 is no text; expected UTF-8"},
@@ -443,7 +450,65 @@ func TestLoad(t *testing.T) {
 
 	write("c.yaml", "version: 1\n#"+strings.Repeat("x", MaxFileSize))
 	fails(dir, "c.yaml: cannot be read: it is larger than 16 MiB")
+
+	// Refused unread: by its size, without memory for it.
+	if err := os.Truncate(filepath.Join(dir, "c.yaml"), 100<<20); err != nil {
+		t.Fatal(err)
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	fails(filepath.Join(dir, "c.yaml"), "c.yaml: cannot be read: it is larger than 16 MiB")
+	runtime.ReadMemStats(&after)
+	if n := after.TotalAlloc - before.TotalAlloc; n > 1<<20 {
+		t.Errorf("a file of 100 MiB takes %d bytes to refuse", n)
+	}
+
+	// Files that are small enough each, and too much together.
+	if err := os.Remove(filepath.Join(dir, "c.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	for i := range MaxSize/MaxFileSize + 1 {
+		name := fmt.Sprintf("d%02d.yaml", i)
+		write(name, "")
+		if err := os.Truncate(filepath.Join(dir, name), MaxFileSize); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fails(dir, "cannot be read: its files are larger than 256 MiB together")
 	fails("/dev/zero", "/dev/zero: cannot be read: it is no regular file")
+}
+
+// A file that weir's user may not read, and a directory that he may not list, say so.
+func TestLoadWithoutPermission(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "weir.yaml")
+	if err := os.WriteFile(path, []byte("version: 1\n"), 0o000); err != nil {
+		t.Fatal(err)
+	}
+	const root, nobody = 0, 65534
+	for parent := dir; os.Geteuid() == root && parent != filepath.Clean(os.TempDir()); parent = filepath.Dir(parent) {
+		if err := os.Chmod(parent, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	denied := func(path string) {
+		t.Helper()
+		runtime.LockOSThread() // whose rights over files are nobody's meanwhile
+		defer runtime.UnlockOSThread()
+		if os.Geteuid() == root {
+			unix.SetfsuidRetUid(nobody)
+			defer unix.SetfsuidRetUid(root)
+		}
+		if _, _, err := Load(path); err == nil || err.Error() != path+": cannot be read: permission denied" {
+			t.Errorf("%v, expected that permission is denied", err)
+		}
+	}
+	denied(path)
+	if err := os.Chmod(dir, 0); err != nil {
+		t.Fatal(err)
+	}
+	denied(path)
+	denied(dir)
 }
 
 func TestRangeString(t *testing.T) {

@@ -121,7 +121,8 @@ func (c *checker) checkExternal() {
 	x := &c.external
 	x.attached.sort()
 	for a, b := range x.attached.overlaps() {
-		c.faults.add(b.spot, "%v overlaps %v of %s; expected attached prefixes apart", b.Range, a.Range, c.holder(x.owners[a.index]))
+		c.faults.add(b.spot, "%v of %s overlaps %v of %s; expected attached prefixes apart",
+			b.Range, c.instance(x.owners[b.index]), a.Range, c.holder(x.owners[a.index]))
 	}
 	byAddress := func(a, b claim) int { return a.address.Compare(b.address) }
 	slices.SortStableFunc(x.whole, byAddress)
@@ -132,13 +133,13 @@ func (c *checker) checkExternal() {
 		c.notOwn(h)
 		c.notAttached(h)
 		if i > 0 && x.whole[i-1].address == h.address {
-			c.faults.add(h.spot, "%v is held already by %s; expected each address once", h.address, c.holder(x.whole[i-1]))
+			c.faults.add(h.spot, "%v of %s is held already by %s; expected each address once", h.address, c.instance(h), c.holder(x.whole[i-1]))
 		}
 	}
 	c.checkShared()
-	for address, s := range c.own {
+	for address, o := range c.own {
 		if r, in := x.attached.find(address); in {
-			c.faults.add(r.spot, "%v holds %v, which is our port's or its next hop's (%v); expected a prefix without it", r.Range, address, s)
+			c.faults.add(r.spot, "%v of %s holds %v of %v; expected a prefix without it", r.Range, c.instance(x.owners[r.index]), address, o)
 		}
 	}
 }
@@ -154,12 +155,12 @@ func (c *checker) checkShared() {
 			c.notAttached(h)
 		}
 		if n, whole := slices.BinarySearchFunc(x.whole, h, func(a, b claim) int { return a.address.Compare(b.address) }); whole {
-			c.faults.add(h.spot, "%v is a floating or ephemeral address of %s; expected an address that nobody has for himself",
-				h.address, c.holder(x.whole[n]))
+			c.faults.add(h.spot, "%v, where %s has ports, is a floating or ephemeral address of %s; expected an address that nobody has for himself",
+				h.address, c.instance(h), c.holder(x.whole[n]))
 		}
 		if before := x.shared[reach]; reach != i && h.ports.first <= before.ports.last {
-			c.faults.add(h.spot, "ports %d-%d of %v overlap %d-%d of %s; expected ranges apart", h.ports.first, h.ports.last,
-				h.address, before.ports.first, before.ports.last, c.holder(before))
+			c.faults.add(h.spot, "ports %d-%d of %v of %s overlap %d-%d of %s; expected ranges apart", h.ports.first, h.ports.last,
+				h.address, c.instance(h), before.ports.first, before.ports.last, c.holder(before))
 		}
 		if h.ports.last > x.shared[reach].ports.last {
 			reach = i
@@ -169,20 +170,23 @@ func (c *checker) checkShared() {
 
 // notOwn reports an external address that is our port's own or its next hop's.
 func (c *checker) notOwn(h claim) {
-	if s := c.own[h.address]; s != nil {
-		c.faults.add(h.spot, "%v is our port's or its next hop's, at %v; expected another address", h.address, s)
+	if o := c.own[h.address]; o.spot != nil {
+		c.faults.add(h.spot, "%v of %s is that of %v; expected another address", h.address, c.instance(h), o)
 	}
 }
 
 // notAttached reports an external address within an attached prefix.
 func (c *checker) notAttached(h claim) {
 	if r, in := c.external.attached.find(h.address); in {
-		c.faults.add(h.spot, "%v lies in %v, attached to %s; expected an address outside it", h.address, r.Range,
+		c.faults.add(h.spot, "%v of %s lies in %v, attached to %s; expected an address outside it", h.address, c.instance(h), r.Range,
 			c.holder(c.external.owners[r.index]))
 	}
 }
 
-// holder names the instance that has a claim, and where that is written.
-func (c *checker) holder(h claim) string {
-	return fmt.Sprintf("instance %q of VPC %q at %v", h.instance.name.value, c.config.VPCs[h.vpc].Name, h.spot)
+// instance names the instance that has a claim.
+func (c *checker) instance(h claim) string {
+	return fmt.Sprintf("instance %q of VPC %q", h.instance.name.value, c.config.VPCs[h.vpc].Name)
 }
+
+// holder names the instance that has a claim, and where that is written.
+func (c *checker) holder(h claim) string { return fmt.Sprintf("%s at %v", c.instance(h), h.spot) }

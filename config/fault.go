@@ -100,3 +100,12 @@ func (s *spot) path() string {
 
 // String returns file:line.
 func (s *spot) String() string { return fmt.Sprintf("%s:%d", s.file, s.line) }
+
+// owner is what a value belongs to, as messages name it. The zero owner is nobody.
+type owner struct {
+	what, name string // such as instance, web-1
+	spot       *spot  // of the value
+}
+
+// String returns the owner and the place of its value.
+func (o owner) String() string { return fmt.Sprintf("%s %q at %v", o.what, o.name, o.spot) }

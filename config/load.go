@@ -13,8 +13,11 @@ import (
 	"strings"
 )
 
-// MaxFileSize is the size, in bytes, beyond which a file is refused unread.
-const MaxFileSize = 16 << 20
+// MaxFileSize is the size, in bytes, beyond which a file is refused unread, and MaxSize that of all files together.
+const (
+	MaxFileSize = 16 << 20
+	MaxSize     = 256 << 20
+)
 
 // File is one file of a configuration.
 type File struct {
@@ -71,11 +74,15 @@ func ReadFiles(path string) ([]File, error) {
 	}
 	var files []File
 	var faults Faults
+	size := 0
 	for _, name := range names {
 		data, err := readFile(name)
 		if err != nil {
 			faults = append(faults, unreadable(name, err))
 			continue
+		}
+		if size += len(data); size > MaxSize {
+			return nil, Faults{{File: path, Message: fmt.Sprintf("cannot be read: its files are larger than %d MiB together", MaxSize>>20)}}
 		}
 		files = append(files, File{name, data})
 	}
@@ -113,13 +120,16 @@ func readFile(name string) ([]byte, error) {
 	if !info.Mode().IsRegular() {
 		return nil, errors.New("it is no regular file; expected a YAML file")
 	}
+	if info.Size() > MaxFileSize {
+		return nil, tooLarge
+	}
 	f, err := os.Open(name)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
 	var b bytes.Buffer
-	b.Grow(int(min(info.Size(), MaxFileSize)) + bytes.MinRead)
+	b.Grow(int(info.Size()) + bytes.MinRead)
 	if _, err := io.Copy(&b, io.LimitReader(f, MaxFileSize+1)); err != nil {
 		return nil, err
 	}

@@ -29,7 +29,7 @@ type checker struct {
 
 	ranges      spans                // of all pools; index: the pool
 	poolsBroken bool                 // some range is not known
-	own         map[netip.Addr]*spot // addresses of our ports and their next hops
+	own         map[netip.Addr]owner // addresses of our ports and their next hops
 	external    claims
 }
 
@@ -79,30 +79,30 @@ func (c *checker) checkPorts() {
 		c.faults.add(c.doc.ports[MaxPorts].spot, "there are %d ports; expected at most %d", n, MaxPorts)
 	}
 	c.ports = sortNamed(c, c.doc.ports, "port", func(p *portText) at[string] { return p.name })
-	c.own = map[netip.Addr]*spot{}
-	devices := map[string]*spot{}
+	c.own = map[netip.Addr]owner{}
+	devices := map[string]owner{}
 	for i := range c.doc.ports {
 		p := &c.doc.ports[i]
 		if name := deviceName(p.device.value); p.device.ok {
-			if s := devices[name]; s != nil {
-				c.faults.add(p.device.spot, "device %s is the port's at %v already; expected another device", name, s)
+			if o := devices[name]; o.spot != nil {
+				c.faults.add(p.device.spot, "device %s of port %q is that of %v; expected another device", name, p.name.value, o)
 			} else {
-				devices[name] = p.device.spot
+				devices[name] = owner{"port", p.name.value, p.device.spot}
 			}
 		}
 		c.config.Ports = append(c.config.Ports, c.port(p))
 	}
 	for i := range c.doc.ports {
 		for _, hop := range c.doc.ports[i].nextHops {
-			if s := c.own[hop.address.value]; hop.address.ok && s != nil {
-				c.faults.add(hop.address.spot, "%v is an address of our own, at %v; expected a router's", hop.address.value, s)
+			if o := c.own[hop.address.value]; hop.address.ok && o.spot != nil {
+				c.faults.add(hop.address.spot, "next hop %v is our own address, of %v; expected a router's", hop.address.value, o)
 			}
 		}
 	}
 	for i := range c.doc.ports {
 		for _, hop := range c.doc.ports[i].nextHops {
-			if hop.address.ok && c.own[hop.address.value] == nil {
-				c.own[hop.address.value] = hop.address.spot
+			if hop.address.ok && c.own[hop.address.value].spot == nil {
+				c.own[hop.address.value] = owner{"a next hop of port", c.doc.ports[i].name.value, hop.address.spot}
 			}
 		}
 	}
@@ -126,11 +126,11 @@ func (c *checker) port(p *portText) Port {
 		if !a.ok {
 			continue
 		}
-		if s := c.own[a.value.Addr()]; s != nil {
-			c.faults.add(a.spot, "%v is a port's at %v already; expected another address", a.value.Addr(), s)
+		if o := c.own[a.value.Addr()]; o.spot != nil {
+			c.faults.add(a.spot, "%v of port %q is that of %v; expected another address", a.value.Addr(), port.Name, o)
 			continue
 		}
-		c.own[a.value.Addr()] = a.spot
+		c.own[a.value.Addr()] = owner{"port", port.Name, a.spot}
 		if a.value.Addr().Is6() {
 			c.wide6(p, a.spot)
 		}
@@ -259,12 +259,12 @@ func (c *checker) resolve(names []at[string], index map[string]int, what, expect
 
 func (c *checker) checkGateways() {
 	list := c.doc.gateways
-	first := map[ID]*spot{}
+	first := map[ID]owner{}
 	for _, g := range list {
-		if s := first[g.id.value]; g.id.ok && s != nil {
-			c.faults.add(g.id.spot, "ID %v stands already at %v; expected another one", g.id.value, s)
+		if o := first[g.id.value]; g.id.ok && o.spot != nil {
+			c.faults.add(g.id.spot, "ID %v of gateway %q is that of %v; expected another one", g.id.value, g.name.value, o)
 		} else if g.id.ok {
-			first[g.id.value] = g.id.spot
+			first[g.id.value] = owner{"gateway", g.name.value, g.id.spot}
 		}
 	}
 	names := map[gatewayKey]*spot{}

@@ -38,15 +38,15 @@ type vpcChecker struct {
 	vpc     VPC
 	subnets spans                // index: into text.subnets
 	broken  bool                 // some subnet is not known
-	taken   map[netip.Addr]*spot // addresses in the VPC
-	transit map[netip.Prefix]*spot
+	taken   map[netip.Addr]owner // addresses in the VPC
+	transit map[netip.Prefix]owner
 }
 
 func (c *checker) checkVPCs() {
-	attached := map[int]*spot{} // by port
+	attached := map[int]owner{} // by port
 	for i := range c.doc.vpcs {
 		t := &c.doc.vpcs[i]
-		v := vpcChecker{checker: c, index: i, text: t, taken: map[netip.Addr]*spot{}, transit: map[netip.Prefix]*spot{}}
+		v := vpcChecker{checker: c, index: i, text: t, taken: map[netip.Addr]owner{}, transit: map[netip.Prefix]owner{}}
 		v.vpc.Name = t.name.value
 		v.vpc.PerVPC = t.limits.perVPC.or(c.config.Sessions.PerVPC)
 		v.checkSubnets()
@@ -79,7 +79,7 @@ func (v *vpcChecker) checkSubnets() {
 }
 
 // attach checks one attachment; attached has the inside ports that have one.
-func (v *vpcChecker) attach(t *attachmentText, attached map[int]*spot) {
+func (v *vpcChecker) attach(t *attachmentText, attached map[int]owner) {
 	if !t.port.ok {
 		return
 	}
@@ -88,18 +88,18 @@ func (v *vpcChecker) attach(t *attachmentText, attached map[int]*spot) {
 		v.faults.add(t.port.spot, "%q is no inside port; expected the name of one under ports", t.port.value)
 		return
 	}
-	if s := attached[port]; s != nil {
-		v.faults.add(t.port.spot, "inside port %q is attached already at %v: two attachments on one port are not supported yet; "+
-			"accepted today: one for each inside port", t.port.value, s)
+	if o := attached[port]; o.spot != nil {
+		v.faults.add(t.port.spot, "inside port %q of VPC %q is attached already to %v: two attachments on one port are not supported yet; "+
+			"accepted today: one for each inside port", t.port.value, v.vpc.Name, o)
 	} else {
-		attached[port] = t.port.spot
+		attached[port] = owner{"VPC", v.vpc.Name, t.port.spot}
 	}
 	a := Attachment{Port: port}
 	for _, own := range t.addresses {
 		if !own.ok {
 			continue
 		}
-		v.take(at[netip.Addr]{own.value.Addr(), own.spot, true})
+		v.take(own.value.Addr(), owner{"the attachment to port", t.port.value, own.spot})
 		if own.value.Addr().Is6() {
 			v.wide6(&v.doc.ports[port], own.spot)
 		}
@@ -107,20 +107,20 @@ func (v *vpcChecker) attach(t *attachmentText, attached map[int]*spot) {
 	}
 	a.NextHops = v.nextHops(t.nextHops, t.addresses, "the attachment's")
 	for _, hop := range t.nextHops {
-		if s := v.taken[hop.address.value]; hop.address.ok && s != nil {
-			v.faults.add(hop.address.spot, "%v is an address of our own, at %v; expected a router's", hop.address.value, s)
+		if o := v.taken[hop.address.value]; hop.address.ok && o.spot != nil {
+			v.faults.add(hop.address.spot, "next hop %v is our own address, of %v; expected a router's", hop.address.value, o)
 		}
 	}
 	v.vpc.Attach = append(v.vpc.Attach, a)
 }
 
 // take notes an address of the VPC as somebody's.
-func (v *vpcChecker) take(a at[netip.Addr]) {
-	if s := v.taken[a.value]; s != nil {
-		v.faults.add(a.spot, "%v is taken already at %v; expected each address of a VPC once", a.value, s)
+func (v *vpcChecker) take(a netip.Addr, by owner) {
+	if o := v.taken[a]; o.spot != nil {
+		v.faults.add(by.spot, "%v of %s %q is taken already by %v; expected each address of a VPC once", a, by.what, by.name, o)
 		return
 	}
-	v.taken[a.value] = a.spot
+	v.taken[a] = by
 }
 
 func (v *vpcChecker) inSubnet(a at[netip.Addr]) {
@@ -195,8 +195,8 @@ func (v *vpcChecker) route(t *routeText) Route {
 	if t.address.ok {
 		v.sameFamily(t, t.address.spot, "target", t.address.value)
 		v.inSubnet(t.address)
-		if s := v.taken[t.address.value]; s != nil {
-			v.faults.add(t.address.spot, "%v is an address of our own, at %v; expected an instance's", t.address.value, s)
+		if o := v.taken[t.address.value]; o.spot != nil {
+			v.faults.add(t.address.spot, "target %v is our own address, of %v; expected an instance's", t.address.value, o)
 		}
 	}
 	if t.subnet.ok {
@@ -265,7 +265,7 @@ func (v *vpcChecker) instance(t *instanceText) Instance {
 	i := Instance{Name: t.name.value, MAC: t.mac.value}
 	i.PerInstance = t.limits.perInstance.or(v.text.limits.perInstance.or(v.config.Sessions.PerInstance))
 	v.addresses(t, &i)
-	i.Transit = v.checkTransit(t.transit)
+	i.Transit = v.checkTransit(t)
 	v.claim(t, &i)
 	return i
 }
@@ -289,14 +289,14 @@ func (v *vpcChecker) addresses(t *instanceText, i *Instance) {
 		}
 		*mine = a.value
 		v.inSubnet(a)
-		v.take(a)
+		v.take(a.value, owner{"instance", i.Name, a.spot})
 	}
 }
 
 // checkTransit reads the further sources of an instance: two instances with the same would share its packets by chance.
-func (v *vpcChecker) checkTransit(list []at[netip.Prefix]) []netip.Prefix {
+func (v *vpcChecker) checkTransit(t *instanceText) []netip.Prefix {
 	var all []netip.Prefix
-	for _, p := range list {
+	for _, p := range t.transit {
 		if !p.ok {
 			continue
 		}
@@ -304,11 +304,12 @@ func (v *vpcChecker) checkTransit(list []at[netip.Prefix]) []netip.Prefix {
 			v.faults.add(p.spot, "%v stands twice; expected each prefix once", p.value)
 			continue
 		}
-		if other := v.transit[p.value]; other != nil {
-			v.faults.add(p.spot, "%v is a transit prefix already at %v; expected each prefix with one instance of the VPC", p.value, other)
+		if o := v.transit[p.value]; o.spot != nil {
+			v.faults.add(p.spot, "transit prefix %v of instance %q is one of %v; expected each prefix with one instance of the VPC",
+				p.value, t.name.value, o)
 			continue
 		}
-		v.transit[p.value] = p.spot
+		v.transit[p.value] = owner{"instance", t.name.value, p.spot}
 		all = append(all, p.value)
 	}
 	slices.SortFunc(all, comparePrefix)

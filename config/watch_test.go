@@ -230,6 +230,54 @@ func TestWatchPoll(t *testing.T) {
 		rename(t, path+".new", path)
 		w.becomes(fmt.Sprint(i))
 	}
+
+	// A file of the same size and time, written in place, is another one all the same; and so is one from the future.
+	before, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, when := range []time.Time{before.ModTime(), before.ModTime(), time.Now().Add(24 * 365 * time.Hour), time.Unix(0, 0)} {
+		write(t, path, fmt.Sprint(4+i))
+		if err := os.Chtimes(path, when, when); err != nil {
+			t.Fatal(err)
+		}
+		w.becomes(fmt.Sprint(4 + i))
+	}
+}
+
+// When the kernel has lost notifications, it says so, and what they were about is looked for.
+func TestWatchOverflow(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "weir.yaml")
+	write(t, path, "0")
+	w := &watched{t, path, make(chan string, 1000)}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	started := make(chan struct{})
+	overflowing := &fsnotify.Watcher{Errors: make(chan error)}
+	go func() {
+		defer close(done)
+		watcher{path, time.Millisecond, time.Hour, func() { w.seen <- contents(path) }}.
+			loop(ctx, overflowing, func() {}, func() { close(started) })
+	}()
+	defer func() { cancel(); <-done }()
+	<-started
+	for i := 1; i < 4; i++ {
+		write(t, path, fmt.Sprint(i))
+		overflowing.Errors <- fsnotify.ErrEventOverflow
+		w.becomes(fmt.Sprint(i))
+	}
+}
+
+// A storm of writes leads to what it ends with.
+func TestWatchStorm(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "weir.yaml")
+	write(t, path, "0")
+	w := watch(t, path, time.Hour)
+	for i := range 2000 {
+		write(t, path, fmt.Sprint(i))
+	}
+	write(t, path, "last")
+	w.becomes("last")
 }
 
 // What is written anew without a difference is no change.
