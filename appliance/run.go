@@ -127,7 +127,7 @@ func run(ctx context.Context, path, socket string, attach bool) error {
 	census := time.NewTicker(censusInterval)
 	defer census.Stop()
 	var counting atomic.Bool
-	for {
+	for ctx.Err() == nil { // whatever else there is to do: the end comes first
 		if c.plane.dead() {
 			if err := c.restart(ctx); err != nil {
 				return err
@@ -137,8 +137,6 @@ func run(ctx context.Context, path, socket string, attach bool) error {
 		case ask := <-c.compare:
 			ask <- comparison{c.cfg, c.compiler.Clone()}
 		case <-ctx.Done():
-			c.log.Info("stopping")
-			return nil
 		case <-tick.C:
 			c.respond.Poll(monotonic())
 		case <-census.C:
@@ -161,6 +159,8 @@ func run(ctx context.Context, path, socket string, attach bool) error {
 			c.reload()
 		}
 	}
+	c.log.Info("stopping")
+	return nil
 }
 
 // watch calls changed for every change of the configuration on disk from its own return on.
