@@ -20,12 +20,18 @@ import (
 
 // preview is what would become of a running gateway under another configuration.
 type preview struct {
-	Changes     []string       `json:"changes"`
+	Changes     []change       `json:"changes"`
 	RestartOnly []string       `json:"restart_only"`
 	Sessions    pipeline.Fate  `json:"sessions"`
 	Affected    []affected     `json:"affected"` // instances whose sessions do not all stay
 	Faults      []config.Fault `json:"faults"`
 	known       bool           // the sessions were looked at
+}
+
+// change is one difference, and what becomes of the sessions that it concerns: nil where they were not looked at.
+type change struct {
+	What     string         `json:"what"`
+	Sessions *pipeline.Fate `json:"sessions,omitempty"`
 }
 
 type affected struct {
@@ -54,7 +60,7 @@ func (c *control) previewHandler(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "the body is no JSON array of files: "+err.Error(), http.StatusBadRequest)
 		return
 	}
-	p := preview{Changes: []string{}, RestartOnly: []string{}, Affected: []affected{}, Faults: []config.Fault{}}
+	p := preview{Changes: []change{}, RestartOnly: []string{}, Affected: []affected{}, Faults: []config.Fault{}}
 	cfg, _, err := config.Parse(files)
 	if faults, ok := err.(config.Faults); ok {
 		p.Faults = faults
@@ -76,17 +82,29 @@ func (c *control) previewHandler(w http.ResponseWriter, r *http.Request) {
 
 // compare fills in what differs, and what the live sessions would see of it.
 func (p *preview) compare(live comparison, cfg *config.Config, state *pipeline.State) error {
-	p.Changes = append(p.Changes, config.Diff(live.cfg, cfg)...)
+	changes := config.Changes(live.cfg, cfg)
 	p.RestartOnly = append(p.RestartOnly, config.RestartOnly(live.cfg, cfg)...)
+	for _, c := range changes {
+		p.Changes = append(p.Changes, change{What: c.Text})
+	}
 	if len(p.RestartOnly) > 0 && !keepRestartOnly(cfg, live.cfg) {
 		return nil // a restart: no session stays
 	}
-	g, err := live.compiler.Preview(cfg)
+	before, err := live.compiler.Preview(live.cfg)
 	if err != nil {
 		return err
 	}
-	defer g.Close()
-	fates := state.Fates(live.compiler, g)
+	defer before.Close()
+	after, err := live.compiler.Preview(cfg)
+	if err != nil {
+		return err
+	}
+	defer after.Close()
+	tally := pipeline.NewTally(live.cfg, cfg, before, after, changes)
+	fates := state.Fates(live.compiler, after, tally)
+	for i := range p.Changes {
+		p.Changes[i].Sessions = &tally.Fates[i]
+	}
 	for _, name := range slices.Sorted(maps.Keys(fates)) {
 		f := fates[name]
 		p.Sessions.Keep += f.Keep
@@ -107,7 +125,11 @@ func against(path, target string, cfg *config.Config) (*preview, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", target, err)
 		}
-		return &preview{Changes: config.Diff(old, cfg), RestartOnly: config.RestartOnly(old, cfg)}, nil
+		p := &preview{RestartOnly: config.RestartOnly(old, cfg)}
+		for _, line := range config.Diff(old, cfg) {
+			p.Changes = append(p.Changes, change{What: line})
+		}
+		return p, nil
 	}
 	files, err := config.ReadFiles(path)
 	if err != nil {
@@ -147,8 +169,15 @@ func (p *preview) print(out io.Writer) {
 	if len(p.Changes) == 0 {
 		fmt.Fprintln(out, "no change of meaning: nothing would happen")
 	}
-	for _, line := range p.Changes {
-		fmt.Fprintf(out, "change: %s\n", line)
+	for _, c := range p.Changes {
+		switch f := c.Sessions; {
+		case f == nil:
+			fmt.Fprintf(out, "change: %s\n", c.What)
+		case *f == pipeline.Fate{}:
+			fmt.Fprintf(out, "change: %s: concerns no session\n", c.What)
+		default:
+			fmt.Fprintf(out, "change: %s: of its sessions %d stay, %d drain, %d end\n", c.What, f.Keep, f.Drain, f.End)
+		}
 	}
 	for _, key := range p.RestartOnly {
 		fmt.Fprintf(out, "restart needed: %s\n", key)

@@ -3,153 +3,256 @@
 package config
 
 import (
+	"bytes"
+	"cmp"
 	"fmt"
 	"reflect"
 	"slices"
 )
 
 // Equal reports whether a and b mean the same, so that going from one to the other changes nothing.
-func Equal(a, b *Config) bool {
-	return reflect.DeepEqual(a, b) // Load makes texts of one meaning deeply equal
+func Equal(a, b *Config) bool { return len(Changes(a, b)) == 0 }
+
+// Diff says in words what differs: the text of each of Changes.
+func Diff(old, new *Config) []string {
+	var lines []string
+	for _, c := range Changes(old, new) {
+		lines = append(lines, c.Text)
+	}
+	return lines
 }
 
-// Diff says in words what differs: a line for each object added, removed or changed, in the order of the file's
-// keys. Empty exactly when Equal.
-func Diff(old, new *Config) []string {
-	var d diff
-	d.section("api", old.API, new.API)
-	d.section("log", old.Log, new.Log)
-	d.section("dataplane", old.Dataplane, new.Dataplane)
-	d.section("sessions", old.Sessions, new.Sessions)
-	d.section("reload", old.Reload, new.Reload)
-	compare(&d, old.Ports, new.Ports,
-		func(p *Port) string { return fmt.Sprintf("port %q", p.Name) }, same[Port])
-	compare(&d, old.Pools, new.Pools,
-		func(p *Pool) string { return fmt.Sprintf("pool %q", p.Name) },
-		func(a, b *Pool) bool { return old.pool(a) == new.pool(b) })
-	compare(&d, old.Gateways, new.Gateways,
-		func(g *Gateway) string { return fmt.Sprintf("gateway %v", g.ID) },
-		func(a, b *Gateway) bool { return old.gateway(a) == new.gateway(b) })
-	newVPCs := byKey(new.VPCs, func(v *VPC) string { return v.Name })
-	compare(&d, old.VPCs, new.VPCs,
-		func(v *VPC) string { return fmt.Sprintf("vpc %q", v.Name) },
-		func(a, b *VPC) bool { return old.network(a) == new.network(b) })
-	for i := range old.VPCs {
-		a := &old.VPCs[i]
-		b := newVPCs[a.Name]
-		if b == nil {
-			continue // its routes and instances went with it
+// Kind is the kind of object that a Change is about.
+type Kind uint8
+
+const (
+	KindSection Kind = iota // api, log, dataplane, reload: nothing that a session feels
+	KindSessions
+	KindPort
+	KindPool
+	KindGateway
+	KindVPC
+	KindRoute
+	KindInstance
+)
+
+// Change is one difference between two Configs: an object added, removed or changed.
+type Change struct {
+	Text     string // such as: instance "web-1" of vpc "blue" changed
+	Kind     Kind
+	Old, New Place // where the object is; None where it is not
+}
+
+// Place is where an object is in a Config: Index in the list of its kind, for routes and instances in that of the VPC.
+type Place struct{ VPC, Index int }
+
+// None is no place.
+var None = Place{-1, -1}
+
+// Changes returns what differs, in the order of the file's keys. Empty exactly when Equal. It takes time only for VPCs whose
+// lists the two Configs do not share.
+func Changes(old, new *Config) []Change {
+	d := diff{old: old, new: new}
+	d.section("api", KindSection, old.API, new.API)
+	d.section("log", KindSection, old.Log, new.Log)
+	d.section("dataplane", KindSection, old.Dataplane, new.Dataplane)
+	d.section("sessions", KindSessions, old.Sessions, new.Sessions)
+	d.section("reload", KindSection, old.Reload, new.Reload)
+	compare(&d, comparison[Port]{KindPort, old.Ports, new.Ports, 0, 0, comparePorts, namePort, same[Port]})
+	compare(&d, comparison[Pool]{KindPool, old.Pools, new.Pools, 0, 0,
+		func(a, b *Pool) int { return cmp.Compare(a.Name, b.Name) },
+		func(p *Pool) string { return fmt.Sprintf("pool %q", p.Name) }, d.samePool})
+	compare(&d, comparison[Gateway]{KindGateway, old.Gateways, new.Gateways, 0, 0,
+		func(a, b *Gateway) int { return bytes.Compare(a.ID[:], b.ID[:]) },
+		func(g *Gateway) string { return fmt.Sprintf("gateway %v", g.ID) }, d.sameGateway})
+	d.stablePorts = slices.EqualFunc(old.Ports, new.Ports, func(a, b Port) bool { return a.Name == b.Name })
+	d.stableGateways = slices.EqualFunc(old.Gateways, new.Gateways, func(a, b Gateway) bool { return a.ID == b.ID })
+	compareVPCs := func(a, b *VPC) int { return cmp.Compare(a.Name, b.Name) }
+	compare(&d, comparison[VPC]{KindVPC, old.VPCs, new.VPCs, 0, 0, compareVPCs,
+		func(v *VPC) string { return fmt.Sprintf("vpc %q", v.Name) }, d.sameNetwork})
+	// The routes and instances of a VPC that came or went did so with it.
+	merge(old.VPCs, new.VPCs, compareVPCs, func(i, j int) {
+		if i < 0 || j < 0 {
+			return
 		}
-		of := fmt.Sprintf(" of vpc %q", a.Name)
-		compare(&d, a.Routes, b.Routes,
-			func(r *Route) string { return r.name() + of },
-			func(a, b *Route) bool { return old.target(a) == new.target(b) })
-		compare(&d, a.Instances, b.Instances,
-			func(i *Instance) string { return fmt.Sprintf("instance %q", i.Name) + of }, same[Instance])
-	}
-	return d.lines
+		a, b := &old.VPCs[i], &new.VPCs[j]
+		if !d.stableGateways || !shared(a.Routes, b.Routes) {
+			compare(&d, comparison[Route]{KindRoute, a.Routes, b.Routes, i, j, compareRoutes,
+				func(r *Route) string { return fmt.Sprintf("%s of vpc %q", r.name(), a.Name) }, d.sameTarget})
+		}
+		if !shared(a.Instances, b.Instances) {
+			compare(&d, comparison[Instance]{KindInstance, a.Instances, b.Instances, i, j,
+				func(a, b *Instance) int { return cmp.Compare(a.Name, b.Name) },
+				func(i *Instance) string { return fmt.Sprintf("instance %q of vpc %q", i.Name, a.Name) }, same[Instance]})
+		}
+	})
+	return d.changes
 }
 
 // RestartOnly names the keys that differ and that are read at start only: the API's, the log's and the data plane's, the set of
 // ports and each port's device, side, MTU and MAC. A reload leaves them as they are.
 func RestartOnly(old, new *Config) []string {
-	var d diff
-	d.only("api", old.API, new.API)
-	d.only("log", old.Log, new.Log)
-	d.only("dataplane.workers", old.Dataplane.Workers, new.Dataplane.Workers)
-	d.only("dataplane.memory", old.Dataplane.Memory, new.Dataplane.Memory)
-	d.only("dataplane.idle", old.Dataplane.Idle, new.Dataplane.Idle)
-	d.only("dataplane.sessions", old.Dataplane.Sessions, new.Dataplane.Sessions)
-	d.only("dataplane.eal_args", old.Dataplane.EALArgs, new.Dataplane.EALArgs)
-	name := func(p *Port) string { return fmt.Sprintf("port %q", p.Name) }
-	compare(&d, old.Ports, new.Ports, name, func(a, b *Port) bool { return true })
-	kept := byKey(new.Ports, name)
-	for i := range old.Ports {
-		a := &old.Ports[i]
-		if b := kept[name(a)]; b != nil {
-			d.only(name(a)+" device", a.Device, b.Device)
-			d.only(name(a)+" side", a.Side, b.Side)
-			d.only(name(a)+" mtu", a.MTU, b.MTU)
-			d.only(name(a)+" mac", a.MAC, b.MAC)
+	var keys []string
+	only := func(key string, a, b any) {
+		if !reflect.DeepEqual(a, b) {
+			keys = append(keys, key)
 		}
 	}
-	return d.lines
+	only("api", old.API, new.API)
+	only("log", old.Log, new.Log)
+	only("dataplane.workers", old.Dataplane.Workers, new.Dataplane.Workers)
+	only("dataplane.memory", old.Dataplane.Memory, new.Dataplane.Memory)
+	only("dataplane.idle", old.Dataplane.Idle, new.Dataplane.Idle)
+	only("dataplane.sessions", old.Dataplane.Sessions, new.Dataplane.Sessions)
+	only("dataplane.eal_args", old.Dataplane.EALArgs, new.Dataplane.EALArgs)
+	var d diff
+	compare(&d, comparison[Port]{KindPort, old.Ports, new.Ports, 0, 0, comparePorts, namePort, func(a, b *Port) bool { return true }})
+	for _, c := range d.changes {
+		keys = append(keys, c.Text)
+	}
+	merge(old.Ports, new.Ports, comparePorts, func(i, j int) {
+		if i < 0 || j < 0 {
+			return
+		}
+		a, b := &old.Ports[i], &new.Ports[j]
+		only(namePort(a)+" device", a.Device, b.Device)
+		only(namePort(a)+" side", a.Side, b.Side)
+		only(namePort(a)+" mtu", a.MTU, b.MTU)
+		only(namePort(a)+" mac", a.MAC, b.MAC)
+	})
+	return keys
 }
 
-// diff collects lines.
-type diff struct{ lines []string }
+func comparePorts(a, b *Port) int { return cmp.Compare(a.Name, b.Name) }
+func namePort(p *Port) string     { return fmt.Sprintf("port %q", p.Name) }
 
-func (d *diff) add(format string, args ...any) {
-	d.lines = append(d.lines, fmt.Sprintf(format, args...))
+// compareRoutes orders what identifies a route within its VPC as the lists are sorted.
+func compareRoutes(a, b *Route) int {
+	return cmp.Or(comparePrefix(a.To, b.To), comparePrefix(a.From, b.From), cmp.Compare(a.Class, b.Class))
+}
+
+// diff collects changes.
+type diff struct {
+	old, new                    *Config
+	stablePorts, stableGateways bool // an index means the same in both
+	changes                     []Change
 }
 
 // section compares what stands once in a Config.
-func (d *diff) section(key string, a, b any) { d.only(key+" changed", a, b) }
-
-// only adds line if a and b differ.
-func (d *diff) only(line string, a, b any) {
+func (d *diff) section(key string, kind Kind, a, b any) {
 	if !reflect.DeepEqual(a, b) {
-		d.lines = append(d.lines, line)
+		d.changes = append(d.changes, Change{key + " changed", kind, None, None})
 	}
 }
 
-// compare adds a line for each object that is in one list only or differs; key identifies an object in a line's words.
-func compare[T any](d *diff, old, new []T, key func(*T) string, same func(a, b *T) bool) {
-	before, after := byKey(old, key), byKey(new, key)
-	for i := range old {
-		k := key(&old[i])
-		if b := after[k]; b == nil {
-			d.add("%s removed", k)
-		} else if !same(&old[i], b) {
-			d.add("%s changed", k)
+// merge calls f for each element of two sorted lists: with its index in both, -1 where it is in one only.
+func merge[T any](old, new []T, order func(a, b *T) int, f func(i, j int)) {
+	i, j := 0, 0
+	for i < len(old) && j < len(new) {
+		switch c := order(&old[i], &new[j]); {
+		case c < 0:
+			f(i, -1)
+			i++
+		case c > 0:
+			f(-1, j)
+			j++
+		default:
+			f(i, j)
+			i++
+			j++
 		}
 	}
-	for i := range new {
-		if k := key(&new[i]); before[k] == nil {
-			d.add("%s added", k)
-		}
+	for ; i < len(old); i++ {
+		f(i, -1)
+	}
+	for ; j < len(new); j++ {
+		f(-1, j)
 	}
 }
 
-func byKey[T any](list []T, key func(*T) string) map[string]*T {
-	m := make(map[string]*T, len(list))
-	for i := range list {
-		m[key(&list[i])] = &list[i]
-	}
-	return m
+// comparison is two sorted lists of one kind: order goes by what identifies an element, name says it in words.
+type comparison[T any] struct {
+	kind           Kind
+	old, new       []T
+	oldVPC, newVPC int
+	order          func(a, b *T) int
+	name           func(*T) string
+	same           func(a, b *T) bool
+}
+
+// compare adds a change for each object that is in one list only or differs: those removed or changed first.
+func compare[T any](d *diff, c comparison[T]) {
+	var added []Change
+	merge(c.old, c.new, c.order, func(i, j int) {
+		switch {
+		case j < 0:
+			d.changes = append(d.changes, Change{c.name(&c.old[i]) + " removed", c.kind, Place{c.oldVPC, i}, None})
+		case i < 0:
+			added = append(added, Change{c.name(&c.new[j]) + " added", c.kind, None, Place{c.newVPC, j}})
+		case !c.same(&c.old[i], &c.new[j]):
+			d.changes = append(d.changes, Change{c.name(&c.old[i]) + " changed", c.kind, Place{c.oldVPC, i}, Place{c.newVPC, j}})
+		}
+	})
+	d.changes = append(d.changes, added...)
 }
 
 func same[T any](a, b *T) bool { return reflect.DeepEqual(a, b) }
 
-// The methods below write an object with names in place of indexes, which shift when a neighbor comes or goes.
-
-func (c *Config) pool(p *Pool) string {
-	return fmt.Sprintf("%v %q %v", p.Ranges, namesOf(p.Ports, c.Ports, func(p *Port) string { return p.Name }), p.Sessions)
+// shared reports whether two lists are one: nobody writes to those of a Config.
+func shared[T any](a, b []T) bool {
+	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
 }
 
-func (c *Config) gateway(g *Gateway) string {
-	owner := ""
-	if g.VPC >= 0 {
-		owner = c.VPCs[g.VPC].Name
-	}
-	return fmt.Sprintf("%q %q %q %v", g.Name, owner, namesOf(g.Pools, c.Pools, func(p *Pool) string { return p.Name }), g.Addresses)
+// The methods below compare objects with names in place of indexes, which shift when a neighbor comes or goes.
+
+func (d *diff) samePool(a, b *Pool) bool {
+	x, y := *a, *b
+	x.Ports, y.Ports = nil, nil
+	name := func(p *Port) string { return p.Name }
+	return same(&x, &y) && slices.Equal(namesOf(a.Ports, d.old.Ports, name), namesOf(b.Ports, d.new.Ports, name))
 }
 
-// network writes a VPC without its routes and instances.
-func (c *Config) network(v *VPC) string {
-	s := fmt.Sprintf("%v %d", v.Subnets, v.PerVPC)
-	for _, a := range v.Attach {
-		s += fmt.Sprintf(" %q %v %v", c.Ports[a.Port].Name, a.Addresses, a.NextHops)
+func (d *diff) sameGateway(a, b *Gateway) bool {
+	x, y := *a, *b
+	x.Pools, x.VPC, y.Pools, y.VPC = nil, 0, nil, 0
+	owner := func(c *Config, g *Gateway) string {
+		if g.VPC < 0 {
+			return ""
+		}
+		return c.VPCs[g.VPC].Name
 	}
-	return s
+	name := func(p *Pool) string { return p.Name }
+	return same(&x, &y) && owner(d.old, a) == owner(d.new, b) &&
+		slices.Equal(namesOf(a.Pools, d.old.Pools, name), namesOf(b.Pools, d.new.Pools, name))
 }
 
-func (c *Config) target(r *Route) string {
-	gateway := unnamed
-	if r.Target == TargetGateway && r.Gateway != UnnamedGateway {
-		gateway = c.Gateways[r.Gateway].ID.String()
+// sameNetwork compares VPCs without their routes and instances.
+func (d *diff) sameNetwork(a, b *VPC) bool {
+	if d.stablePorts && shared(a.Attach, b.Attach) && shared(a.Subnets, b.Subnets) && a.PerVPC == b.PerVPC {
+		return true
 	}
-	return fmt.Sprintf("%d %s %v %v", r.Target, gateway, r.Address, r.Subnet)
+	x, y := *a, *b
+	x.Attach, x.Routes, x.Instances, y.Attach, y.Routes, y.Instances = nil, nil, nil, nil, nil, nil
+	return same(&x, &y) && slices.EqualFunc(a.Attach, b.Attach, func(a, b Attachment) bool {
+		same := d.old.Ports[a.Port].Name == d.new.Ports[b.Port].Name
+		a.Port, b.Port = 0, 0
+		return same && reflect.DeepEqual(a, b)
+	})
+}
+
+func (d *diff) sameTarget(a, b *Route) bool {
+	x, y := *a, *b
+	if x.Target != TargetGateway || y.Target != TargetGateway {
+		return x == y
+	}
+	id := func(c *Config, r *Route) ID {
+		if r.Gateway == UnnamedGateway {
+			return ID{}
+		}
+		return c.Gateways[r.Gateway].ID
+	}
+	x.Gateway, y.Gateway = 0, 0
+	return x == y && id(d.old, a) == id(d.new, b)
 }
 
 // name identifies a route within its VPC.

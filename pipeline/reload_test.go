@@ -209,7 +209,8 @@ func TestPreviewAgrees(t *testing.T) {
 	total := Fate{}
 	for seed := range uint64(60) {
 		m := mover{rand.New(rand.NewPCG(seed, 1))}
-		r := newRig(t, m.config(), config.MAC{})
+		current := m.config()
+		r := newRig(t, current, config.MAC{})
 		m.traffic(r)
 		for round := range 3 {
 			next := m.config()
@@ -220,8 +221,17 @@ func TestPreviewAgrees(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			said := r.state.Fates(clone, g)
+			old, err := clone.Preview(parseConfig(t, current))
+			if err != nil {
+				t.Fatal(err)
+			}
+			changes := config.Changes(parseConfig(t, current), parseConfig(t, next))
+			tally := NewTally(parseConfig(t, current), parseConfig(t, next), old, g, changes)
+			said := r.state.Fates(clone, g, tally)
+			expectTally(t, tally, changes, said, r)
+			old.Close()
 			g.Close()
+			current = next
 			if again := r.byName(); !maps.Equal(again, before) || !slices.Equal(r.state.Neighbors.entries, neighbors) {
 				t.Fatal("a preview changed something")
 			}
@@ -573,5 +583,106 @@ func TestRestartChoosesAlike(t *testing.T) {
 				t.Errorf("%s: %v, after a restart %v", line, x, y)
 			}
 		}
+	}
+}
+
+// expectTally fails the test if a change counts more sessions than there are, or if a session that does not stay, and would have
+// stayed without a change, counts with none.
+func expectTally(t *testing.T, tally *Tally, changes []config.Change, said map[string]Fate, r *rig) {
+	t.Helper()
+	var total Fate
+	for _, f := range said {
+		total.add(f)
+	}
+	for i, f := range tally.Fates {
+		if f.Keep > total.Keep || f.Drain > total.Drain || f.End > total.End {
+			t.Errorf("%s: %+v, of all sessions %+v", changes[i].Text, f, total)
+		}
+	}
+	for ref := range uint32(r.sessions.Capacity()) {
+		e := r.sessions.At(ref)
+		if e.State() == session.Free {
+			continue
+		}
+		unchanged, changed := *e, *e
+		moves := tally.before.gen.recheck(&unchanged, 0) && (!tally.after.gen.recheck(&changed, 0) || (unchanged.Flags^changed.Flags)&session.Draining != 0)
+		if tally.count(e, Fate{}); moves && len(tally.concerned) == 0 {
+			t.Errorf("no change concerns a session from %v by %v to %v, which does not stay", e.Private, e.External, e.Remote)
+		}
+	}
+}
+
+// A change's count is that of the sessions it concerns and no others.
+func TestTally(t *testing.T) {
+	const text = `version: 1
+dataplane: {sessions: 4096}
+ports:
+  - {name: in, device: net_null0, side: inside}
+  - {name: out, device: net_null1, side: outside, addresses: [198.51.100.2/24], next_hops: [{address: 198.51.100.1, mac: "02:00:00:00:00:fe"}]}
+pools: [{name: p, ranges: [192.0.2.0/28]}, {name: q, ranges: [192.0.2.16/28]}]
+gateways: [{name: g, id: 00000000-0000-4000-8000-000000000001, pools: [p]}, {name: h, id: 00000000-0000-4000-8000-000000000002, pools: [q]}]
+vpcs:
+  - name: v
+    attach: [{port: in, addresses: [10.0.0.1/24]}]
+    subnets: [10.0.0.0/24]
+    routes: [{to: 0.0.0.0/0, gateway: g}, {to: 203.0.113.0/24, gateway: h}]
+    instances:
+      - {name: a, addresses: [10.0.0.5], mac: "02:00:00:00:00:05", external: {floating: [192.0.2.1, 192.0.2.17]}}
+      - {name: b, addresses: [10.0.0.6], mac: "02:00:00:00:00:06", external: {floating: [192.0.2.2, 192.0.2.18]}}
+`
+	r := newRig(t, text, config.MAC{})
+	flows := func(from string, to string, n int) {
+		for i := range n {
+			r.send(0, fmt.Sprintf("udp %s:%d > %s:53", from, 1000+i, to))
+		}
+	}
+	flows("10.0.0.5", "8.8.8.8", 3)
+	flows("10.0.0.5", "203.0.113.9", 2)
+	flows("10.0.0.6", "8.8.8.8", 4)
+	flows("10.0.0.6", "203.0.113.9", 1)
+	for _, c := range []struct {
+		name, old, new string
+		want           map[string]Fate
+	}{
+		{"an instance's address", "192.0.2.17]", "192.0.2.19]", map[string]Fate{`instance "a" of vpc "v" changed`: {Keep: 3, End: 2}}},
+		{"an instance", `      - {name: b, addresses: [10.0.0.6], mac: "02:00:00:00:00:06", external: {floating: [192.0.2.2, 192.0.2.18]}}` + "\n", "",
+			map[string]Fate{`instance "b" of vpc "v" removed`: {End: 5}}},
+		{"a route", "203.0.113.0/24, gateway: h", "203.0.113.0/24, drop: true", map[string]Fate{`route to 203.0.113.0/24 of vpc "v" changed`: {End: 3}}},
+		{"a new route", "{to: 203.0.113.0/24, gateway: h}", "{to: 203.0.113.0/24, gateway: h}, {to: 8.0.0.0/8, drop: true}",
+			map[string]Fate{`route to 8.0.0.0/8 of vpc "v" added`: {End: 7}}},
+		{"a gateway and a route", "pools: [q]}]", "pools: []}]", map[string]Fate{"gateway 00000000-0000-4000-8000-000000000002 changed": {Keep: 3}}},
+		{"a pool that nobody uses", "192.0.2.16/28]", "192.0.2.16/28, 192.0.2.64/28]", map[string]Fate{`pool "q" changed`: {Keep: 3}}},
+		{"two at once", `192.0.2.17]}}
+      - {name: b, addresses: [10.0.0.6], mac: "02:00:00:00:00:06", external: {floating: [192.0.2.2,`,
+			`192.0.2.19]}}
+      - {name: b, addresses: [10.0.0.6], mac: "02:00:00:00:00:06", external: {floating: [192.0.2.3,`,
+			map[string]Fate{`instance "a" of vpc "v" changed`: {Keep: 3, End: 2}, `instance "b" of vpc "v" changed`: {Keep: 1, End: 4}}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if strings.Count(text, c.old) != 1 {
+				t.Fatalf("the configuration has %q %d times", c.old, strings.Count(text, c.old))
+			}
+			old, next := parseConfig(t, text), parseConfig(t, strings.Replace(text, c.old, c.new, 1))
+			before, err := r.compiler.Clone().Preview(old)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer before.Close()
+			after, err := r.compiler.Clone().Preview(next)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer after.Close()
+			changes := config.Changes(old, next)
+			tally := NewTally(old, next, before, after, changes)
+			r.state.Fates(r.compiler, after, tally)
+			got := map[string]Fate{}
+			for i, ch := range changes {
+				got[ch.Text] = tally.Fates[i]
+			}
+			if !maps.Equal(got, c.want) {
+				t.Errorf("%v, expected %v", got, c.want)
+			}
+		})
 	}
 }
