@@ -845,11 +845,8 @@ func BenchmarkCheck(b *testing.B) {
 	files := large(100000)
 	for b.Loop() {
 		b.StopTimer()
-		r := reader{doc: newDocument()}
-		for _, f := range files {
-			r.file(f)
-		}
-		c := checker{doc: r.doc, config: r.doc.config}
+		doc, _, _ := join(new(Parser).read(files))
+		c := checker{doc: doc, config: doc.config}
 		b.StartTimer()
 		c.check()
 		c.warn()

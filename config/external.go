@@ -124,19 +124,19 @@ func (c *checker) checkExternal() {
 		c.faults.add(b.spot, "%v of %s overlaps %v of %s; expected attached prefixes apart",
 			b.Range, c.instance(x.owners[b.index]), a.Range, c.holder(x.owners[a.index]))
 	}
-	byAddress := func(a, b claim) int { return a.address.Compare(b.address) }
-	slices.SortStableFunc(x.whole, byAddress)
-	slices.SortStableFunc(x.shared, func(a, b claim) int {
-		return cmp.Or(byAddress(a, b), cmp.Compare(a.ports.first, b.ports.first))
-	})
-	for i, h := range x.whole {
+	slices.SortStableFunc(x.whole, compareWhole)
+	slices.SortStableFunc(x.shared, compareShared)
+	for _, h := range x.whole {
 		c.notOwn(h)
 		c.notAttached(h)
-		if i > 0 && x.whole[i-1].address == h.address {
-			c.faults.add(h.spot, "%v of %s is held already by %s; expected each address once", h.address, c.instance(h), c.holder(x.whole[i-1]))
+	}
+	for i, h := range x.shared {
+		if i == 0 || x.shared[i-1].address != h.address {
+			c.notOwn(h)
+			c.notAttached(h)
 		}
 	}
-	c.checkShared()
+	c.checkDistinct()
 	for address, o := range c.own {
 		if r, in := x.attached.find(address); in {
 			c.faults.add(r.spot, "%v of %s holds %v of %v; expected a prefix without it", r.Range, c.instance(x.owners[r.index]), address, o)
@@ -144,17 +144,20 @@ func (c *checker) checkExternal() {
 	}
 }
 
-// checkShared checks SNAT entries, sorted by address and first port.
-func (c *checker) checkShared() {
+// checkDistinct checks that of sorted claims no two are on one address or share. An SNAT address is nobody's for himself.
+func (c *checker) checkDistinct() {
 	x := &c.external
+	for i, h := range x.whole {
+		if i > 0 && x.whole[i-1].address == h.address {
+			c.faults.add(h.spot, "%v of %s is held already by %s; expected each address once", h.address, c.instance(h), c.holder(x.whole[i-1]))
+		}
+	}
 	reach := 0 // the entry of the same address that ends last so far
 	for i, h := range x.shared {
 		if i == 0 || x.shared[i-1].address != h.address {
 			reach = i
-			c.notOwn(h)
-			c.notAttached(h)
 		}
-		if n, whole := slices.BinarySearchFunc(x.whole, h, func(a, b claim) int { return a.address.Compare(b.address) }); whole {
+		if n, whole := slices.BinarySearchFunc(x.whole, h, compareWhole); whole {
 			c.faults.add(h.spot, "%v, where %s has ports, is a floating or ephemeral address of %s; expected an address that nobody has for himself",
 				h.address, c.instance(h), c.holder(x.whole[n]))
 		}

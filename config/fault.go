@@ -63,6 +63,13 @@ func (f *findings) add(at *spot, format string, args ...any) {
 	f.list = append(f.list, Fault{at.file, at.line, at.path(), fmt.Sprintf(format, args...)})
 }
 
+// join adds what was found elsewhere.
+func (f *findings) join(list []Fault) {
+	room := maxFaults - len(f.list)
+	f.more = f.more || len(list) > room
+	f.list = append(f.list, list[:min(len(list), room)]...)
+}
+
 // sorted returns what was found by file and line; a last entry says so if it is not all.
 func (f *findings) sorted() []Fault {
 	slices.SortFunc(f.list, func(a, b Fault) int {

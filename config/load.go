@@ -38,26 +38,7 @@ func Load(path string) (*Config, []Warning, error) {
 
 // Parse checks files as one configuration. It keeps none of their bytes. The error is a Faults; warnings come
 // only with a Config.
-func Parse(files []File) (*Config, []Warning, error) {
-	if len(files) == 0 {
-		return nil, nil, Faults{{File: "configuration", Message: "has no files; expected at least one"}}
-	}
-	r := reader{doc: newDocument()}
-	whole := true
-	for _, f := range files {
-		whole = r.file(f) && whole
-	}
-	if !whole {
-		// What a refused file would have declared is missing, so references into it must not be judged.
-		return nil, nil, Faults(r.faults.sorted())
-	}
-	c := checker{faults: r.faults, doc: r.doc, config: r.doc.config}
-	c.check()
-	if len(c.faults.list) > 0 {
-		return nil, nil, Faults(c.faults.sorted())
-	}
-	return &c.config, c.warn(), nil
-}
+func Parse(files []File) (*Config, []Warning, error) { return new(Parser).Parse(files) }
 
 // ReadFiles returns the files that make up the configuration at path, in the order of their names.
 // The error is a Faults with a fault for each file that cannot be read.

@@ -13,7 +13,7 @@ import (
 // This file is the schema: every key, its type, and which of them this version does not support yet. Objects
 // that others refer to are kept as written, each value with its place, for validate.go and its companions.
 
-// document is what the files say, merged: lists in the order of the files.
+// document is what a file says, or what all files say, merged: lists in the order of the files.
 type document struct {
 	config    Config           // the sections that refer to nothing, with defaults
 	sessions  translationText  // what the section of that name says of translation
@@ -203,12 +203,11 @@ func (r *reader) file(f File) bool {
 	return true
 }
 
-// section reads what may stand in one file only.
+// sectionKeys are the keys of what may stand in one file only.
+var sectionKeys = []string{"api", "log", "dataplane", "sessions", "reload"}
+
+// section reads one of those.
 func (r *reader) section(key string, v value) {
-	if first := r.doc.sections[key]; first != nil {
-		r.faults.add(v.spot, "stands already at %v; expected %s in one file only", first, key)
-		return
-	}
 	r.doc.sections[key] = v.spot
 	switch key {
 	case "api":

@@ -31,6 +31,8 @@ type checker struct {
 	poolsBroken bool                 // some range is not known
 	own         map[netip.Addr]owner // addresses of our ports and their next hops
 	external    claims
+	attached    map[int]owner // VPCs, by the inside port that they have
+	warned      warnings
 }
 
 // gatewayKey is what a route names a gateway by. Names of gateways private to different VPCs are apart.

@@ -43,21 +43,27 @@ type vpcChecker struct {
 }
 
 func (c *checker) checkVPCs() {
-	attached := map[int]owner{} // by port
+	c.attached = map[int]owner{}
 	for i := range c.doc.vpcs {
-		t := &c.doc.vpcs[i]
-		v := vpcChecker{checker: c, index: i, text: t, taken: map[netip.Addr]owner{}, transit: map[netip.Prefix]owner{}}
-		v.vpc.Name = t.name.value
-		v.vpc.PerVPC = t.limits.perVPC.or(c.config.Sessions.PerVPC)
-		v.checkSubnets()
-		for j := range t.attach {
-			v.attach(&t.attach[j], attached)
-		}
-		slices.SortFunc(v.vpc.Attach, func(a, b Attachment) int { return cmp.Compare(a.Port, b.Port) })
-		v.checkRoutes()
-		v.checkInstances()
-		c.config.VPCs = append(c.config.VPCs, v.vpc)
+		c.config.VPCs = append(c.config.VPCs, VPC{Name: c.doc.vpcs[i].name.value}) // claims look there for the name
+		c.config.VPCs[i] = c.checkVPC(i)
 	}
+}
+
+// checkVPC checks a VPC by itself, and notes what it shares with others.
+func (c *checker) checkVPC(i int) VPC {
+	t := &c.doc.vpcs[i]
+	v := vpcChecker{checker: c, index: i, text: t, taken: map[netip.Addr]owner{}, transit: map[netip.Prefix]owner{}}
+	v.vpc.Name = t.name.value
+	v.vpc.PerVPC = t.limits.perVPC.or(c.config.Sessions.PerVPC)
+	v.checkSubnets()
+	for j := range t.attach {
+		v.attach(&t.attach[j])
+	}
+	slices.SortFunc(v.vpc.Attach, func(a, b Attachment) int { return cmp.Compare(a.Port, b.Port) })
+	v.checkRoutes()
+	v.checkInstances()
+	return v.vpc
 }
 
 func (v *vpcChecker) checkSubnets() {
@@ -78,8 +84,8 @@ func (v *vpcChecker) checkSubnets() {
 	}
 }
 
-// attach checks one attachment; attached has the inside ports that have one.
-func (v *vpcChecker) attach(t *attachmentText, attached map[int]owner) {
+// attach checks one attachment.
+func (v *vpcChecker) attach(t *attachmentText) {
 	if !t.port.ok {
 		return
 	}
@@ -88,11 +94,11 @@ func (v *vpcChecker) attach(t *attachmentText, attached map[int]owner) {
 		v.faults.add(t.port.spot, "%q is no inside port; expected the name of one under ports", t.port.value)
 		return
 	}
-	if o := attached[port]; o.spot != nil {
+	if o := v.attached[port]; o.spot != nil {
 		v.faults.add(t.port.spot, "inside port %q of VPC %q is attached already to %v: two attachments on one port are not supported yet; "+
 			"accepted today: one for each inside port", t.port.value, v.vpc.Name, o)
 	} else {
-		attached[port] = owner{"VPC", v.vpc.Name, t.port.spot}
+		v.attached[port] = owner{"VPC", v.vpc.Name, t.port.spot}
 	}
 	a := Attachment{Port: port}
 	for _, own := range t.addresses {

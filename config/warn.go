@@ -2,10 +2,29 @@
 
 package config
 
-import "net/netip"
+import (
+	"net/netip"
+	"slices"
+)
 
 // smallSNAT is the number of ports below which an instance with many connections runs out of them.
 const smallSNAT = 1024
+
+// warnings is what was found, by what it is about.
+type warnings struct {
+	general []Warning   // ports and pools
+	vpcs    [][]Warning // by VPC
+}
+
+// all returns the warnings by file and line.
+func (w *warnings) all() []Warning {
+	var f findings
+	f.join(w.general)
+	for _, list := range w.vpcs {
+		f.join(list)
+	}
+	return f.sorted()
+}
 
 // warner looks through a Config without faults for what is legal and probably wrong.
 type warner struct {
@@ -16,8 +35,27 @@ type warner struct {
 	associated   bool                 // any pool or address belongs to a gateway
 }
 
-func (c *checker) warn() []Warning {
-	w := warner{checker: c, poolGateways: make([][]int, len(c.config.Pools)), single: map[netip.Addr][]int{}}
+// warn looks through all of c.
+func (c *checker) warn() {
+	w := c.warner()
+	c.warned.vpcs = make([][]Warning, len(c.config.VPCs))
+	for i := range c.config.VPCs {
+		c.warned.vpcs[i] = w.warnVPC(i)
+	}
+}
+
+// warnAgain looks through what differs from before: the dirty VPCs.
+func (c *checker) warnAgain(before *checker, dirty map[int]bool) {
+	w := c.warner()
+	c.warned.vpcs = slices.Clone(before.warned.vpcs)
+	for i := range dirty {
+		c.warned.vpcs[i] = w.warnVPC(i)
+	}
+}
+
+// warner returns a warner that has been through ports and pools.
+func (c *checker) warner() *warner {
+	w := &warner{checker: c, poolGateways: make([][]int, len(c.config.Pools)), single: map[netip.Addr][]int{}}
 	for i, g := range c.config.Gateways {
 		w.associated = w.associated || len(g.Pools)+len(g.Addresses) > 0
 		for _, p := range g.Pools {
@@ -29,10 +67,8 @@ func (c *checker) warn() []Warning {
 	}
 	w.warnPorts()
 	w.warnPools()
-	for i := range c.config.VPCs {
-		w.warnVPC(i)
-	}
-	return w.found.sorted()
+	c.warned.general = w.found.list
+	return w
 }
 
 func (w *warner) warnPorts() {
@@ -101,7 +137,9 @@ type tag struct {
 	route   *spot
 }
 
-func (w *warner) warnVPC(index int) {
+// warnVPC returns the warnings about one VPC.
+func (w *warner) warnVPC(index int) []Warning {
+	w.found = findings{}
 	var tags []tag
 	var unnamedRoute [2]bool
 	for i, r := range w.config.VPCs[index].Routes {
@@ -122,6 +160,7 @@ func (w *warner) warnVPC(index int) {
 	for i := range w.config.VPCs[index].Instances {
 		w.warnInstance(index, i, tags, unnamedRoute, marks)
 	}
+	return w.found.list
 }
 
 func (w *warner) warnInstance(vpc, index int, tags []tag, unnamedRoute [2]bool, marks [][2]int) {

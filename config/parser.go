@@ -1,0 +1,314 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"maps"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+)
+
+// Parser checks configurations that follow each other, and does again only what has changed: it reads files whose content is
+// another, several at a time, and checks the VPCs that they speak of. What it yields is what Parse yields for the same files,
+// except that Configs share the lists of VPCs that are the same. It is not safe for use by several goroutines.
+type Parser struct {
+	last    []*fragment // of the last call
+	checked *checker    // of the last configuration without faults, if that was the last call
+}
+
+// fragment is what one file says by itself.
+type fragment struct {
+	name   string
+	digest digest
+	doc    *document
+	faults findings
+	whole  bool // false: nothing of it could be read
+}
+
+// Parse checks files as one configuration. It keeps none of their bytes. The error is a Faults; warnings come
+// only with a Config.
+func (p *Parser) Parse(files []File) (*Config, []Warning, error) {
+	if len(files) == 0 {
+		return nil, nil, Faults{{File: "configuration", Message: "has no files; expected at least one"}}
+	}
+	before, checked := p.last, p.checked
+	p.last, p.checked = p.read(files), nil
+	var c *checker
+	if checked != nil {
+		c = checked.follow(before, p.last)
+	}
+	if c == nil {
+		doc, faults, whole := join(p.last)
+		if !whole {
+			// What a refused file would have declared is missing, so references into it must not be judged.
+			return nil, nil, Faults(faults.sorted())
+		}
+		c = &checker{faults: faults, doc: doc, config: doc.config}
+		c.check()
+		if len(c.faults.list) > 0 {
+			return nil, nil, Faults(c.faults.sorted())
+		}
+		c.warn()
+	}
+	p.checked = c
+	return &c.config, c.warned.all(), nil
+}
+
+// read returns what each file says. What it said last time is not read again.
+func (p *Parser) read(files []File) []*fragment {
+	known := make(map[string]*fragment, len(p.last))
+	for _, f := range p.last {
+		known[f.name] = f
+	}
+	all := make([]*fragment, len(files))
+	var next atomic.Int64
+	var done sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0), len(files)) {
+		done.Go(func() {
+			for i := int(next.Add(1)) - 1; i < len(files); i = int(next.Add(1)) - 1 {
+				f := files[i]
+				sum := digest(sha256.Sum256(f.Data))
+				if all[i] = known[f.Name]; all[i] == nil || all[i].digest != sum {
+					r := reader{doc: newDocument()}
+					whole := r.file(f)
+					all[i] = &fragment{f.Name, sum, r.doc, r.faults, whole}
+				}
+			}
+		})
+	}
+	done.Wait()
+	return all
+}
+
+// join merges what the files say, in their order. It leaves the fragments as they are.
+func join(all []*fragment) (doc *document, faults findings, whole bool) {
+	doc, whole = newDocument(), true
+	for _, f := range all {
+		whole = whole && f.whole
+		faults.join(f.faults.list)
+		faults.more = faults.more || f.faults.more
+		for _, key := range sectionKeys {
+			s := f.doc.sections[key]
+			if s == nil {
+				continue
+			}
+			if first := doc.sections[key]; first != nil {
+				faults.add(s, "stands already at %v; expected %s in one file only", first, key)
+				continue
+			}
+			doc.sections[key] = s
+			doc.take(key, f.doc)
+		}
+		doc.ports = append(doc.ports, f.doc.ports...)
+		doc.pools = append(doc.pools, f.doc.pools...)
+		doc.gateways = append(doc.gateways, f.doc.gateways...)
+		doc.vpcs = append(doc.vpcs, f.doc.vpcs...)
+		doc.instances = append(doc.instances, f.doc.instances...)
+	}
+	for i := range doc.vpcs {
+		doc.vpcs[i].detach()
+	}
+	return doc, faults, whole
+}
+
+// detach makes the lists that a check sorts the VPC's own.
+func (v *vpcText) detach() {
+	v.routes, v.instances = slices.Clone(v.routes), slices.Clone(v.instances)
+}
+
+// take copies a section.
+func (d *document) take(key string, from *document) {
+	switch key {
+	case "api":
+		d.config.API = from.config.API
+	case "log":
+		d.config.Log = from.config.Log
+	case "dataplane":
+		d.config.Dataplane = from.config.Dataplane
+	case "sessions":
+		d.config.Sessions, d.sessions = from.config.Sessions, from.sessions
+	case "reload":
+		d.config.Reload = from.config.Reload
+	}
+}
+
+// onlyVPCs reports whether a file speaks of VPCs and instances only.
+func (f *fragment) onlyVPCs() bool {
+	d := f.doc
+	return f.whole && len(f.faults.list)+len(d.sections)+len(d.ports)+len(d.pools)+len(d.gateways) == 0
+}
+
+// sameVPCs reports whether two files declare VPCs of the same names.
+func (f *fragment) sameVPCs(o *fragment) bool {
+	names := func(f *fragment) []string {
+		var list []string
+		for _, v := range f.doc.vpcs {
+			list = append(list, v.name.value)
+		}
+		slices.Sort(list)
+		return list
+	}
+	return slices.Equal(names(f), names(o))
+}
+
+// follow checks the configuration in now on the ground of c, which has checked the one in before and found no fault. It does so
+// only when no more than what VPCs hold is another; else, and when there is any fault, it returns nil and a whole check
+// has to say what is the case. It leaves c as it is.
+func (c *checker) follow(before, now []*fragment) *checker {
+	if len(before) != len(now) {
+		return nil
+	}
+	changed := map[string]bool{} // files
+	dirty := map[int]bool{}      // VPCs
+	n := &checker{
+		doc: &document{}, config: c.config, ports: c.ports, pools: c.pools, vpcs: c.vpcs, gateways: c.gateways, private: c.private,
+		ids: c.ids, ranges: c.ranges, own: c.own, attached: maps.Clone(c.attached),
+	}
+	for i, f := range now {
+		o := before[i]
+		if f == o {
+			continue
+		}
+		if f.name != o.name || !f.onlyVPCs() || !o.onlyVPCs() || !f.sameVPCs(o) {
+			return nil
+		}
+		changed[f.name] = true
+		for _, f := range []*fragment{o, f} {
+			for j := range f.doc.vpcs {
+				dirty[c.vpcs[f.doc.vpcs[j].name.value]] = true
+			}
+			for j := range f.doc.instances {
+				v, known := c.vpcs[f.doc.instances[j].vpc.value]
+				if !known {
+					return nil
+				}
+				dirty[v] = true
+			}
+		}
+	}
+	*n.doc = *c.doc
+	n.doc.vpcs = slices.Clone(c.doc.vpcs)
+	n.replace(changed, now)
+	n.config.VPCs = slices.Clone(c.config.VPCs)
+	order := slices.Sorted(maps.Keys(dirty))
+	for port, o := range n.attached {
+		if dirty[c.vpcs[o.name]] {
+			delete(n.attached, port)
+		}
+	}
+	for _, i := range order {
+		n.config.VPCs[i] = n.checkVPC(i).share(&c.config.VPCs[i])
+	}
+	if len(n.external.attached)+len(c.external.attached) > 0 {
+		return nil
+	}
+	for _, h := range slices.Concat(n.external.whole, n.external.shared) {
+		n.notOwn(h)
+	}
+	stays := func(h claim) bool { return !dirty[h.vpc] }
+	n.external.whole = mergeClaims(c.external.whole, n.external.whole, compareWhole, stays)
+	n.external.shared = mergeClaims(c.external.shared, n.external.shared, compareShared, stays)
+	n.checkDistinct()
+	if len(n.faults.list) > 0 {
+		return nil
+	}
+	n.warnAgain(c, dirty)
+	return n
+}
+
+// replace puts what the changed files say now of VPCs and their instances in place of what they said.
+func (c *checker) replace(changed map[string]bool, now []*fragment) {
+	fresh := map[int]bool{} // its list of instances is the document's own
+	own := func(v int) *vpcText {
+		t := &c.doc.vpcs[v]
+		if !fresh[v] {
+			fresh[v] = true
+			list := make([]instanceText, 0, len(t.instances)+1)
+			for _, i := range t.instances {
+				if !changed[i.spot.file] {
+					list = append(list, i)
+				}
+			}
+			t.instances = list
+		}
+		return t
+	}
+	for v := range c.doc.vpcs {
+		// Its instances may all have gone from a file.
+		t := &c.doc.vpcs[v]
+		if slices.ContainsFunc(t.instances, func(i instanceText) bool { return changed[i.spot.file] }) {
+			own(v)
+		}
+	}
+	for _, f := range now {
+		if !changed[f.name] {
+			continue
+		}
+		for i := range f.doc.vpcs {
+			said := f.doc.vpcs[i]
+			t := own(c.vpcs[said.name.value])
+			said.detach()
+			said.instances = append(said.instances, t.instances...)
+			*t = said
+		}
+	}
+	for _, f := range now {
+		if !changed[f.name] {
+			continue
+		}
+		for _, i := range f.doc.instances {
+			t := own(c.vpcs[i.vpc.value])
+			t.instances = append(t.instances, i)
+		}
+	}
+}
+
+// share returns v with the lists of o where they are the same.
+func (v VPC) share(o *VPC) VPC {
+	if slices.EqualFunc(v.Attach, o.Attach, func(a, b Attachment) bool { return same(&a, &b) }) {
+		v.Attach = o.Attach
+	}
+	if slices.Equal(v.Subnets, o.Subnets) {
+		v.Subnets = o.Subnets
+	}
+	if slices.Equal(v.Routes, o.Routes) {
+		v.Routes = o.Routes
+	}
+	if len(v.Instances) == len(o.Instances) {
+		equal := true
+		for i := range v.Instances {
+			equal = equal && same(&v.Instances[i], &o.Instances[i])
+		}
+		if equal {
+			v.Instances = o.Instances
+		}
+	}
+	return v
+}
+
+// mergeClaims returns those of a sorted list that stay together with more, sorted.
+func mergeClaims(list, more []claim, order func(a, b claim) int, stays func(claim) bool) []claim {
+	slices.SortStableFunc(more, order)
+	all := make([]claim, 0, len(list)+len(more))
+	j := 0
+	for _, h := range list {
+		if !stays(h) {
+			continue
+		}
+		for ; j < len(more) && order(more[j], h) <= 0; j++ {
+			all = append(all, more[j])
+		}
+		all = append(all, h)
+	}
+	return append(all, more[j:]...)
+}
+
+func compareWhole(a, b claim) int { return a.address.Compare(b.address) }
+
+func compareShared(a, b claim) int {
+	return cmp.Or(a.address.Compare(b.address), cmp.Compare(a.ports.first, b.ports.first))
+}
