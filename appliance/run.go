@@ -56,6 +56,7 @@ const censusInterval = 2 * time.Second
 type control struct {
 	log        *slog.Logger
 	path       string
+	parser     config.Parser
 	cfg        *config.Config
 	state      *pipeline.State
 	compiler   *pipeline.Compiler
@@ -178,10 +179,10 @@ func (c *control) watch(ctx context.Context, changed func()) {
 
 // loaded is a configuration and the files it was read from.
 type loaded struct {
-	cfg      *config.Config
-	files    []config.File
-	warnings []config.Warning
-	took     time.Duration
+	cfg                *config.Config
+	files              []config.File
+	warnings           []config.Warning
+	read, parse, check time.Duration
 }
 
 // load reads what is on disk, twice, until two readings agree: a file that is being written is none.
@@ -204,11 +205,19 @@ func (c *control) load() (*loaded, error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg, warnings, err := config.Parse(files)
+	read := time.Since(begin)
+	cfg, warnings, err := c.parser.Parse(files)
 	if err != nil {
 		return nil, err
 	}
-	return &loaded{cfg, files, warnings, time.Since(begin)}, nil
+	return &loaded{own(cfg), files, warnings, read, c.parser.Read, c.parser.Check}, nil
+}
+
+// own returns a copy that what only a restart changes may be put back into.
+func own(cfg *config.Config) *config.Config {
+	c := *cfg
+	c.Ports = slices.Clone(cfg.Ports)
+	return &c
 }
 
 // source packs files as a generation keeps them.
@@ -258,10 +267,11 @@ func (c *control) adopt(live *running, next *loaded, loadErr error) error {
 	if err := gob.NewDecoder(bytes.NewReader(gen.Source())).Decode(&files); err != nil {
 		return fail(fmt.Errorf("the running configuration cannot be read: %w", err))
 	}
-	cfg, _, err := config.Parse(files)
+	cfg, _, err := c.parser.Parse(files)
 	if err != nil {
 		return fail(fmt.Errorf("the running configuration is not one for this version: %w", err))
 	}
+	cfg = own(cfg)
 	if !live.start.putInto(cfg) {
 		return fail(errors.New("the running ports are not those of the running configuration"))
 	}
@@ -465,7 +475,8 @@ type partly struct{ error }
 func (c *control) apply(next *loaded) error {
 	cfg := next.cfg
 	begin := time.Now()
-	if config.Equal(c.cfg, cfg) {
+	changes := config.Changes(c.cfg, cfg)
+	if len(changes) == 0 {
 		return nil
 	}
 	var refused error
@@ -474,7 +485,7 @@ func (c *control) apply(next *loaded) error {
 			return fmt.Errorf("%v changed, which takes a restart of weir; nothing of this change is applied", keys)
 		}
 		refused = partly{fmt.Errorf("%v changed, which takes a restart of weir; all else of the configuration is in force", keys)}
-		if config.Equal(c.cfg, cfg) {
+		if changes = config.Changes(c.cfg, cfg); len(changes) == 0 {
 			return refused
 		}
 	}
@@ -488,7 +499,6 @@ func (c *control) apply(next *loaded) error {
 	if err != nil {
 		return err
 	}
-	changes := config.Diff(c.cfg, cfg)
 	err = c.plane.conn.ask(msgPublish, gen.Number, nil, gen.FD())
 	var gone lost
 	if err != nil && !errors.As(err, &gone) {
@@ -504,13 +514,14 @@ func (c *control) apply(next *loaded) error {
 	} else {
 		c.inForce()
 	}
-	for _, line := range changes[:min(len(changes), maxLines)] {
-		c.log.Info("changed", "what", line)
+	for _, change := range changes[:min(len(changes), maxLines)] {
+		c.log.Info("changed", "what", change.Text)
 	}
 	if more := len(changes) - maxLines; more > 0 {
 		c.log.Info("changed", "more", more)
 	}
-	c.log.Info("reloaded", "generation", gen.Number, "load", next.took.Round(time.Microsecond), "apply", time.Since(begin).Round(time.Microsecond))
+	micro := func(d time.Duration) time.Duration { return d.Round(time.Microsecond) }
+	c.log.Info("reloaded", "generation", gen.Number, "read", micro(next.read), "parse", micro(next.parse), "check", micro(next.check), "apply", micro(time.Since(begin)))
 	return refused
 }
 

@@ -10,12 +10,15 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Parser checks configurations that follow each other, and does again only what has changed: it reads files whose content is
 // another, several at a time, and checks the VPCs that they speak of. What it yields is what Parse yields for the same files,
 // except that Configs share the lists of VPCs that are the same. It is not safe for use by several goroutines.
 type Parser struct {
+	Read, Check time.Duration // what the last call took for the files, and for what they say together
+
 	last    []*fragment // of the last call
 	checked *checker    // of the last configuration without faults, if that was the last call
 }
@@ -35,8 +38,11 @@ func (p *Parser) Parse(files []File) (*Config, []Warning, error) {
 	if len(files) == 0 {
 		return nil, nil, Faults{{File: "configuration", Message: "has no files; expected at least one"}}
 	}
+	begin := time.Now()
 	before, checked := p.last, p.checked
 	p.last, p.checked = p.read(files), nil
+	p.Read = time.Since(begin)
+	defer func() { p.Check = time.Since(begin) - p.Read }()
 	var c *checker
 	if checked != nil {
 		c = checked.follow(before, p.last)
@@ -192,7 +198,7 @@ func (c *checker) follow(before, now []*fragment) *checker {
 	}
 	*n.doc = *c.doc
 	n.doc.vpcs = slices.Clone(c.doc.vpcs)
-	n.replace(changed, now)
+	n.replace(changed, dirty, now)
 	n.config.VPCs = slices.Clone(c.config.VPCs)
 	order := slices.Sorted(maps.Keys(dirty))
 	for port, o := range n.attached {
@@ -220,29 +226,17 @@ func (c *checker) follow(before, now []*fragment) *checker {
 	return n
 }
 
-// replace puts what the changed files say now of VPCs and their instances in place of what they said.
-func (c *checker) replace(changed map[string]bool, now []*fragment) {
-	fresh := map[int]bool{} // its list of instances is the document's own
-	own := func(v int) *vpcText {
+// replace puts what the changed files say now of the dirty VPCs and their instances in place of what they said.
+func (c *checker) replace(changed map[string]bool, dirty map[int]bool, now []*fragment) {
+	for v := range dirty {
 		t := &c.doc.vpcs[v]
-		if !fresh[v] {
-			fresh[v] = true
-			list := make([]instanceText, 0, len(t.instances)+1)
-			for _, i := range t.instances {
-				if !changed[i.spot.file] {
-					list = append(list, i)
-				}
+		kept := make([]instanceText, 0, len(t.instances)+1)
+		for i := range t.instances {
+			if !changed[t.instances[i].spot.file] {
+				kept = append(kept, t.instances[i])
 			}
-			t.instances = list
 		}
-		return t
-	}
-	for v := range c.doc.vpcs {
-		// Its instances may all have gone from a file.
-		t := &c.doc.vpcs[v]
-		if slices.ContainsFunc(t.instances, func(i instanceText) bool { return changed[i.spot.file] }) {
-			own(v)
-		}
+		t.instances = kept
 	}
 	for _, f := range now {
 		if !changed[f.name] {
@@ -250,7 +244,7 @@ func (c *checker) replace(changed map[string]bool, now []*fragment) {
 		}
 		for i := range f.doc.vpcs {
 			said := f.doc.vpcs[i]
-			t := own(c.vpcs[said.name.value])
+			t := &c.doc.vpcs[c.vpcs[said.name.value]]
 			said.detach()
 			said.instances = append(said.instances, t.instances...)
 			*t = said
@@ -261,7 +255,7 @@ func (c *checker) replace(changed map[string]bool, now []*fragment) {
 			continue
 		}
 		for _, i := range f.doc.instances {
-			t := own(c.vpcs[i.vpc.value])
+			t := &c.doc.vpcs[c.vpcs[i.vpc.value]]
 			t.instances = append(t.instances, i)
 		}
 	}
