@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package livetest
+
+import (
+	"bufio"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// unit is a systemd unit: the values of each key, in their order.
+type unit map[string][]string
+
+func readUnit(t *testing.T, name string) unit {
+	t.Helper()
+	f, err := os.Open(filepath.Join("../../deploy", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	u := unit{}
+	for s := bufio.NewScanner(f); s.Scan(); {
+		if key, value, ok := strings.Cut(s.Text(), "="); ok && !strings.HasPrefix(key, "#") {
+			u[key] = append(u[key], value)
+		}
+	}
+	return u
+}
+
+// command is a command line of the unit, with a test's places for those of a host.
+func (u unit) command(t *testing.T, key string, places map[string]string) []string {
+	t.Helper()
+	if len(u[key]) != 1 {
+		t.Fatalf("%s stands %d times, expected once", key, len(u[key]))
+	}
+	words := strings.Fields(u[key][0])
+	for i, w := range words {
+		if place, ok := places[w]; ok {
+			words[i] = place
+		}
+	}
+	return words
+}
+
+// What systemd does with the two units, done by hand for want of a systemd: start, reload, restart, upgrade, a crash. It is their
+// own command lines, and a stop is what the units make of it: SIGTERM to what is left of control's control group. Packets never stop,
+// and the sessions are those of the first start.
+func TestHotUnits(t *testing.T) {
+	control, plane := readUnit(t, "weir.service"), readUnit(t, "weir-dataplane.service")
+	for name, u := range map[string]unit{"weir.service": control, "weir-dataplane.service": plane} {
+		// With one of these the end of one unit would be the end of the other, or something else than SIGTERM its way.
+		for _, key := range []string{"Requires", "Requisite", "BindsTo", "PartOf", "Upholds", "Conflicts", "KillMode", "KillSignal", "ExecStop", "ExecStopPost"} {
+			if u[key] != nil {
+				t.Errorf("%s has %s=%v, which this test does not know", name, key, u[key])
+			}
+		}
+		if !slices.Equal(u["Restart"], []string{"always"}) || !slices.Equal(u["Type"], []string{"exec"}) {
+			t.Errorf("%s: Restart=%v Type=%v, expected always and exec", name, u["Restart"], u["Type"])
+		}
+	}
+
+	n := newNetwork(t)
+	n.guest.address(t, "eth0", "172.30.0.9/24")
+	serveEcho(t, n.internet, remote4, remote6)
+	w := newWeir(t, n, baseConfig)
+	bin := filepath.Join(w.dir, "bin")
+	if err := os.Mkdir(bin, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	installed := filepath.Join(bin, "weir")
+	install := func(version string) {
+		t.Helper()
+		next := installed + "." + version
+		build := exec.Command("go", "build", "-tags", "faultpoints", "-ldflags", "-X main.version="+version, "-o", next, "weir/appliance")
+		if out, err := build.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		if err := os.Rename(next, installed); err != nil { // as a package manager does
+			t.Fatal(err)
+		}
+		if out, err := exec.Command(installed, "version").Output(); err != nil || !strings.Contains(string(out), version) {
+			t.Fatalf("weir version: %q, %v; expected %s", out, err, version)
+		}
+	}
+	install("1.0.0-test")
+	defer func(was string) { program = was }(program)
+	program = installed
+
+	places := map[string]string{"/usr/local/bin/weir": installed, "/etc/weir/weir.yaml": w.config, "/run/weir/dataplane.sock": w.socket}
+	start := func(u unit) *process {
+		t.Helper()
+		words := u.command(t, "ExecStart", places)
+		if words[0] != installed {
+			t.Fatalf("ExecStart begins with %s, expected the installed program", words[0])
+		}
+		return spawn(t, n.gateway, w.env(), words[1:]...)
+	}
+	forwarding := start(plane)
+	w.process = start(control)
+	w.ready(t)
+	pid := w.dataplane(t)
+	if pid != forwarding.cmd.Process.Pid {
+		t.Fatalf("data plane %d runs, expected that of the unit, %d", pid, forwarding.cmd.Process.Pid)
+	}
+	for _, f := range [][2]netip.Addr{{web4, remote4}, {web6, remote6}, {batch4, remote4}, {batch6, remote6}} {
+		// While a neighbor is not resolved few packets are held for it, and more would be lost.
+		if _, err := echoUDP(n.guest, f[0], f[1]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	streams := []*stream{
+		startStream(t, n.guest, web4, remote4, 2*time.Millisecond), startStream(t, n.guest, web6, remote6, 2*time.Millisecond),
+		startStream(t, n.guest, batch4, remote4, 2*time.Millisecond), startStream(t, n.guest, batch6, remote6, 2*time.Millisecond),
+	}
+	eventually(t, patience, "the streams flow", func() error {
+		for _, s := range streams {
+			if err := atLeast(s.echoed(), 50); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	sessions := w.scrape(t).get(t, "weir_sessions_created_total")
+
+	// systemctl reload weir
+	w.write(t, baseConfig+late)
+	places["$MAINPID"] = strconv.Itoa(w.cmd.Process.Pid)
+	reload := control.command(t, "ExecReload", places)
+	if out, err := exec.Command(reload[0], reload[1:]...).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %v\n%s", reload, err, out)
+	}
+	w.expectGeneration(t, 2, true)
+
+	// again is a start of control after its end, and what holds then.
+	generation := 2.0
+	again := func(what string) {
+		t.Helper()
+		w.process = start(control)
+		w.ready(t)
+		w.expectLog(t, "took over a data plane that forwards")
+		w.expectGeneration(t, generation, true)
+		if now := w.dataplane(t); now != pid {
+			t.Fatalf("%s: data plane %d was replaced by %d", what, pid, now)
+		}
+	}
+	stop := func() {
+		t.Helper()
+		if children := childrenOf(t, w.cmd.Process.Pid); len(children) > 0 {
+			t.Errorf("control has children %v: a stop of its unit ends them too", children)
+		}
+		w.signal(t, syscall.SIGTERM)
+		if code := w.wait(t, patience); code != 0 {
+			t.Errorf("weir run exits with %d after SIGTERM, expected 0", code)
+		}
+	}
+
+	// systemctl restart weir
+	stop()
+	again("restart")
+	// An upgrade, with a change of the configuration beside it: the new program, and systemctl restart weir.
+	install("2.0.0-test")
+	w.write(t, baseConfig)
+	generation++
+	stop()
+	again("upgrade")
+	if exe, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/exe"); err != nil || !strings.HasSuffix(exe, " (deleted)") {
+		t.Errorf("the data plane runs %s, %v; expected the program of before", exe, err)
+	}
+	if exe, err := os.Readlink("/proc/" + strconv.Itoa(w.cmd.Process.Pid) + "/exe"); err != nil || exe != installed {
+		t.Errorf("control runs %s, %v; expected the new program, %s", exe, err, installed)
+	}
+	// A crash, and Restart=always.
+	w.signal(t, syscall.SIGKILL)
+	w.wait(t, patience)
+	again("crash")
+
+	endAll(streams)
+	for _, s := range streams {
+		if lost, sent := s.lost(); lost > 0 {
+			t.Errorf("%v: %d of %d datagrams are lost", s.c.LocalAddr(), lost, sent)
+		}
+		if list := s.sources(); len(list) != 1 {
+			t.Errorf("%v: came from %v, expected one address and port", s.c.LocalAddr(), list)
+		}
+	}
+	if now := w.expectBalance(t).get(t, "weir_sessions_created_total"); now != sessions {
+		t.Errorf("%v sessions have begun, expected %v as at first", now, sessions)
+	}
+	w.expectTables(t)
+	stop()
+	forwarding.signal(t, syscall.SIGTERM)
+	if code := forwarding.wait(t, restartLimit); code != 0 {
+		t.Errorf("weir dataplane exits with %d after SIGTERM, expected 0", code)
+	}
+	w.expectClean(t)
+}
+
+// childrenOf returns the processes that a process has started and that still run.
+func childrenOf(t *testing.T, pid int) (list []string) {
+	t.Helper()
+	paths, err := filepath.Glob("/proc/" + strconv.Itoa(pid) + "/task/*/children")
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("the threads of process %d: %v, %v", pid, paths, err)
+	}
+	for _, path := range paths {
+		b, _ := os.ReadFile(path) // of a thread that has ended: none
+		list = append(list, strings.Fields(string(b))...)
+	}
+	return list
+}
