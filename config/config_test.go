@@ -431,6 +431,9 @@ func TestLoad(t *testing.T) {
 		if _, ok := err.(Faults); !ok || !strings.Contains(err.Error(), want) {
 			t.Errorf("Load(%s): %T %v, want Faults with %q", path, err, err, want)
 		}
+		if Digest(path) != DigestOf(ReadFiles(path)) {
+			t.Errorf("%s: its digest is not that of its files", path)
+		}
 	}
 	fails(filepath.Join(dir, "none.yaml"), "none.yaml: cannot be read: no such file or directory")
 	fails(dir, "has no configuration; expected at least one *.yaml or *.yml file")
@@ -445,7 +448,14 @@ func TestLoad(t *testing.T) {
 	if c := load(t, dir); c.Log.Level != "error" || c.API.Listen != ":1" {
 		t.Errorf("the two files give %+v", c)
 	}
+	was := Digest(dir)
+	if was != DigestOf(ReadFiles(dir)) {
+		t.Error("the digest of the directory is not that of its files")
+	}
 	write("c.yaml", "version: 1\nlog: {level: info}\n")
+	if Digest(dir) == was {
+		t.Error("one more file does not change the digest")
+	}
 	fails(dir, "c.yaml:2: log: stands already at "+filepath.Join(dir, "a.yaml")+":2; expected log in one file only")
 
 	write("c.yaml", "version: 1\n#"+strings.Repeat("x", MaxFileSize))

@@ -43,15 +43,9 @@ func Parse(files []File) (*Config, []Warning, error) { return new(Parser).Parse(
 // ReadFiles returns the files that make up the configuration at path, in the order of their names.
 // The error is a Faults with a fault for each file that cannot be read.
 func ReadFiles(path string) ([]File, error) {
-	info, err := os.Stat(path)
+	names, err := namesAt(path)
 	if err != nil {
-		return nil, Faults{unreadable(path, err)}
-	}
-	names := []string{path}
-	if info.IsDir() {
-		if names, err = filesIn(path); err != nil {
-			return nil, err
-		}
+		return nil, err
 	}
 	var files []File
 	var faults Faults
@@ -63,7 +57,7 @@ func ReadFiles(path string) ([]File, error) {
 			continue
 		}
 		if size += len(data); size > MaxSize {
-			return nil, Faults{{File: path, Message: fmt.Sprintf("cannot be read: its files are larger than %d MiB together", MaxSize>>20)}}
+			return nil, tooMuch(path)
 		}
 		files = append(files, File{name, data})
 	}
@@ -71,6 +65,18 @@ func ReadFiles(path string) ([]File, error) {
 		return nil, faults
 	}
 	return files, nil
+}
+
+// namesAt returns the files that make up the configuration at path.
+func namesAt(path string) ([]string, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, Faults{unreadable(path, err)}
+	}
+	if info.IsDir() {
+		return filesIn(path)
+	}
+	return []string{path}, nil
 }
 
 // filesIn returns the configuration files in a directory, sorted.
@@ -92,35 +98,46 @@ func filesIn(dir string) ([]string, error) {
 	return names, nil
 }
 
-// readFile reads a regular file of at most MaxFileSize bytes. Other kinds are refused unopened: opening a pipe waits.
+// readFile reads a regular file of at most MaxFileSize bytes.
 func readFile(name string) ([]byte, error) {
+	var b bytes.Buffer
+	if info, err := os.Stat(name); err == nil && info.Size() <= MaxFileSize {
+		b.Grow(int(info.Size()) + bytes.MinRead)
+	}
+	_, err := readInto(&b, name)
+	return b.Bytes(), err
+}
+
+// readInto reads like readFile, and returns the file's size. Other kinds of files are refused unopened: opening a pipe waits.
+func readInto(w io.Writer, name string) (int, error) {
 	info, err := os.Stat(name)
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
 	if !info.Mode().IsRegular() {
-		return nil, errors.New("it is no regular file; expected a YAML file")
+		return 0, errors.New("it is no regular file; expected a YAML file")
 	}
 	if info.Size() > MaxFileSize {
-		return nil, tooLarge
+		return 0, tooLarge
 	}
 	f, err := os.Open(name)
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
 	defer f.Close()
-	var b bytes.Buffer
-	b.Grow(int(info.Size()) + bytes.MinRead)
-	if _, err := io.Copy(&b, io.LimitReader(f, MaxFileSize+1)); err != nil {
-		return nil, err
+	n, err := io.Copy(w, io.LimitReader(f, MaxFileSize+1))
+	if err == nil && n > MaxFileSize {
+		err = tooLarge
 	}
-	if b.Len() > MaxFileSize {
-		return nil, tooLarge
-	}
-	return b.Bytes(), nil
+	return int(n), err
 }
 
 var tooLarge = fmt.Errorf("it is larger than %d MiB; expected it split over a directory of files", MaxFileSize>>20)
+
+// tooMuch is about files that are larger than MaxSize together.
+func tooMuch(path string) Faults {
+	return Faults{{File: path, Message: fmt.Sprintf("cannot be read: its files are larger than %d MiB together", MaxSize>>20)}}
+}
 
 func unreadable(name string, err error) Fault {
 	var pathError *fs.PathError

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"maps"
+	"reflect"
 	"runtime"
 	"slices"
 	"sync"
@@ -26,7 +27,7 @@ type Parser struct {
 // fragment is what one file says by itself.
 type fragment struct {
 	name   string
-	digest digest
+	sum    Sum
 	doc    *document
 	faults findings
 	whole  bool // false: nothing of it could be read
@@ -77,8 +78,8 @@ func (p *Parser) read(files []File) []*fragment {
 		done.Go(func() {
 			for i := int(next.Add(1)) - 1; i < len(files); i = int(next.Add(1)) - 1 {
 				f := files[i]
-				sum := digest(sha256.Sum256(f.Data))
-				if all[i] = known[f.Name]; all[i] == nil || all[i].digest != sum {
+				sum := Sum(sha256.Sum256(f.Data))
+				if all[i] = known[f.Name]; all[i] == nil || all[i].sum != sum {
 					r := reader{doc: newDocument()}
 					whole := r.file(f)
 					all[i] = &fragment{f.Name, sum, r.doc, r.faults, whole}
@@ -183,17 +184,15 @@ func (c *checker) follow(before, now []*fragment) *checker {
 			return nil
 		}
 		changed[f.name] = true
-		for _, f := range []*fragment{o, f} {
-			for j := range f.doc.vpcs {
-				dirty[c.vpcs[f.doc.vpcs[j].name.value]] = true
-			}
-			for j := range f.doc.instances {
-				v, known := c.vpcs[f.doc.instances[j].vpc.value]
-				if !known {
-					return nil
-				}
-				dirty[v] = true
-			}
+		differ(o.doc.vpcs, f.doc.vpcs, func(v *vpcText) { dirty[c.vpcs[v.name.value]] = true })
+		stray := false
+		differ(o.doc.instances, f.doc.instances, func(i *instanceText) {
+			v, known := c.vpcs[i.vpc.value]
+			stray = stray || !known
+			dirty[v] = true
+		})
+		if stray {
+			return nil
 		}
 	}
 	*n.doc = *c.doc
@@ -226,6 +225,21 @@ func (c *checker) follow(before, now []*fragment) *checker {
 	return n
 }
 
+// differ calls f for the elements of two lists that are not at the same place in both, down to the line they stand on.
+func differ[T any](old, new []T, f func(*T)) {
+	for i := range max(len(old), len(new)) {
+		if i < len(old) && i < len(new) && reflect.DeepEqual(&old[i], &new[i]) {
+			continue
+		}
+		if i < len(old) {
+			f(&old[i])
+		}
+		if i < len(new) {
+			f(&new[i])
+		}
+	}
+}
+
 // replace puts what the changed files say now of the dirty VPCs and their instances in place of what they said.
 func (c *checker) replace(changed map[string]bool, dirty map[int]bool, now []*fragment) {
 	for v := range dirty {
@@ -244,6 +258,9 @@ func (c *checker) replace(changed map[string]bool, dirty map[int]bool, now []*fr
 		}
 		for i := range f.doc.vpcs {
 			said := f.doc.vpcs[i]
+			if !dirty[c.vpcs[said.name.value]] {
+				continue
+			}
 			t := &c.doc.vpcs[c.vpcs[said.name.value]]
 			said.detach()
 			said.instances = append(said.instances, t.instances...)
@@ -255,8 +272,9 @@ func (c *checker) replace(changed map[string]bool, dirty map[int]bool, now []*fr
 			continue
 		}
 		for _, i := range f.doc.instances {
-			t := &c.doc.vpcs[c.vpcs[i.vpc.value]]
-			t.instances = append(t.instances, i)
+			if v := c.vpcs[i.vpc.value]; dirty[v] {
+				c.doc.vpcs[v].instances = append(c.doc.vpcs[v].instances, i)
+			}
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"hash"
 	"os"
 	"path/filepath"
 	"strings"
@@ -50,14 +51,14 @@ func (w watcher) start(ctx context.Context, ready func()) error {
 // loop waits for notifications, or the poll, and judges what they were about. follow renews what is watched.
 func (w watcher) loop(ctx context.Context, notify *fsnotify.Watcher, follow, ready func()) {
 	follow()
-	last := w.read() // after follow, so that no change falls between
+	last := Digest(w.path) // after follow, so that no change falls between
 	ready()
 	poll := time.NewTicker(w.poll)
 	defer poll.Stop()
 	settle := time.NewTimer(0)
 	settle.Stop()
 	settling := false // settle runs, and previous is what the last read gave
-	var previous digest
+	var previous Sum
 
 	for {
 		look := false
@@ -70,11 +71,11 @@ func (w watcher) loop(ctx context.Context, notify *fsnotify.Watcher, follow, rea
 			look = true
 		case <-poll.C:
 			follow()
-			look = w.read() != last
+			look = Digest(w.path) != last
 		case <-settle.C:
 			settling = false
 			follow()
-			now := w.read()
+			now := Digest(w.path)
 			switch {
 			case now != previous: // still being written
 				look = true
@@ -84,31 +85,59 @@ func (w watcher) loop(ctx context.Context, notify *fsnotify.Watcher, follow, rea
 			}
 		}
 		if look && !settling {
-			settling, previous = true, w.read()
+			settling, previous = true, Digest(w.path)
 			settle.Reset(w.quiet)
 		}
 	}
 }
 
-// digest stands for what a path holds.
-type digest [sha256.Size]byte
+// Sum stands for what a path holds: for its files, or for the reason why they cannot be read.
+type Sum [sha256.Size]byte
 
-// read returns the digest of the configuration files, or of the reason why they cannot be read.
-func (w watcher) read() digest {
-	files, err := ReadFiles(w.path)
+// Digest reads the configuration at path for its Sum alone: it takes no memory for it.
+func Digest(path string) Sum {
+	names, err := namesAt(path)
+	if err != nil {
+		return DigestOf(nil, err)
+	}
+	h := sha256.New()
+	var faults Faults
+	size := 0
+	for _, name := range names {
+		file := sha256.New()
+		n, err := readInto(file, name)
+		if err != nil {
+			faults = append(faults, unreadable(name, err))
+			continue
+		}
+		if size += n; size > MaxSize {
+			return DigestOf(nil, tooMuch(path))
+		}
+		sumFile(h, name, file.Sum(nil))
+	}
+	if len(faults) > 0 {
+		return DigestOf(nil, faults)
+	}
+	return Sum(h.Sum(nil))
+}
+
+// DigestOf returns the Sum of what ReadFiles has returned.
+func DigestOf(files []File, err error) Sum {
 	if err != nil {
 		return sha256.Sum256([]byte(err.Error()))
 	}
 	h := sha256.New()
-	var size [8]byte
 	for _, f := range files {
-		for _, part := range [][]byte{[]byte(f.Name), f.Data} {
-			binary.LittleEndian.PutUint64(size[:], uint64(len(part)))
-			h.Write(size[:])
-			h.Write(part)
-		}
+		sum := sha256.Sum256(f.Data)
+		sumFile(h, f.Name, sum[:])
 	}
-	return digest(h.Sum(nil))
+	return Sum(h.Sum(nil))
+}
+
+func sumFile(h hash.Hash, name string, sum []byte) {
+	h.Write(binary.LittleEndian.AppendUint64(nil, uint64(len(name))))
+	h.Write([]byte(name))
+	h.Write(sum)
 }
 
 // follow watches every directory in which a change of an entry may change what the path holds, and no other.
