@@ -3,9 +3,8 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"encoding/gob"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -188,16 +187,13 @@ type loaded struct {
 // load reads what is on disk, twice, until two readings agree: a file that is being written is none.
 func (c *control) load() (*loaded, error) {
 	begin := time.Now()
-	files, err := config.ReadFiles(c.path)
+	var files []config.File
+	var err error
 	for try := 0; ; try++ {
-		again, errAgain := config.ReadFiles(c.path)
-		if err == nil && errAgain == nil && slices.EqualFunc(files, again, func(a, b config.File) bool { return a.Name == b.Name && bytes.Equal(a.Data, b.Data) }) {
+		if files, err = config.ReadFiles(c.path); config.DigestOf(files, err) == config.Digest(c.path) {
 			break
 		}
-		if err != nil && errAgain != nil {
-			return nil, err
-		}
-		if files, err = again, errAgain; try == 20 {
+		if try == 20 {
 			return nil, fmt.Errorf("%s: it changes all the time; expected two equal readings in a row", c.path)
 		}
 		time.Sleep(50 * time.Millisecond)
@@ -220,11 +216,41 @@ func own(cfg *config.Config) *config.Config {
 	return &c
 }
 
-// source packs files as a generation keeps them.
+// source packs files as a generation keeps them: of each its name and its text, behind their lengths.
 func source(files []config.File) []byte {
-	var b bytes.Buffer
-	gob.NewEncoder(&b).Encode(files) // a buffer takes everything
-	return b.Bytes()
+	size := 0
+	for _, f := range files {
+		size += len(f.Name) + len(f.Data) + 2*binary.MaxVarintLen64
+	}
+	b := make([]byte, 0, size)
+	for _, f := range files {
+		b = append(binary.AppendUvarint(b, uint64(len(f.Name))), f.Name...)
+		b = append(binary.AppendUvarint(b, uint64(len(f.Data))), f.Data...)
+	}
+	return b
+}
+
+// unpack returns the files that source has packed. Their text aliases b.
+func unpack(b []byte) ([]config.File, error) {
+	next := func() ([]byte, bool) {
+		n, k := binary.Uvarint(b)
+		if k <= 0 || n > uint64(len(b)-k) {
+			return nil, false
+		}
+		part := b[k : k+int(n)]
+		b = b[k+int(n):]
+		return part, true
+	}
+	var files []config.File
+	for len(b) > 0 {
+		name, ok := next()
+		data, whole := next()
+		if !ok || !whole {
+			return nil, errors.New("its text is cut off")
+		}
+		files = append(files, config.File{Name: string(name), Data: data})
+	}
+	return files, nil
 }
 
 // begin starts the data plane with what was loaded, or takes over one that forwards.
@@ -263,8 +289,8 @@ func (c *control) adopt(live *running, next *loaded, loadErr error) error {
 		state.Segment.Close()
 		return err
 	}
-	var files []config.File
-	if err := gob.NewDecoder(bytes.NewReader(gen.Source())).Decode(&files); err != nil {
+	files, err := unpack(gen.Source())
+	if err != nil {
 		return fail(fmt.Errorf("the running configuration cannot be read: %w", err))
 	}
 	cfg, _, err := c.parser.Parse(files)
@@ -431,7 +457,7 @@ func (c *control) reconnect(ctx context.Context) error {
 func (c *control) inForce() {
 	c.compiler.Retire()
 	if c.old != nil {
-		c.old.Close()
+		c.compiler.Release(c.old)
 		c.old = nil
 	}
 }
@@ -495,7 +521,7 @@ func (c *control) apply(next *loaded) error {
 	}
 	c.warn(next.warnings)
 	c.compiler.Source = source(next.files)
-	gen, err := c.compiler.Compile(cfg)
+	gen, err := c.compiler.Follow(c.gen, c.cfg, cfg)
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 
 	"weir/config"
 	"weir/pipeline/inet"
+	"weir/pipeline/memory"
 	"weir/pipeline/session"
 )
 
@@ -33,20 +34,23 @@ type Compiler struct {
 	number    uint64
 	vpcs      slots
 	instances slots
-	addresses slots           // of SNAT
-	neighbors map[uint32]bool // slots that the last compiled generation names
+	addresses slots          // of SNAT
+	neighbors map[uint32]int // slots that the last compiled generation names, and how often
 	random    func() uint64
 
-	// Until Retire or Discard: what was before the last compilation, and what that did to the table of neighbors.
-	before  compiled
-	created []uint32
-	pending []neighborChange
+	last    compiled
+	spare   memory.Segment   // what Release has left; none: closed
+	created []uint32         // until Retire or Discard: what the last compilation did to the table of neighbors,
+	pending []neighborChange // what it changes there when it is in force,
+	gone    []uint32         // what nobody names then any more,
+	undo    func()           // and what takes back all that is noted of it here
 }
 
-// compiled is what the compiler remembers of a generation.
+// compiled is what Follow has to know of the last compiled generation.
 type compiled struct {
-	vpcs, instances, addresses map[string]uint32
-	neighbors                  map[uint32]bool
+	number uint64 // 0: it cannot be followed
+	hosts  int    // addresses in its table
+	dead   int    // instances that stand there and are no more
 }
 
 // NewCompiler returns a compiler for state. With a seed the secrets of generations are always the same.
@@ -57,7 +61,7 @@ func NewCompiler(state *State, seed *[32]byte) *Compiler {
 		vpcs:      newSlots("VPC", vpcSlots, state.VPCSessions),
 		instances: newSlots("instance", len(state.instances), state.InstanceSessions),
 		addresses: newSlots("SNAT address", int(state.h.Mappings.Addresses), func(slot uint32) int { return mappings.InUse(slot) }),
-		neighbors: map[uint32]bool{},
+		neighbors: map[uint32]int{},
 		random:    secrets(seed),
 	}
 }
@@ -71,10 +75,13 @@ func Resume(state *State, g *Generation) *Compiler {
 	}
 	for i := range g.instances {
 		in := &g.instances[i]
+		if in.Slot == 0 {
+			continue // followed by another record
+		}
 		c.instances.resume(g.name(int(in.VPC))+"/"+g.name(len(g.vpcs)+i), in.Slot)
 		for f := range in.Neighbor {
 			if in.Neighbor[f] != NoNeighbor {
-				c.neighbors[in.Neighbor[f]] = true
+				c.neighbors[in.Neighbor[f]]++
 			}
 		}
 	}
@@ -84,7 +91,7 @@ func Resume(state *State, g *Generation) *Compiler {
 		}
 	}
 	for i := range g.hops {
-		c.neighbors[g.hops[i].Neighbor] = true
+		c.neighbors[g.hops[i].Neighbor]++
 	}
 	for slot := range state.Neighbors.entries {
 		if s, _ := state.Neighbors.Get(uint32(slot)); s != NeighborNone {
@@ -142,9 +149,18 @@ func (c *Compiler) Compile(cfg *config.Config) (*Generation, error) {
 		return nil, err
 	}
 	c.number++
-	c.before = compiled{c.vpcs.current, c.instances.current, c.addresses.current, c.neighbors}
+	vpcs, instances, addresses, neighbors, last := c.vpcs.current, c.instances.current, c.addresses.current, c.neighbors, c.last
+	c.undo = func() {
+		c.vpcs.current, c.instances.current, c.addresses.current, c.neighbors, c.last = vpcs, instances, addresses, neighbors, last
+	}
 	c.vpcs.current, c.instances.current, c.addresses.current, c.neighbors = b.newVPCs, b.newInstances, b.newAddresses, b.neighbors
+	for slot := range neighbors {
+		if c.neighbors[slot] == 0 {
+			c.gone = append(c.gone, slot)
+		}
+	}
 	c.created, c.pending = b.created, b.pending
+	c.last = compiled{number: c.number, hosts: len(b.hostList)}
 	return g, nil
 }
 
@@ -154,24 +170,20 @@ func (c *Compiler) Retire() {
 	for _, p := range c.pending {
 		atomic.StoreUint64(&c.state.Neighbors.entries[p.slot].word, p.word)
 	}
-	for slot := range c.before.neighbors {
-		if !c.neighbors[slot] {
-			c.state.Neighbors.Remove(slot)
-		}
-	}
-	c.before, c.created, c.pending = compiled{}, nil, nil
+	c.remove(c.gone)
+	c.created, c.pending, c.gone, c.undo = nil, nil, nil, nil
 }
 
 // Discard forgets the last compiled generation: it never came into force.
 func (c *Compiler) Discard() {
 	c.number--
 	c.remove(c.created)
-	c.vpcs.current, c.instances.current, c.addresses.current, c.neighbors = c.before.vpcs, c.before.instances, c.before.addresses, c.before.neighbors
-	c.before, c.created, c.pending = compiled{}, nil, nil
+	c.undo()
+	c.created, c.pending, c.gone, c.undo = nil, nil, nil, nil
 }
 
-func (c *Compiler) remove(created []uint32) {
-	for _, slot := range created {
+func (c *Compiler) remove(neighbors []uint32) {
+	for _, slot := range neighbors {
 		c.state.Neighbors.Remove(slot)
 	}
 }
@@ -246,7 +258,7 @@ type builder struct {
 
 	hostList              []host
 	hostSecret            uint64
-	neighbors             map[uint32]bool
+	neighbors             map[uint32]int
 	created               []uint32 // entries of the neighbor table that the compilation made
 	pending               []neighborChange
 	newVPCs, newInstances map[string]uint32
@@ -254,7 +266,7 @@ type builder struct {
 }
 
 func newBuilder(c *Compiler, cfg *config.Config) *builder {
-	return &builder{c: c, cfg: cfg, neighbors: map[uint32]bool{}, newVPCs: map[string]uint32{}, newInstances: map[string]uint32{}, newAddresses: map[string]uint32{}}
+	return &builder{c: c, cfg: cfg, neighbors: map[uint32]int{}, newVPCs: map[string]uint32{}, newInstances: map[string]uint32{}, newAddresses: map[string]uint32{}}
 }
 
 // neighborChange is what the word of an entry is to become.
@@ -270,6 +282,9 @@ type poolRange struct {
 
 func (b *builder) build() error {
 	b.indexPools()
+	for _, list := range b.poolGateways { // set i is that of pool i
+		b.addSet(list)
+	}
 	if err := b.buildPorts(); err != nil {
 		return err
 	}
@@ -277,9 +292,14 @@ func (b *builder) build() error {
 	var attached [2][]rangeItem
 	shared := map[inet.Addr][]snatRange{}
 	for v := range b.cfg.VPCs {
-		if err := b.buildVPC(v, &attached, shared); err != nil {
+		if err := b.buildAttachments(v); err != nil {
 			return err
 		}
+		rec, err := b.buildVPC(v, &attached, shared)
+		if err != nil {
+			return err
+		}
+		b.vpcs = append(b.vpcs, rec)
 	}
 	for i := range b.cfg.VPCs {
 		b.addName(b.cfg.VPCs[i].Name)
@@ -293,16 +313,24 @@ func (b *builder) build() error {
 		b.ranges[attachedTables+f] = b.rangeTable(attached[f])
 	}
 	for addr, list := range shared {
-		slot, err := b.addressSlot(addr.Netip())
-		if err != nil {
+		if err := b.addShared(addr, list); err != nil {
 			return err
 		}
-		slices.SortFunc(list, func(x, y snatRange) int { return cmp.Compare(x.First, y.First) })
-		b.hostList = append(b.hostList, host{Addr: addr, Kind: hostSNAT, Index: uint32(len(b.snat)), Ranges: uint16(len(list)),
-			Ports: b.poolPorts[b.poolOf(addr.Netip())], Set: b.setOf(addr.Netip()), Rules: b.poolRules[b.poolOf(addr.Netip())], Slot: slot})
-		b.snat = append(b.snat, list...)
 	}
 	b.buildHosts()
+	return nil
+}
+
+// addShared notes an SNAT address with all its ranges.
+func (b *builder) addShared(addr inet.Addr, list []snatRange) error {
+	slot, err := b.addressSlot(addr.Netip())
+	if err != nil {
+		return err
+	}
+	slices.SortFunc(list, func(x, y snatRange) int { return cmp.Compare(x.First, y.First) })
+	b.hostList = append(b.hostList, host{Addr: addr, Kind: hostSNAT, Index: uint32(len(b.snat)), Ranges: uint16(len(list)),
+		Ports: b.poolPorts[b.poolOf(addr.Netip())], Set: b.setOf(addr.Netip()), Rules: b.poolRules[b.poolOf(addr.Netip())], Slot: slot})
+	b.snat = append(b.snat, list...)
 	return nil
 }
 
@@ -343,9 +371,6 @@ func (b *builder) indexPools() {
 		for _, a := range g.Addresses {
 			b.single[a] = append(b.single[a], int32(i))
 		}
-	}
-	for _, list := range b.poolGateways { // set i is that of pool i
-		b.addSet(list)
 	}
 }
 
@@ -453,7 +478,7 @@ func (b *builder) neighbor(port int, a inet.Addr, mac config.MAC) (uint32, error
 	case word != was: // the running generation uses the entry too: not before the new one is in force
 		b.pending = append(b.pending, neighborChange{slot, word})
 	}
-	b.neighbors[slot] = true
+	b.neighbors[slot]++
 	return slot, nil
 }
 
@@ -479,13 +504,8 @@ func via(v *config.VPC, a netip.Addr) (port int, hop config.NextHop) {
 	return at.Port, config.NextHop{}
 }
 
-func (b *builder) buildVPC(vi int, attached *[2][]rangeItem, shared map[inet.Addr][]snatRange) error {
-	v := &b.cfg.VPCs[vi]
-	slot, err := b.c.vpcs.get(v.Name, b.newVPCs)
-	if err != nil {
-		return err
-	}
-	for _, a := range v.Attach {
+func (b *builder) buildAttachments(vi int) error {
+	for _, a := range b.cfg.VPCs[vi].Attach {
 		b.ports[a.Port].VPC = int32(vi)
 		for _, p := range a.Addresses {
 			b.hostList = append(b.hostList, host{Addr: inet.FromNetip(p.Addr()), Domain: uint32(vi) + 1, Kind: hostOwn, Port: uint8(a.Port)})
@@ -496,15 +516,25 @@ func (b *builder) buildVPC(vi int, attached *[2][]rangeItem, shared map[inet.Add
 			}
 		}
 	}
+	return nil
+}
+
+// buildVPC compiles a VPC but for its attachments.
+func (b *builder) buildVPC(vi int, attached *[2][]rangeItem, shared map[inet.Addr][]snatRange) (rec vpcRecord, err error) {
+	v := &b.cfg.VPCs[vi]
+	slot, err := b.c.vpcs.get(v.Name, b.newVPCs)
+	if err != nil {
+		return rec, err
+	}
 	routing := b.buildRoutes(v)
-	rec := vpcRecord{Slot: slot, Limit: uint32(v.PerVPC), Tags: uint32(len(routing.gateways))}
+	rec = vpcRecord{Slot: slot, Limit: uint32(v.PerVPC), Tags: uint32(len(routing.gateways))}
 	var sources [2][]rangeItem
 	for i := range v.Instances {
 		in := &v.Instances[i]
 		index := uint32(len(b.instances))
 		r, err := b.buildInstance(v, in, uint32(vi), routing)
 		if err != nil {
-			return err
+			return rec, err
 		}
 		b.instances = append(b.instances, r)
 		for _, p := range in.Transit {
@@ -524,8 +554,7 @@ func (b *builder) buildVPC(vi int, attached *[2][]rangeItem, shared map[inet.Add
 	for f := range sources {
 		rec.Sources[f] = b.addTable(sources[f])
 	}
-	b.vpcs = append(b.vpcs, rec)
-	return nil
+	return rec, nil
 }
 
 func familyOf(a netip.Addr) inet.Family {
@@ -784,14 +813,18 @@ func (b *builder) addHosts(in *config.Instance, index, vi uint32, shared map[ine
 func (b *builder) buildHosts() {
 	b.hostSecret = b.c.random()
 	b.hosts = make(table[host], 1<<bits.Len(uint(2*len(b.hostList)+1)))
-	mask := uint32(len(b.hosts) - 1)
 	for _, h := range b.hostList {
-		at := addressHash(b.hostSecret, h.Domain, h.Addr) & mask
-		for b.hosts[at].Kind != 0 {
-			at = (at + 1) & mask
-		}
-		b.hosts[at] = h
+		b.insertHost(h)
 	}
+}
+
+func (b *builder) insertHost(h host) {
+	mask := uint32(len(b.hosts) - 1)
+	at := addressHash(b.hostSecret, h.Domain, h.Addr) & mask
+	for b.hosts[at].Kind != 0 {
+		at = (at + 1) & mask
+	}
+	b.hosts[at] = h
 }
 
 // rangeItem is a prefix on its way into a range table.

@@ -41,9 +41,13 @@ type genHeader struct {
 	Sections    [numSections]section
 }
 
-type section struct{ Off, Count uint64 }
+// section is where a table lies: Count records, and room for Cap of them.
+type section struct{ Off, Count, Cap uint64 }
 
-const numSections = 21
+const (
+	numSections   = 21
+	sourceSection = numSections - 1
+)
 
 // tables are the sections. Each is a slice into the segment (or, while compiling, on the heap).
 type tables struct {
@@ -347,7 +351,7 @@ func store(h genHeader, t *tables) (*Generation, error) {
 	var l memory.Layout
 	memory.Add[genHeader](&l, 1)
 	for i, c := range t.columns() {
-		h.Sections[i] = c.reserve(&l)
+		h.Sections[i] = c.reserve(&l, c != column(&t.hosts)) // which is a hash table: its length is its room
 	}
 	s, err := memory.New("generation", l.Size(), false)
 	if err != nil {
@@ -389,17 +393,31 @@ func (g *Generation) view() {
 type table[T any] []T
 
 type column interface {
-	reserve(*memory.Layout) section
+	reserve(l *memory.Layout, room bool) section
 	view(*memory.Segment, section)
 	copyTo(column)
+	extend(*memory.Segment, section)
+	count() uint64
 }
 
-func (t *table[T]) reserve(l *memory.Layout) section {
-	return section{memory.Add[T](l, len(*t)), uint64(len(*t))}
+// reserve makes room for the table, and for what Compiler.Follow may add to it later.
+func (t *table[T]) reserve(l *memory.Layout, room bool) section {
+	n := len(*t)
+	if room {
+		n += n/8 + 32
+	}
+	return section{memory.Add[T](l, n), uint64(len(*t)), uint64(n)}
 }
 
 func (t *table[T]) view(s *memory.Segment, at section) {
 	*t = memory.Slice[T](s, at.Off, int(at.Count))
 }
+
+// extend is view, but append has the room to itself.
+func (t *table[T]) extend(s *memory.Segment, at section) {
+	*t = memory.Slice[T](s, at.Off, int(at.Cap))[:at.Count]
+}
+
+func (t *table[T]) count() uint64 { return uint64(len(*t)) }
 
 func (t *table[T]) copyTo(to column) { copy(*to.(*table[T]), *t) }

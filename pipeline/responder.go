@@ -62,10 +62,16 @@ func NewResponder(s *State, macs []config.MAC) *Responder {
 func (r *Responder) Configure(cfg *config.Config, g *Generation) {
 	first := r.gen == nil
 	r.cfg, r.gen = cfg, g
+	asked := map[uint32]bool{} // the only ones of which it matters whether an instance has them
+	for k := range r.probes {
+		asked[r.state.Neighbors.Find(k.port, k.addr)] = true
+	}
 	named := map[uint32]bool{}
 	for i := range g.instances {
 		for _, slot := range g.instances[i].Neighbor {
-			named[slot] = true
+			if first || asked[slot] {
+				named[slot] = true
+			}
 		}
 	}
 	for k, p := range r.probes {

@@ -1,0 +1,365 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pipeline
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"weir/config"
+	"weir/pipeline/inet"
+)
+
+// meaning lists what a generation says, without the indexes that its tables name each other by.
+func (g *Generation) meaning(cfg *config.Config, s *State) []string {
+	var lines []string
+	add := func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }
+	neighbor := func(slot uint32) string {
+		if slot == NoNeighbor {
+			return "none"
+		}
+		port, a := s.Neighbors.At(slot)
+		return fmt.Sprintf("%v by %d", a, port)
+	}
+	name := func(i uint32) string {
+		if in := g.instances[i]; in.Slot == 0 {
+			return "DEAD"
+		}
+		return g.name(int(g.instances[i].VPC)) + "/" + g.name(len(g.vpcs)+int(i))
+	}
+	gateways := func(set uint32) string {
+		of := g.sets[set]
+		return fmt.Sprint(g.gateways[of.First:of.end()])
+	}
+	ranges := func(table uint32, result func(uint32) string) string {
+		if table == NoTable {
+			return "no table"
+		}
+		var b strings.Builder
+		t := g.ranges[table]
+		for i := t.First; i < t.end(); i++ {
+			fmt.Fprintf(&b, " %v:", g.starts[i])
+			if r := g.results[i]; r != 0 {
+				b.WriteString(result(r - 1))
+			}
+		}
+		return b.String()
+	}
+	source := func(i uint32) string {
+		r := g.sources[i]
+		if r.Kind == sourceAttached {
+			return fmt.Sprintf("attached to %s: %v", name(r.Instance), g.attached[r.Attached].First)
+		}
+		return "transit of " + name(r.Instance)
+	}
+	add("header %v %d %d %d %d", g.h.Timeouts, g.h.Drain, g.h.PortRest, g.h.Spread, g.h.OnMove)
+	for i, p := range g.ports {
+		add("port %d: %+v", i, p)
+	}
+	for _, p := range g.onLink {
+		add("on link: %+v", p)
+	}
+	for _, h := range g.hops {
+		add("hop %v of port %d: neighbor %s", h.Addr, h.Port, neighbor(h.Neighbor))
+	}
+	for f := range 2 {
+		add("attached: %s", ranges(attachedTables+uint32(f), func(i uint32) string {
+			a := g.attached[i]
+			return fmt.Sprintf("%s %v-%v %s %b", name(a.Instance), a.First, a.Last, gateways(a.Set), a.Ports)
+		}))
+	}
+	for i, v := range g.vpcs {
+		add("vpc %s: slot %d, limit %d, tags %d, sources %s, %s", g.name(i), v.Slot, v.Limit, v.Tags, ranges(v.Sources[0], source), ranges(v.Sources[1], source))
+	}
+	for i, in := range g.instances {
+		if in.Slot == 0 {
+			continue
+		}
+		add("instance %s: %v, slot %d, limit %d, ports %v, neighbors %s, %s", name(uint32(i)), in.Addr, in.Slot, in.Limit, in.Port, neighbor(in.Neighbor[0]), neighbor(in.Neighbor[1]))
+		for f := range 2 {
+			add("instance %s: routes %s", name(uint32(i)), ranges(in.Routes[f], func(r uint32) string { return fmt.Sprintf("%+v", g.routes[r]) }))
+		}
+		for t := range 2 * g.vpcs[in.VPC].Tags {
+			s := g.selections[in.Selections+t]
+			add("instance %s: tag %d, family %d: kind %d", name(uint32(i)), t/2, t%2, s.Kind)
+			for _, c := range g.candidates[s.Candidates.First:s.Candidates.end()] {
+				add("instance %s: tag %d, family %d: %v, ports %b, rules %d, of it %v", name(uint32(i)), t/2, t%2, c.Addr, c.Ports, c.Rules, g.portRanges[c.Ranges.First:c.Ranges.end()])
+			}
+		}
+	}
+	for i := range g.hosts {
+		h := &g.hosts[i]
+		if h.Kind == 0 {
+			continue
+		}
+		if g.host(h.Domain, h.Addr) != h {
+			add("%v in domain %d is not found", h.Addr, h.Domain)
+		}
+		whose := ""
+		switch h.Kind {
+		case hostInstance, hostFloating, hostEphemeral:
+			whose = name(h.Index)
+		case hostSNAT:
+			for _, r := range g.snat[h.Index : h.Index+uint32(h.Ranges)] {
+				whose += fmt.Sprintf(" %s %d-%d", name(r.Instance), r.First, r.Last)
+			}
+		}
+		set := ""
+		if h.Kind > hostInstance {
+			set = gateways(h.Set)
+		}
+		add("host %v in domain %d: kind %d, port %d, ports %b, gateways %s, rules %d: %s", h.Addr, h.Domain, h.Kind, h.Port, h.Ports, set, h.Rules, whose)
+	}
+	slices.Sort(lines)
+	return lines
+}
+
+// known lists what is known of neighbors.
+func (s *State) known() []string {
+	var lines []string
+	for slot := range s.Neighbors.entries {
+		if state, mac := s.Neighbors.Get(uint32(slot)); state != NeighborNone {
+			port, a := s.Neighbors.At(uint32(slot))
+			lines = append(lines, fmt.Sprintf("%v by %d: %v %v", a, port, state, mac))
+		}
+	}
+	slices.Sort(lines)
+	return lines
+}
+
+// townsman writes configurations of several VPCs, a file for each, which change one by one.
+type townsman struct{ *rand.Rand }
+
+func (m townsman) any(list ...string) string { return list[m.IntN(len(list))] }
+
+const towns = 6
+
+func (m townsman) global() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "version: 1\ndataplane: {sessions: 4096}\nsessions: {on_move: %s, mapping: %s}\nports:\n", m.any("keep", "drain"), m.any("endpoint-independent", "address-and-port-dependent"))
+	for v := range towns {
+		fmt.Fprintf(&b, "  - {name: in%d, device: net_null%d, side: inside}\n", v, v)
+	}
+	fmt.Fprintf(&b, "  - {name: out, device: net_null9, side: outside, addresses: [198.51.100.2/24, \"2001:db8::2/64\"], next_hops: [198.51.100.1, \"2001:db8::1\"]}\n"+
+		"pools: [{name: p, ranges: [192.0.2.0/24, \"2001:db8:1::/64\"]}, {name: q, ranges: [203.0.113.0/24]}]\ngateways:\n"+
+		"  - {name: g, id: 00000000-0000-4000-8000-000000000001, pools: %s}\n"+
+		"  - {name: h, id: 00000000-0000-4000-8000-000000000002, pools: [q], addresses: [192.0.2.7, 192.0.2.8, 192.0.2.200]}\n", m.any("[p]", "[p, q]"))
+	return b.String()
+}
+
+func (m townsman) vpc(v int) string {
+	var b strings.Builder
+	hops := m.any("", "", "", ", next_hops: [10.0.0.2]")
+	if m.IntN(3) > 0 {
+		hops = ""
+	}
+	fmt.Fprintf(&b, "version: 1\nvpcs:\n  - name: v%d\n    attach: [{port: in%d, addresses: [10.0.0.1/24, \"fd00::1/64\"]%s}]\n    subnets: [10.0.0.0/24, 10.0.1.0/24, \"fd00::/64\"]\n    limits: {per_vpc: %d}\n    routes: [%s%s]\n    instances:\n",
+		v, v, hops, m.IntN(2)*100, m.any("{to: 0.0.0.0/0, gateway: g}", "{to: 0.0.0.0/0, gateway: h}, {to: \"::/0\", gateway: g}", "{to: 0.0.0.0/0, gateway: unnamed}"),
+		m.any("", ", {to: 8.8.8.0/24, gateway: h}", ", {to: 8.8.8.0/24, gateway: h, from: 10.0.1.0/24}, {to: 8.0.0.0/8, drop: true}", ", {to: 10.9.0.0/16, address: 10.0.0.9}"))
+	for i := range 2 + m.IntN(4) {
+		if m.IntN(4) == 0 {
+			continue
+		}
+		one := v*30 + i*3 + m.IntN(2)
+		external := m.any(fmt.Sprintf("{floating: [192.0.2.%d]}", one), fmt.Sprintf("{floating: [192.0.2.%d, 203.0.113.%d, \"2001:db8:1::%x\"]}", one, one, one+1), fmt.Sprintf("{ephemeral: [203.0.113.%d]}", one),
+			fmt.Sprintf("{snat: [{address: 192.0.2.%d, ports: %d-%d}]}", 200+m.IntN(3), 1024+one*200, 1024+one*200+99),
+			fmt.Sprintf("{snat: [{address: 192.0.2.200, ports: %d-%d}, {address: 192.0.2.200, ports: %d-%d}, {address: 203.0.113.220, ports: %d-%d}]}",
+				40000+one*100, 40000+one*100+40, 40000+one*100+50, 40000+one*100+90, 1024+one*100, 1024+one*100+99),
+			"{}")
+		if m.IntN(25) == 0 {
+			external = fmt.Sprintf("{attached: [203.0.113.%d/32]}", one)
+		}
+		mac, transit := "", ""
+		if m.IntN(3) > 0 {
+			mac = fmt.Sprintf(", mac: \"02:00:00:00:0%d:%02x\"", m.IntN(2), i)
+		}
+		if m.IntN(4) == 0 {
+			transit = fmt.Sprintf(", transit: [10.8.%d.0/24]", i)
+		}
+		fmt.Fprintf(&b, "      - {name: i%d, addresses: [10.0.%d.%d, \"fd00::%x\"]%s%s, external: %s}\n", i, m.IntN(2), 10+i, 10+i, mac, transit, external)
+	}
+	b.WriteString("      - {name: last, addresses: [10.0.0.200]}\n")
+	return b.String()
+}
+
+// Over random configurations and random changes of them, Follow makes of each what Compile makes, and leaves the same behind: the
+// same neighbors, the same slots. A generation that is discarded leaves nothing.
+func TestFollow(t *testing.T) {
+	followed, whole, discarded := 0, 0, 0
+	for seed := range uint64(60) {
+		m := townsman{rand.New(rand.NewPCG(seed, 7))}
+		var states [2]*State
+		var compilers [2]*Compiler
+		for i := range states {
+			var err error
+			if states[i], err = NewState(StateConfig{Workers: 1, Sessions: 4096, Seed: &testSeed, Addresses: 16}); err != nil {
+				t.Fatal(err)
+			}
+			compilers[i] = NewCompiler(states[i], &testSeed)
+		}
+		texts := []config.File{{Name: "global.yaml", Data: []byte(m.global())}}
+		for v := range towns {
+			texts = append(texts, config.File{Name: fmt.Sprintf("v%d.yaml", v), Data: []byte(m.vpc(v))})
+		}
+		var parser config.Parser
+		var running *Generation
+		var was *config.Config
+		for round := range 40 {
+			cfg, _, err := parser.Parse(texts)
+			if err != nil {
+				t.Fatalf("%v\n%s", err, texts)
+			}
+			follow := func() *Generation {
+				if running == nil {
+					g, err := compilers[0].Compile(cfg)
+					if err != nil {
+						t.Fatal(err)
+					}
+					return g
+				}
+				g, err := compilers[0].Follow(running, was, cfg)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return g
+			}
+			if running != nil && m.IntN(4) == 0 {
+				last, known := compilers[0].last, states[0].known()
+				current, neighbors := maps.Clone(compilers[0].instances.current), maps.Clone(compilers[0].neighbors)
+				g := follow()
+				compilers[0].Discard()
+				g.Close()
+				discarded++
+				if compilers[0].last != last || !maps.Equal(compilers[0].instances.current, current) || !maps.Equal(compilers[0].neighbors, neighbors) || !slices.Equal(states[0].known(), known) {
+					t.Fatalf("seed %d, round %d: what was discarded has left something", seed, round)
+				}
+			}
+			g := follow()
+			want, err := compilers[1].Compile(cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d := cmp.Diff(want.meaning(cfg, states[1]), g.meaning(cfg, states[0])); d != "" {
+				t.Fatalf("seed %d, round %d (-Compile +Follow):\n%s", seed, round, d)
+			}
+			if g.Number != want.Number {
+				t.Fatalf("generation %d, want %d", g.Number, want.Number)
+			}
+			if running != nil && g.h.HostSecret == running.h.HostSecret {
+				followed++
+			} else {
+				whole++
+			}
+			compilers[0].Retire()
+			compilers[1].Retire()
+			if d := cmp.Diff(states[1].known(), states[0].known()); d != "" {
+				t.Fatalf("seed %d, round %d: neighbors (-Compile +Follow):\n%s", seed, round, d)
+			}
+			if !maps.Equal(compilers[0].neighbors, compilers[1].neighbors) && len(compilers[0].neighbors) != len(compilers[1].neighbors) {
+				t.Fatalf("seed %d, round %d: %d neighbors are named, want %d", seed, round, len(compilers[0].neighbors), len(compilers[1].neighbors))
+			}
+			if !maps.Equal(compilers[0].instances.current, compilers[1].instances.current) || !slices.Equal(keys(compilers[0].addresses.current), keys(compilers[1].addresses.current)) {
+				t.Fatalf("seed %d, round %d: slots %v %v, want %v %v", seed, round, compilers[0].instances.current, compilers[0].addresses.current,
+					compilers[1].instances.current, compilers[1].addresses.current)
+			}
+			expectSlots(t, g, compilers[0])
+			// Whoever takes over finds the same.
+			resumed := Resume(states[0], g)
+			if !maps.Equal(resumed.instances.current, compilers[0].instances.current) || !maps.Equal(resumed.neighbors, compilers[0].neighbors) ||
+				!maps.Equal(resumed.addresses.current, compilers[0].addresses.current) {
+				t.Fatalf("seed %d, round %d: who resumes knows %v, want %v", seed, round, resumed.instances.current, compilers[0].instances.current)
+			}
+			want.Close()
+			if running != nil {
+				compilers[0].Release(running)
+			}
+			running, was = g, cfg
+			texts = slices.Clone(texts)
+			switch m.IntN(12) {
+			case 0:
+				texts[0].Data = []byte(m.global())
+			case 1:
+				for range 3 {
+					v := m.IntN(towns)
+					texts[1+v].Data = []byte(m.vpc(v))
+				}
+			default:
+				v := m.IntN(towns)
+				texts[1+v].Data = []byte(m.vpc(v))
+			}
+		}
+		running.Close()
+		compilers[0].spare.Close()
+		for _, s := range states {
+			s.Segment.Close()
+		}
+	}
+	t.Logf("%d followed, %d compiled, %d discarded", followed, whole, discarded)
+	if followed < 300 || whole < 300 || discarded < 100 {
+		t.Error("the changes are too easy, or too hard")
+	}
+}
+
+func keys(m map[string]uint32) []string { return slices.Sorted(maps.Keys(m)) }
+
+// expectSlots fails the test if an SNAT address has not the slot that the compiler keeps for it.
+func expectSlots(t *testing.T, g *Generation, c *Compiler) {
+	t.Helper()
+	slot := func(a inet.Addr) uint32 { return c.addresses.current[a.Netip().String()] }
+	for i := range g.hosts {
+		if h := &g.hosts[i]; h.Kind == hostSNAT && h.Slot != slot(h.Addr) {
+			t.Errorf("%v has slot %d, expected %d", h.Addr, h.Slot, slot(h.Addr))
+		}
+	}
+	for _, in := range g.instances {
+		if in.Slot == 0 {
+			continue
+		}
+		for i := range 2 * g.vpcs[in.VPC].Tags {
+			s := g.selections[in.Selections+i]
+			for _, n := range g.candidates[s.Candidates.First:s.Candidates.end()] {
+				if s.Kind == selectSNAT && n.Slot != slot(n.Addr) {
+					t.Errorf("%v has slot %d, expected %d", n.Addr, n.Slot, slot(n.Addr))
+				}
+			}
+		}
+	}
+}
+
+// BenchmarkFollow is the compilation of a change of one instance among 100,000.
+func BenchmarkFollow(b *testing.B) {
+	cfg := [2]*config.Config{largeConfig(100_000, 10_000, 1_000), nil}
+	other := *cfg[0]
+	other.VPCs = slices.Clone(other.VPCs)
+	other.VPCs[0].Instances = slices.Clone(other.VPCs[0].Instances)
+	other.VPCs[0].Instances[0].MAC[5]++
+	cfg[1] = &other
+	s, err := NewState(StateConfig{Workers: 1, Sessions: 1024, Instances: 100_000})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Segment.Close()
+	c := NewCompiler(s, &testSeed)
+	running, err := c.Compile(cfg[0])
+	if err != nil {
+		b.Fatal(err)
+	}
+	c.Retire()
+	for i := 1; b.Loop(); i++ {
+		g, err := c.Follow(running, cfg[(i+1)%2], cfg[i%2])
+		if err != nil {
+			b.Fatal(err)
+		}
+		c.Retire()
+		c.Release(running)
+		running = g
+	}
+	running.Close()
+	c.spare.Close()
+}
