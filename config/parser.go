@@ -21,7 +21,8 @@ type Parser struct {
 	Read, Check time.Duration // what the last call took for the files, and for what they say together
 
 	last    []*fragment // of the last call
-	checked *checker    // of the last configuration without faults, if that was the last call
+	good    []*fragment // of the last without faults
+	checked *checker    // what that came to
 }
 
 // fragment is what one file says by itself.
@@ -40,13 +41,12 @@ func (p *Parser) Parse(files []File) (*Config, []Warning, error) {
 		return nil, nil, Faults{{File: "configuration", Message: "has no files; expected at least one"}}
 	}
 	begin := time.Now()
-	before, checked := p.last, p.checked
-	p.last, p.checked = p.read(files), nil
+	p.last = p.read(files)
 	p.Read = time.Since(begin)
 	defer func() { p.Check = time.Since(begin) - p.Read }()
 	var c *checker
-	if checked != nil {
-		c = checked.follow(before, p.last)
+	if p.checked != nil {
+		c = p.checked.follow(p.good, p.last)
 	}
 	if c == nil {
 		doc, faults, whole := join(p.last)
@@ -61,7 +61,7 @@ func (p *Parser) Parse(files []File) (*Config, []Warning, error) {
 		}
 		c.warn()
 	}
-	p.checked = c
+	p.good, p.checked = p.last, c
 	return &c.config, c.warned.all(), nil
 }
 

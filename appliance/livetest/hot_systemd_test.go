@@ -116,6 +116,8 @@ func TestHotUnits(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	before := n.wires(t, w)
+	n.expectNothingLost(t, w, before) // no frame is under way
 	streams := []*stream{
 		startStream(t, n.guest, web4, remote4, 2*time.Millisecond), startStream(t, n.guest, web6, remote6, 2*time.Millisecond),
 		startStream(t, n.guest, batch4, remote4, 2*time.Millisecond), startStream(t, n.guest, batch6, remote6, 2*time.Millisecond),
@@ -183,6 +185,7 @@ func TestHotUnits(t *testing.T) {
 	again("crash")
 
 	endAll(streams)
+	n.expectNothingLost(t, w, before)
 	for _, s := range streams {
 		if lost, sent := s.lost(); lost > 0 {
 			t.Errorf("%v: %d of %d datagrams are lost", s.c.LocalAddr(), lost, sent)
@@ -191,6 +194,7 @@ func TestHotUnits(t *testing.T) {
 			t.Errorf("%v: came from %v, expected one address and port", s.c.LocalAddr(), list)
 		}
 	}
+	w.explain(t)
 	if now := w.expectBalance(t).get(t, "weir_sessions_created_total"); now != sessions {
 		t.Errorf("%v sessions have begun, expected %v as at first", now, sessions)
 	}
