@@ -57,7 +57,7 @@ pools:
   - {name: p, ranges: [192.0.2.0/24, "2001:db8:1::/64"]}
 gateways:
   - {name: g, id: 00000000-0000-4000-8000-000000000001, pools: [p]}
-sessions: {limits: {per_instance: 0}}
+sessions: {limits: {per_instance: 0}, port_rest: 0s}
 vpcs:
   - name: v
     attach: [{port: inside, addresses: [10.0.0.1/24, "fd00::1/64"]}]
