@@ -233,9 +233,13 @@ func (w *Worker) create(p *Packet, f *flow) Reason {
 	if r := w.limited(in); r != Pass {
 		return r
 	}
-	// The outside key may be taken: by a session of before a change, or begun from outside.
+	// The outside key may be taken: by a session of before a change, or begun from outside. One that overloads the port, since before
+	// its pool's mapping changed, is live and stays.
 	key := session.OutsideKey(f.external, p.remote, f.externalPort, p.remotePort, p.proto)
-	if ref := w.sessions.Find(&key); ref != session.None {
+	if ref := w.sessions.Find(&key); ref != session.None && w.usable(ref, w.sessions.At(ref)) {
+		if f.mapping != session.None && w.sessions.At(ref).State() != session.Unconfirmed {
+			return PortsExhausted
+		}
 		w.end(ref)
 	}
 	ref, s, ok := w.sessions.Alloc()

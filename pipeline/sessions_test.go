@@ -595,3 +595,22 @@ func TestOrderInABurst(t *testing.T) {
 		r.balanced()
 	}
 }
+
+// When a pool's mapping becomes endpoint-independent, sessions that overload a port stay: a flow of the port's new owner towards the same
+// remote endpoint is refused.
+func TestMappingChangeEvictsNobody(t *testing.T) {
+	eim := strings.Replace(rigConfig, "{address: 192.0.2.6, ports: 1024-65535}", "{address: 192.0.2.6, ports: 1024-1024}", 1)
+	r := newRig(t, strings.Replace(eim, "vpcs:", "sessions: {mapping: address-and-port-dependent}\nvpcs:", 1), config.MAC{})
+	const first = "udp 10.0.0.6:1 > 8.8.8.8:53"
+	r.expect(0, first, "udp 192.0.2.6:1024 > 8.8.8.8:53")
+	r.reload(eim)
+	r.expect(0, "udp 10.0.0.6:2 > 8.8.8.8:53", "drop ports_exhausted")
+	r.expect(0, "udp 10.0.0.6:2 > 8.8.4.4:53", "udp 192.0.2.6:1024 > 8.8.4.4:53")
+	r.expect(0, first, "udp 192.0.2.6:1024 > 8.8.8.8:53")
+	if r.counters.SessionsEnded != 0 {
+		t.Errorf("%d sessions ended, expected none", r.counters.SessionsEnded)
+	}
+	if err := r.state.Check(); err != nil {
+		t.Error(err)
+	}
+}
