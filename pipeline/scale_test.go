@@ -46,6 +46,25 @@ func largeConfig(instances, vpcs, gateways int) *config.Config {
 	return &cfg
 }
 
+// A session takes 256 bytes at the most, with its mapping and its part of every table: what a state of twice the sessions is larger by.
+func TestMemoryPerSession(t *testing.T) {
+	const sessions = 1 << 17
+	var size [2]uint64
+	for i := range size {
+		s, err := NewState(StateConfig{Workers: 2, Sessions: (i + 1) * sessions, Seed: &testSeed})
+		if err != nil {
+			t.Fatal(err)
+		}
+		size[i] = s.Segment.Size()
+		s.Segment.Close()
+	}
+	perSession := float64(size[1]-size[0]) / sessions
+	t.Logf("%.1f bytes a session", perSession)
+	if perSession > 256 {
+		t.Errorf("%.1f bytes a session, expected 256 at the most", perSession)
+	}
+}
+
 // BenchmarkCompile is a reload after parsing, up to the generation that the data plane maps: 100,000 instances, 200,000 external
 // addresses, 1,000 gateways, 10,000 VPCs. (All VPCs share one port here, which config would refuse: instances must have neighbors.)
 func BenchmarkCompile(b *testing.B) {
