@@ -75,9 +75,10 @@ func (p *Packet) outsideKey() session.Key {
 // stray reports whether a packet takes no part in sessions: ICMP other than queries, and what goes no further.
 func (p *Packet) stray() bool { return p.kind >= kindError || p.expired || p.pinned }
 
-// uninvited reports whether a packet from outside is a ping to an identifier that is mapped for replies to the instance's own.
+// uninvited reports whether a packet from outside is none of its session's: a ping to an identifier that is mapped for replies to the
+// instance's own, or one that only claims to come from an external address of weir's own, whose packets turn back and never come by a port.
 func (p *Packet) uninvited(s *session.Session) bool {
-	return p.kind == kindEchoRequest && s.Flags&session.SNAT != 0
+	return p.kind == kindEchoRequest && s.Flags&session.SNAT != 0 || p.turned != (s.Flags&session.Hairpin != 0)
 }
 
 // late finds the session of a packet that began after the batch was looked up: with an earlier packet of one burst.

@@ -614,3 +614,11 @@ func TestMappingChangeEvictsNobody(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A hairpinned flow's sessions are for packets that turn back: nobody outside gets in with the address of its other end.
+func TestHairpinLetsNoSpoofedSourceIn(t *testing.T) {
+	r := newRig(t, rigConfig, config.MAC{})
+	out := strings.Fields(r.send(0, "udp 10.0.0.6:1000 > 192.0.2.5:53")) // as 10.0.0.5 sees it
+	r.expect(1, "udp 192.0.2.5:53 > "+out[1], "drop own_source")
+	r.expect(0, "udp 10.0.0.5:53 > "+out[1], "udp 192.0.2.5:53 > 10.0.0.6:1000")
+}
