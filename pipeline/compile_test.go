@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -203,7 +204,10 @@ func TestSweep(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := newRig(t, unconfirmedConfig, config.MAC{})
-			r.unconfirm(3)
+			for range 3 {
+				r.unconfirm(1)
+				r.after(time.Millisecond)
+			}
 			for i := range 5 {
 				r.send(0, fmt.Sprintf("udp 10.0.0.5:%d > 8.8.8.8:53", 1000+i))
 				r.send(0, fmt.Sprintf("tcp 10.0.0.6:%d > 8.8.8.8:53 SYN", 1000+i))
@@ -241,6 +245,9 @@ func TestSweep(t *testing.T) {
 				for ref := r.unconfirmed[i].Oldest; ref != session.None; ref = r.sessions.At(ref).Next {
 					if prev := r.sessions.At(ref).Prev; prev != last {
 						t.Errorf("session %d is behind %d in its list, and says %d", ref, last, prev)
+					}
+					if last != session.None && r.sessions.At(last).Created >= r.sessions.At(ref).Created {
+						t.Errorf("session %d is in its list before the older one %d", last, ref)
 					}
 					last = ref
 					n++

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/bits"
 	mathrand "math/rand/v2"
+	"slices"
 	"sync/atomic"
 
 	"weir/config"
@@ -261,6 +262,7 @@ func (s *State) Sweep() {
 		for i := range lists {
 			lists[i] = unconfirmed{session.None, session.None}
 		}
+		var waiting []uint32
 		t := s.Table(w)
 		t.Rebuild(func(ref uint32, e *session.Session) bool {
 			if e.VPC >= vpcSlots || int(e.Instance) >= len(s.instances) || e.Mapping != session.None && !mappings.Adopt(e) {
@@ -269,10 +271,15 @@ func (s *State) Sweep() {
 			s.acquire(e.VPC, e.Instance)
 			if e.State() == session.Unconfirmed {
 				s.instances[e.Instance].Unconfirmed++
-				lists[e.Instance].push(t, ref, e)
+				waiting = append(waiting, ref)
 			}
 			return true
 		})
+		slices.SortStableFunc(waiting, func(a, b uint32) int { return int(int32(t.At(a).Created - t.At(b).Created)) })
+		for _, ref := range waiting { // oldest first, as they gave way before
+			e := t.At(ref)
+			lists[e.Instance].push(t, ref, e)
+		}
 		c.Sessions = uint64(t.Len())
 	}
 	settleRings(counters)
