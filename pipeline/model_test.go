@@ -22,8 +22,27 @@ type model struct{ *config.Config }
 type question struct {
 	port         int
 	src, dst     netip.Addr
-	proto        string // udp, syn, ack, ping, pong, error, gre
-	sport, dport uint16 // echo: the identifier is sport inside, dport outside
+	proto        string    // udp, ping, pong, error, gre, or one of modelTCP
+	sport, dport uint16    // echo: the identifier is sport inside, dport outside
+	expired      bool      // TTL 1
+	seq, ack     uint32    // TCP
+	quoted       *question // error: what it is about; nil: some UDP packet that went the other way
+}
+
+// about is the packet that an error quotes.
+func (q question) about() question {
+	if q.quoted != nil {
+		return *q.quoted
+	}
+	return question{src: q.dst, dst: q.src, proto: "udp", sport: 5, dport: 7}
+}
+
+// modelTCP are the segments that questions ask about, by their flags.
+var modelTCP = map[string]string{"syn": "SYN", "ack": "ACK", "data": "PSH,ACK", "synack": "SYN,ACK", "fin": "FIN,ACK", "rst": "RST,ACK"}
+
+// begins reports whether a packet may begin a session.
+func (q question) begins() bool {
+	return q.proto == "udp" || q.proto == "syn" || q.proto == "ping" || q.proto == "gre"
 }
 
 // toWeir is what becomes of a packet to an address of weir's own: pings are answered.
@@ -37,6 +56,7 @@ func (q question) toWeir() verdict {
 // verdict is what is to become of a packet. Of two kinds with ports, any in the list will do.
 type verdict struct {
 	fate     string        // "punt", "drop REASON", "out", "snat", "in", "plain"
+	kind     string        // "out", "snat": also of a packet that then has no next hop
 	src, dst netip.Addr    // when it leaves
 	ports    []int         // by which it may leave
 	shares   []config.SNAT // snat: source ports it may have
@@ -59,54 +79,63 @@ func within(list []netip.Prefix, a netip.Addr) bool {
 	return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Masked().Contains(a) })
 }
 
-func (m model) inside(q question) verdict {
+// leaving is what becomes of a packet from inside up to the side it leaves by. Does it turn back there, to an address of weir's own?
+func (m model) leaving(q question) (v verdict, turns bool) {
 	vi := slices.IndexFunc(m.VPCs, func(v config.VPC) bool {
 		return slices.ContainsFunc(v.Attach, func(a config.Attachment) bool { return a.Port == q.port })
 	})
 	if vi < 0 {
-		return drop(AntiSpoof)
+		return drop(AntiSpoof), false
 	}
-	v := &m.VPCs[vi]
+	vpc := &m.VPCs[vi]
 	if q.src == q.dst {
-		return drop(Martian)
+		return drop(Martian), false
 	}
 	if within(modelMartians, q.dst) {
-		return drop(Martian)
+		return drop(Martian), false
 	}
-	in, own, transit, attached := source(v, q.src)
+	in, own, transit, attached := source(vpc, q.src)
 	if in == nil {
-		return drop(AntiSpoof)
+		return drop(AntiSpoof), false
 	}
-	for _, a := range v.Attach {
+	for _, a := range vpc.Attach {
 		for _, own := range a.Addresses {
 			if own.Addr() == q.dst {
-				return q.toWeir()
+				return q.toWeir(), false
 			}
 		}
 	}
-	route, ok := m.route(v, in, q.dst)
+	if q.expired {
+		return drop(TTLExceeded), false
+	}
+	route, ok := m.route(vpc, in, q.dst)
 	switch {
 	case !ok:
-		return drop(NoRoute)
+		return drop(NoRoute), false
 	case route.Target == config.TargetDrop:
-		return drop(RouteDrop)
+		return drop(RouteDrop), false
 	case route.Target != config.TargetGateway:
 		if attached.IsValid() && !own {
-			return drop(PublicSource)
+			return drop(PublicSource), false
 		}
-		return verdict{fate: "plain", src: q.src, dst: q.dst, ports: m.internalPorts(v, route, q.dst)}
+		return verdict{fate: "plain", src: q.src, dst: q.dst, ports: m.internalPorts(vpc, route, q.dst)}, false
 	case transit:
-		return drop(PublicSource)
+		return drop(PublicSource), false
 	}
 	for _, p := range m.Ports {
 		for _, a := range p.Addresses {
 			if a.Addr() == q.dst {
-				return drop(NoService)
+				return drop(NoService), false
 			}
 		}
 	}
-	tagged := m.tagged(q, in, own, attached, route)
-	if !m.ours(q.dst) || strings.HasPrefix(tagged.fate, "drop") {
+	v = m.tagged(q, in, own, attached, route)
+	return v, m.ours(q.dst) && !strings.HasPrefix(v.fate, "drop")
+}
+
+func (m model) inside(q question) verdict {
+	tagged, turns := m.leaving(q)
+	if !turns {
 		return tagged
 	}
 	// It turns back: its receiver sees it come from the sender's external address. Not to the very socket that sent it.
@@ -291,22 +320,21 @@ func (m model) leaves(v verdict, external, dst netip.Addr) verdict {
 		}
 	}
 	if v.ports == nil {
-		return verdict{fate: "drop " + NoNextHop.String(), session: v.session}
+		v.fate = "drop " + NoNextHop.String()
 	}
 	return v
 }
 
 // numbers are the protocol numbers of a question's protocols.
 func (q question) number() uint8 {
-	switch q.proto {
-	case "udp":
+	switch {
+	case q.proto == "udp":
 		return 17
-	case "syn", "ack":
+	case modelTCP[q.proto] != "":
 		return 6
-	case "gre":
+	case q.proto == "gre":
 		return 47
-	}
-	if q.src.Is4() {
+	case q.src.Is4():
 		return 1
 	}
 	return 58
@@ -352,13 +380,13 @@ func (m model) oneToOne(q question, in *config.Instance, private netip.Addr, por
 
 func (m model) selects(q question, in *config.Instance, gateway int) verdict {
 	flow := q
-	if q.proto == "error" { // the address is that of the flow which it quotes
-		flow = question{src: q.src, dst: q.dst, proto: "udp", sport: 7, dport: 5}
+	if q.proto == "error" { // the address is that of the flow which it quotes, seen from the other side
+		flow = q.about()
+		flow.src, flow.dst, flow.sport, flow.dport = flow.dst, flow.src, flow.dport, flow.sport
 	}
-	one := m.oneToOne(flow, in, q.src, flow.sport, q.dst, flow.dport, gateway)
+	one := m.oneToOne(flow, in, q.src, flow.sport, flow.dst, flow.dport, gateway)
 	if one.IsValid() {
-		begins := q.proto != "ack" && q.proto != "pong" && q.proto != "error"
-		return m.leaves(verdict{fate: "out", src: one, dst: q.dst, session: begins}, one, q.dst)
+		return m.leaves(verdict{fate: "out", kind: "out", src: one, dst: q.dst, session: q.begins()}, one, q.dst)
 	}
 	var shares []config.SNAT
 	var most uint64
@@ -382,10 +410,10 @@ func (m model) selects(q question, in *config.Instance, gateway int) verdict {
 		return drop(ICMPUnrelated)
 	case q.proto == "gre":
 		return drop(SNATProtocol)
-	case q.proto == "ack" || q.proto == "pong":
+	case !q.begins():
 		return drop(NoSession)
 	}
-	return m.leaves(verdict{fate: "snat", src: shares[0].Address, dst: q.dst, shares: shares, session: true}, shares[0].Address, q.dst)
+	return m.leaves(verdict{fate: "snat", kind: "snat", src: shares[0].Address, dst: q.dst, shares: shares, session: true}, shares[0].Address, q.dst)
 }
 
 // outside is what becomes of a packet from outside, or of one from inside that turned back.
@@ -412,10 +440,16 @@ func (m model) outside(q question, turned bool) verdict {
 		for i := range v.Instances {
 			in := &v.Instances[i]
 			if within(in.Attached, q.dst) {
+				if q.expired {
+					return drop(TTLExceeded)
+				}
 				return verdict{fate: "plain", src: q.src, dst: q.dst, ports: m.instancePort(v, in, q.dst)}
 			}
 			if slices.ContainsFunc(in.SNAT, func(s config.SNAT) bool { return s.Address == q.dst }) {
-				if q.proto == "error" {
+				switch {
+				case q.proto == "error" && q.expired:
+					return drop(TTLExceeded)
+				case q.proto == "error":
 					return drop(ICMPUnrelated)
 				}
 				return drop(Unsolicited)
@@ -423,12 +457,15 @@ func (m model) outside(q question, turned bool) verdict {
 			if !slices.Contains(in.Floating, q.dst) && !slices.Contains(in.Ephemeral, q.dst) {
 				continue
 			}
+			if q.expired {
+				return drop(TTLExceeded)
+			}
 			private := in.Address4
 			if q.dst.Is6() {
 				private = in.Address6
 			}
 			r := verdict{fate: "in", src: q.src, dst: private, ports: m.instancePort(v, in, private)}
-			if route, ok := m.route(v, in, q.src); ok && route.Target == config.TargetGateway && q.proto != "ack" && q.proto != "pong" && q.proto != "error" {
+			if route, ok := m.route(v, in, q.src); ok && route.Target == config.TargetGateway && q.begins() {
 				r.session = m.oneToOne(q, in, private, q.dport, q.src, q.sport, route.Gateway) != q.dst
 			}
 			return r
@@ -684,7 +721,7 @@ func (g *generator) question(m model) question {
 	q := question{
 		port:  min(g.IntN(len(m.Ports)+1), len(m.Ports)-1),
 		proto: pick(g, []string{"udp", "udp", "syn", "ack", "ping", "pong", "error", "gre"}),
-		sport: uint16(1 + g.IntN(65535)), dport: uint16(1 + g.IntN(65535)),
+		sport: uint16(1 + g.IntN(65535)), dport: uint16(1 + g.IntN(65535)), expired: g.some(0.02),
 	}
 	local, remote := g.sources, g.destinations
 	outside := m.Ports[q.port].Side == config.Outside
@@ -720,22 +757,33 @@ func (g *generator) question(m model) question {
 }
 
 func (q question) line() string {
+	if q.expired {
+		return q.text() + " ttl=1"
+	}
+	return q.text()
+}
+
+func (q question) text() string {
 	icmp := "icmp"
 	if q.src.Is6() {
 		icmp = "icmp6"
 	}
+	if flags, ok := modelTCP[q.proto]; ok {
+		line := fmt.Sprintf("tcp %v > %v %s seq=%d ack=%d", netip.AddrPortFrom(q.src, q.sport), netip.AddrPortFrom(q.dst, q.dport), flags, q.seq, q.ack)
+		if q.proto == "data" {
+			line += " len=10"
+		}
+		return line
+	}
 	switch q.proto {
 	case "udp":
 		return fmt.Sprintf("udp %v > %v", netip.AddrPortFrom(q.src, q.sport), netip.AddrPortFrom(q.dst, q.dport))
-	case "syn", "ack":
-		return fmt.Sprintf("tcp %v > %v %s", netip.AddrPortFrom(q.src, q.sport), netip.AddrPortFrom(q.dst, q.dport), strings.ToUpper(q.proto))
 	case "ping":
 		return fmt.Sprintf("%s echo-request %v > %v id=%d", icmp, q.src, q.dst, q.sport|q.dport)
 	case "pong":
 		return fmt.Sprintf("%s echo-reply %v > %v id=%d", icmp, q.src, q.dst, q.sport|q.dport)
 	case "error":
-		return fmt.Sprintf("%s unreachable 1 %v > %v quote(udp %v > %v)", icmp, q.src, q.dst,
-			netip.AddrPortFrom(q.dst, 5), netip.AddrPortFrom(q.src, 7))
+		return fmt.Sprintf("%s unreachable 1 %v > %v quote(%s)", icmp, q.src, q.dst, q.about().text())
 	}
 	return fmt.Sprintf("ip proto=47 %v > %v len=12", q.src, q.dst)
 }

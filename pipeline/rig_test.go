@@ -4,6 +4,7 @@ package pipeline
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -26,9 +27,15 @@ type rig struct {
 // newRig starts a worker on the configuration in text. The zero AssumeMAC leaves neighbors to be resolved.
 func newRig(t testing.TB, text string, assume config.MAC) *rig {
 	t.Helper()
+	return newRigFor(t, text, assume, parseConfig(t, text).Dataplane.Sessions, 1)
+}
+
+// newRigFor is newRig with a session table of any size, for several workers, of which it has the first.
+func newRigFor(t testing.TB, text string, assume config.MAC, sessions, workers int) *rig {
+	t.Helper()
 	r := &rig{t: t, cfg: parseConfig(t, text)}
 	var err error
-	r.state, err = NewState(StateConfig{Workers: 1, Sessions: r.cfg.Dataplane.Sessions, Seed: &testSeed})
+	r.state, err = NewState(StateConfig{Workers: workers, Sessions: sessions, Seed: &testSeed})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,11 +121,11 @@ func (r *rig) process(port int, frames ...[]byte) []fate {
 	var b Burst
 	b.Port, b.N = port, len(frames)
 	right := make([]bool, len(frames))
-	was := make([]string, len(frames))
+	was := make([][]byte, len(frames))
 	for i, f := range frames {
 		b.Packets[i].Data, b.Packets[i].Handle = f, uintptr(i+1)
 		right[i] = packettext.Verify(f) == nil
-		was[i] = packettext.Format(f)
+		was[i] = slices.Clone(f)
 	}
 	before := r.holding
 	r.Process(&b)
@@ -131,7 +138,7 @@ func (r *rig) process(port int, frames ...[]byte) []fate {
 			seen[h]++
 			fates[h] = fate{port: p, frame: q.Frames[i]}
 			if err := packettext.Verify(q.Frames[i]); right[h] && err != nil {
-				r.t.Fatalf("in:  %s\nout: %s\n%v", was[h], packettext.Format(q.Frames[i]), err)
+				r.t.Fatalf("in:  %s\nout: %s\n%v", packettext.Format(was[h]), packettext.Format(q.Frames[i]), err)
 			}
 		}
 	}
@@ -146,7 +153,7 @@ func (r *rig) process(port int, frames ...[]byte) []fate {
 	}
 	for h, n := range seen {
 		if n != 1 {
-			r.t.Fatalf("%s is in %d places after Process", was[h], n)
+			r.t.Fatalf("%s is in %d places after Process", packettext.Format(was[h]), n)
 		}
 	}
 	r.drain()
