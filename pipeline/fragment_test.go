@@ -794,7 +794,7 @@ func TestFragmentsThatNeedNoPorts(t *testing.T) {
 		{0, "ip proto=47 10.0.0.5 > 8.8.8.8 frag=1:64 len=8", "ip proto=47 192.0.2.5 > 8.8.8.8 frag=1:64 len=8"},
 		{0, "ip proto=136 10.0.0.5 > 8.8.8.8 frag=1:64 len=8", "ip proto=136 192.0.2.5 > 8.8.8.8 frag=1:64 len=8"},
 		{0, "ip proto=47 fd00::5 > 2001:4860::8 frag=1:64 len=8", "ip proto=47 2001:db8:1::5 > 2001:4860::8 frag=1:64 len=8"},
-		{0, "ip proto=47 10.0.0.6 > 8.8.8.8 frag=1:64 len=8", "drop no_session"},
+		{0, "ip proto=47 10.0.0.6 > 8.8.8.8 frag=1:64 len=8", "drop snat_protocol"},
 		{0, "ip proto=51 10.0.0.5 > 8.8.8.8 frag=1:64 len=8", "drop untranslatable"},
 		{0, "ip proto=17 10.0.0.5 > 100.64.0.1 frag=1:64 len=8", "drop route_drop"},
 		{0, "ip proto=17 10.0.0.77 > 8.8.8.8 frag=1:64 len=8", "drop antispoof"},
@@ -985,5 +985,27 @@ func TestFragmentsOfSeveralWorkers(t *testing.T) {
 	c.owned()
 	if sum := c.sum(); sum.Handed == 0 || sum.Held != 0 {
 		t.Errorf("%d handed over, %d held", sum.Handed, sum.Held)
+	}
+}
+
+// What is let in to a mapping is let in whole, also where there is no room for a session by which its later pieces would be known.
+func TestInvitedFragmentsWithoutSession(t *testing.T) {
+	text := strings.NewReplacer("vpcs:", "sessions: {filtering: endpoint-independent}\nvpcs:", "{name: shared,", "{name: shared, limits: {per_instance: 1},").Replace(rigConfig)
+	p := newPost(t, text)
+	mapped := p.put(0, parseLine(t, 0, "udp 10.0.0.6:1000 > 8.8.8.8:53"))
+	frame := parseLine(t, 1, "udp 9.9.9.9:7 > "+strings.Fields(bare(mapped[0].frame))[1]+" "+text80)
+	for _, order := range orders {
+		pieces := cut(frame, uint32(order[0]*3+order[1]), 24, 56)
+		got := p.put(1, pieces[order[0]], pieces[order[1]], pieces[order[2]])
+		if len(got) != 3 {
+			t.Errorf("%v: %d of 3 pieces pass: %v", order, len(got), p.counters.Dropped)
+			continue
+		}
+		if got, want := bare(join(t, framesOf(t, 0, got))), "udp 9.9.9.9:7 > 10.0.0.6:1000 "+text80; got != want {
+			t.Errorf("%v: %s, expected %s", order, got, want)
+		}
+	}
+	if n := p.sessions.Len(); n != 1 {
+		t.Errorf("%d sessions, expected the one that the limit allows", n)
 	}
 }

@@ -88,10 +88,10 @@ func (w *Worker) pick(f *flowKey, sel *selection) *candidate {
 func (w *Worker) selectSNAT(p *Packet, in *instanceRecord, sel *selection) Reason {
 	space, ok := p.portSpace()
 	switch {
-	case !begins(p):
-		return NoSession
 	case !ok:
 		return SNATProtocol
+	case !begins(p):
+		return NoSession
 	}
 	if r := w.limited(in); r != Pass {
 		return r
@@ -147,6 +147,15 @@ func (p *Packet) portSpace() (session.PortSpace, bool) {
 		return session.UDPPorts, true
 	case kindEchoRequest, kindEchoReply:
 		return session.EchoIdentifiers, true
+	case kindPiece: // the first one's
+		switch p.proto {
+		case protoTCP:
+			return session.TCPPorts, true
+		case protoUDP:
+			return session.UDPPorts, true
+		case protoICMP, protoICMPv6:
+			return session.EchoIdentifiers, true
+		}
 	}
 	return 0, false
 }
@@ -317,7 +326,8 @@ func (w *Worker) inbound(p *Packet, in *instanceRecord, h *host) {
 // session. The session holds the mapping from the first packet from inside on.
 func (w *Worker) invited(p *Packet, h *host) Reason {
 	space, ok := p.portSpace()
-	if !ok || h.Rules&overload != 0 || !begins(p) || p.kind == kindEchoRequest {
+	piece := p.kind == kindPiece // its first one was let in; there may have been no room for a session
+	if !ok || h.Rules&overload != 0 || space == session.EchoIdentifiers || !begins(p) && !piece {
 		return Unsolicited
 	}
 	ref := w.mappings.FindOutside(h.Slot, space, p.localPort)
@@ -343,7 +353,7 @@ func (w *Worker) invited(p *Packet, h *host) Reason {
 	}
 	p.act, p.newAddr, p.newPort, p.outPort, p.neighbor = actIn, m.Private, m.PrivatePort, in.Port[f], in.Neighbor[f]
 	p.setDeltas(p.local, m.Private, p.localPort, m.PrivatePort)
-	if r := w.gen.find(in.Routes[f], p.remote); r != 0 && w.gen.routes[r-1].Kind == routeGateway {
+	if r := w.gen.find(in.Routes[f], p.remote); !piece && r != 0 && w.gen.routes[r-1].Kind == routeGateway {
 		w.beginOutside(p, in, h, session.FromOutside|session.SNAT)
 	}
 	return Pass
