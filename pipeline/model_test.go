@@ -26,6 +26,7 @@ type question struct {
 	sport, dport uint16    // echo: the identifier is sport inside, dport outside
 	expired      bool      // TTL 1
 	seq, ack     uint32    // TCP
+	long         bool      // it has a payload, to be cut
 	quoted       *question // error: what it is about; nil: some UDP packet that went the other way
 }
 
@@ -763,7 +764,14 @@ func (q question) line() string {
 	return q.text()
 }
 
+// longText is what long questions carry.
+const longText = ` "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-+0123456789abcdef"`
+
 func (q question) text() string {
+	if q.long {
+		q.long = false
+		return q.text() + longText
+	}
 	icmp := "icmp"
 	if q.src.Is6() {
 		icmp = "icmp6"

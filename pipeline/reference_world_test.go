@@ -311,6 +311,8 @@ type event struct {
 	restart bool
 	walk    bool
 	burst   []question
+	pieces  []int // the only packet of the burst is cut, and its pieces arrive in this order
+	apart   bool  // in bursts of their own
 }
 
 func (e event) String() string {
@@ -327,6 +329,9 @@ func (e event) String() string {
 	var lines []string
 	for _, q := range e.burst {
 		lines = append(lines, q.line())
+	}
+	if e.pieces != nil {
+		return fmt.Sprintf("port %d: %s in pieces %v, apart: %t", e.burst[0].port, lines[0], e.pieces, e.apart)
 	}
 	return fmt.Sprintf("port %d: %s", e.burst[0].port, strings.Join(lines, "; "))
 }
@@ -345,6 +350,11 @@ func (w *world) next(n *reference) event {
 		return event{walk: true}
 	}
 	e := event{burst: []question{w.ask(n)}}
+	if q := &e.burst[0]; !q.expired && (q.proto == "udp" || q.proto == "ping" || q.proto == "pong" || q.proto == "gre" && !n.ours(q.dst)) && w.some(0.1) {
+		q.long = true
+		e.pieces, e.apart = w.Perm(3), w.some(0.5)
+		return e
+	}
 	for proto := e.burst[0].proto; proto != "data" && proto != "fin" && w.some(0.1) && len(e.burst) < 8; {
 		e.burst = append(e.burst, e.burst[0]) // the first one may begin a session that the look-up of the burst did not find
 	}
