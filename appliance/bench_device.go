@@ -52,6 +52,8 @@ type forwarder interface {
 	mark() error
 	// busy returns the packets since mark, and the nanoseconds that those turns took that had any.
 	busy() (packets uint64, nanos float64, err error)
+	// halt ends the polling: net_memif takes its memory away under whoever polls when the other side goes.
+	halt() error
 	stop() error
 }
 
@@ -116,7 +118,7 @@ func (b *bench) overMemif(dir, kind string, sessions int) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, g.stop()) }()
+	defer func() { err = errors.Join(err, fw.halt(), g.stop()) }()
 	duration := b.phase()
 	if _, err := g.run(phase{Nanos: int64(duration / 4)}); err != nil { // warms up
 		return err
@@ -182,7 +184,7 @@ func (b *bench) idleWith(dir, name string, mode config.Idle, nap backoff) (err e
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, g.stop()) }()
+	defer func() { err = errors.Join(err, fw.halt(), g.stop()) }()
 	duration := 2 * b.phase()
 	time.Sleep(50 * time.Millisecond)
 	before, err := fw.cpu()
@@ -308,9 +310,14 @@ func (f *weirForwarder) cpu() (uint64, error) {
 	return strconv.ParseUint(first, 10, 64)
 }
 
-func (f *weirForwarder) stop() error {
+func (f *weirForwarder) halt() error {
 	f.stopped.Store(true)
 	<-f.done
+	return nil
+}
+
+func (f *weirForwarder) stop() error {
+	f.halt()
 	c := f.state.Counters(0)
 	var err error
 	if d := drops(c); len(d) > 0 && !onlyFull(d) {
@@ -403,6 +410,11 @@ func (t *testpmd) ask(command, what string) (string, error) {
 			return "", fmt.Errorf("dpdk-testpmd did not answer %q with %q: %s", command, what, strings.Join(last, "\n"))
 		}
 	}
+}
+
+func (t *testpmd) halt() error {
+	_, err := t.ask("stop", "Done.")
+	return err
 }
 
 func (t *testpmd) mark() error {

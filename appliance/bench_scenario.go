@@ -55,7 +55,7 @@ func scenarios() []scenario {
 	return append(list,
 		scenario{name: "established/mixed", of: population{"mixed", []flows{floating4, snat4, floating6, snat6}}, ports: []int{0, 1}, from: sendEstablished},
 		scenario{name: "handoff/snat/v4/out", of: snat, ports: []int{0}, from: sendEstablished, mixed: true, open: true}, // a ring may be full
-		scenario{name: "fragments/floating/v4/out", of: floating, ports: []int{0}, from: sendFragments, open: true},
+		scenario{name: "fragments/floating/v4/out", of: floating, ports: []int{0}, from: sendFragments},
 		scenario{name: "unknown/floating/v4/in", of: floating, ports: []int{1}, from: sendUnknown},
 		scenario{name: "unknown/snat/v4/in", of: snat, ports: []int{1}, from: sendUnknown, drops: []pipeline.Reason{pipeline.Unsolicited, pipeline.Filtered}},
 		scenario{name: "new/floating/v4", of: floating, begin: true},
@@ -87,11 +87,11 @@ func sendUnknown(l *lane, b []byte, port, _ int) int {
 func sendFragments(l *lane, b []byte, port, j int) int {
 	if j%2 == 0 {
 		l.established()
+		l.frame++ // names the datagram
 	}
 	w := l.order[l.next]
 	n := l.sets[w.set].put(b, w, port, l.frames[0], 0)
-	l.frame++
-	return fragment(b[:n], uint16(l.frame/2), j%2 == 1)
+	return fragment(b[:n], uint16(l.frame), j%2 == 1)
 }
 
 // rig is a gateway with its lanes.

@@ -66,7 +66,7 @@ func TestBench(t *testing.T) {
 			t.Errorf("%s: not measured: %+v", *r.Name, r)
 		}
 		switch name := *r.Name; {
-		case strings.HasPrefix(name, "fragments/"), strings.HasPrefix(name, "handoff/"), name == "new/snat-99/v4":
+		case strings.HasPrefix(name, "handoff/"), name == "new/snat-99/v4":
 		case name == "unknown/snat/v4/in":
 			if r.Dropped["unsolicited"]+r.Dropped["filtered"] != r.Packets {
 				t.Errorf("%s: of %d packets dropped: %v", name, r.Packets, r.Dropped)
