@@ -154,6 +154,7 @@ type pings struct {
 	mu       sync.Mutex
 	stop     chan struct{}
 	done     sync.WaitGroup
+	over     sync.WaitGroup // sending is
 }
 
 func startPings(t *testing.T, n *namespace, from, remote netip.Addr, interval time.Duration) *pings {
@@ -172,7 +173,7 @@ func startPings(t *testing.T, n *namespace, from, remote netip.Addr, interval ti
 	}
 	p.c.SetReadBuffer(1 << 20)
 	id := uint16(rand.Uint32())
-	p.done.Go(func() {
+	p.over.Go(func() {
 		for tick := time.NewTicker(interval); ; {
 			select {
 			case <-p.stop:
@@ -219,6 +220,7 @@ func (p *pings) end() (lost, sent int) {
 	default:
 		close(p.stop)
 	}
+	p.over.Wait()
 	for range 200 {
 		p.mu.Lock()
 		lost, sent = p.sent-len(p.answered), p.sent

@@ -189,6 +189,7 @@ type stream struct {
 	c    *net.UDPConn
 	stop chan struct{}
 	done sync.WaitGroup
+	over sync.WaitGroup // sending is
 
 	mu   sync.Mutex
 	sent int
@@ -205,7 +206,7 @@ func startStream(t *testing.T, n *namespace, from, remote netip.Addr, interval t
 	}
 	s := &stream{c: c, stop: make(chan struct{}), back: map[int]bool{}, seen: map[netip.AddrPort]bool{}}
 	s.done.Go(s.receive)
-	s.done.Go(func() { s.send(interval) })
+	s.over.Go(func() { s.send(interval) })
 	t.Cleanup(s.end)
 	return s
 }
@@ -285,6 +286,7 @@ func (s *stream) end() {
 	default:
 	}
 	close(s.stop)
+	s.over.Wait() // else one more may leave after the last look
 	for range 200 {
 		s.mu.Lock()
 		missing := s.sent - len(s.back)
