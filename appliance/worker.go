@@ -51,7 +51,6 @@ func (w *worker) loop() {
 			w.seen = n
 		}
 		w.pipe.SetClock(now)
-		w.stock()
 		polls, hits := len(w.ports), 0
 		for p, port := range w.ports {
 			if w.index >= port.RxQueues() {
@@ -64,9 +63,8 @@ func (w *worker) loop() {
 		}
 		work := hits > 0
 		for from := range w.state.Workers() {
-			if from != w.index && w.pipe.Adopt(from) > 0 {
+			if from != w.index && w.adopt(from) > 0 {
 				work = true
-				w.send()
 			}
 		}
 		if w.inject.Peek() != nil {
@@ -95,6 +93,7 @@ func (w *worker) loop() {
 
 // process takes what was received by port p through the pipeline and sends the result.
 func (w *worker) process(p int) {
+	w.stock()
 	b := &w.burst
 	b.Port, b.N = p, w.rx.N
 	for i := range w.rx.N {
@@ -105,6 +104,24 @@ func (w *worker) process(p int) {
 	}
 	w.pipe.Process(b)
 	w.send()
+}
+
+// mostAdopted bounds what a worker takes from another one in a turn: what their ring holds.
+const mostAdopted = 256
+
+// adopt takes what another worker has handed over through the pipeline, run by run, as many as it finds: a sender writes a run for each
+// port that it polls.
+func (w *worker) adopt(from int) (all int) {
+	for all < mostAdopted {
+		w.stock()
+		n := w.pipe.Adopt(from)
+		if n == 0 {
+			break
+		}
+		w.send()
+		all += n
+	}
+	return all
 }
 
 // send empties the pipeline's queues: one call of C for each port, and one to free what was dropped.

@@ -11,7 +11,7 @@ import (
 // Check holds the state against itself: each session table (session.Table.Check), and the mappings, the limits' counts and the lists
 // of unconfirmed sessions against the sessions. No worker may run meanwhile. It is for tests and for finding faults.
 func (s *State) Check() error {
-	vpcs, instances := make([]uint32, len(s.vpcs)), make([]usage, len(s.instances))
+	vpcs, instances := make([]usage, len(s.vpcs)), make([]usage, len(s.instances))
 	holds := map[uint32]uint32{}
 	for w := range s.Workers() {
 		t := s.Table(w)
@@ -26,10 +26,11 @@ func (s *State) Check() error {
 			if int(e.VPC) >= len(vpcs) || int(e.Instance) >= len(instances) {
 				return fmt.Errorf("worker %d: session %d is of VPC %d and instance %d, which are none", w, ref, e.VPC, e.Instance)
 			}
-			vpcs[e.VPC]++
+			vpcs[e.VPC].Sessions++
 			instances[e.Instance].Sessions++
 			if e.State() == session.Unconfirmed {
 				instances[e.Instance].Unconfirmed++
+				vpcs[e.VPC].Unconfirmed++
 			}
 			if e.Mapping != session.None {
 				holds[e.Mapping]++
@@ -40,8 +41,8 @@ func (s *State) Check() error {
 		return err
 	}
 	for i, n := range vpcs {
-		if s.vpcs[i].Sessions != n {
-			return fmt.Errorf("VPC %d: %d sessions are counted, %d live", i, s.vpcs[i].Sessions, n)
+		if s.vpcs[i] != n {
+			return fmt.Errorf("VPC %d: %+v are counted, %+v live", i, s.vpcs[i], n)
 		}
 	}
 	for i := range instances {

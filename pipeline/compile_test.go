@@ -184,7 +184,7 @@ func TestSweep(t *testing.T) {
 			for i := range 100 {
 				r.state.vpcs[i].Sessions = 0xdead
 				r.state.instances[i] = usage{0xdead, 0xbeef}
-				r.unconfirmed[i] = unconfirmed{7, 9}
+				r.unconfirmed[i] = unconfirmed{7, 9, 3}
 			}
 		}, 0},
 		{"lists full of garbage", func(r *rig) {

@@ -20,6 +20,12 @@ func (w *Worker) egress(b *Burst) {
 			continue
 		}
 		if p.hairpin {
+			// Only now does the packet still say who sent it.
+			if mtu := w.gen.beyond(p.remote); len(p.Data)-etherLen > int(mtu) && (p.family == inet.V6 || p.Data[etherLen+6]&0x40 != 0) {
+				w.answer(b.Port, p, TooBig, mtu)
+				w.drop(p, TooBig)
+				continue
+			}
 			keep = append(keep, i)
 			continue
 		}

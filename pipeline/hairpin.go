@@ -52,3 +52,24 @@ func (p *Packet) turn() {
 	}
 	p.act, p.headerDelta, p.hairpin, p.turned, p.expired, p.shared = actNone, 0, false, true, false, false
 }
+
+// beyond returns the MTU of the link to the instance that has an external address, or the most there is.
+func (g *Generation) beyond(external inet.Addr) uint16 {
+	index, f := uint32(0), external.Family()
+	switch h := g.host(0, external); {
+	case h == nil:
+		r := g.find(attachedTables+uint32(f), external)
+		if r == 0 {
+			return ^uint16(0)
+		}
+		index = g.attached[r-1].Instance
+	case h.Kind == hostSNAT: // whose it is its mapping says; the instances behind one address may have different links
+		return ^uint16(0)
+	default:
+		index = h.Index
+	}
+	if port := g.instances[index].Port[f]; port != noPort {
+		return g.ports[port].MTU
+	}
+	return ^uint16(0)
+}

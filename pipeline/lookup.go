@@ -157,6 +157,9 @@ func (g *Generation) recheck(s *session.Session, tick uint32) bool {
 	if h == nil || g.own(s.Remote) != (s.Flags&session.Hairpin != 0) {
 		return false
 	}
+	if to := g.host(0, s.Remote); to != nil && to.Kind == hostOwn { // weir's own serves nobody inside
+		return false
+	}
 	index := h.Index
 	switch {
 	case s.Flags&session.SNAT == 0 && (h.Kind == hostFloating || h.Kind == hostEphemeral):
@@ -246,9 +249,10 @@ func (w *Worker) confirm(ref uint32, s *session.Session, p *Packet) bool {
 			return false
 		}
 	}
+	s.Mapping = mapping // before the state: an unconfirmed session's is nothing after a crash
 	w.confirmed(s)
 	s.SetState(firstState(p.kind))
-	if s.Mapping = mapping; mapping != session.None {
+	if mapping != session.None {
 		w.sessions.Pair(ref, s)
 	}
 	return true

@@ -66,6 +66,7 @@ type Worker struct {
 	errorRates []bucket // per VPC slot
 
 	exhausted [1 << exhaustedBits]exhaustion
+	failed    [256]failures // by slot of the instance
 
 	expireAt    uint32
 	unconfirmed []unconfirmed // by slot of the instance

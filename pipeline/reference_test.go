@@ -643,7 +643,8 @@ func (n *reference) admit(s *refSession, q question, vpc *config.VPC, in *config
 		quarter = 16384
 	}
 	unconfirmed := func(t *refSession) bool { return t.instance == s.instance && t.state == session.Unconfirmed }
-	if n.count(unconfirmed) >= quarter {
+	all := func(t *refSession) bool { return t.vpc == s.vpc && t.state == session.Unconfirmed }
+	if n.count(unconfirmed) >= quarter || vpc.PerVPC != 0 && n.count(all) >= max(1, vpc.PerVPC/4) {
 		oldest := slices.IndexFunc(n.sessions, unconfirmed)
 		if oldest < 0 {
 			return false

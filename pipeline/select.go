@@ -172,6 +172,13 @@ const (
 	exhaustedBits  = 10
 )
 
+// failures counts the searches of an instance that found no port in one millisecond: there are more remote endpoints than exhaustions
+// to remember.
+type failures struct{ instance, tick, n uint32 }
+
+// maxFailures bounds them.
+const maxFailures = 4
+
 // maxPortProbes bounds the search for a port that is overloaded.
 const maxPortProbes = 128
 
@@ -182,6 +189,13 @@ func (w *Worker) overload(p *Packet, in *instanceRecord, external inet.Addr, ran
 	flow := uint64(in.Slot)<<32 | uint64(p.proto)<<16 | uint64(p.remotePort)
 	full := &w.exhausted[(flow^p.remote.Hi^p.remote.Lo)*0x9e3779b97f4a7c15>>(64-exhaustedBits)]
 	if full.flow == flow && full.remote == p.remote && w.nanos-full.until < 0 {
+		return false
+	}
+	failed := &w.failed[in.Slot%uint32(len(w.failed))]
+	if failed.instance != in.Slot || failed.tick != w.tick {
+		*failed = failures{instance: in.Slot, tick: w.tick}
+	}
+	if failed.n == maxFailures {
 		return false
 	}
 	total := session.Ports(ranges)
@@ -204,6 +218,7 @@ func (w *Worker) overload(p *Packet, in *instanceRecord, external inet.Addr, ran
 		}
 	}
 	*full = exhaustion{flow, p.remote, w.nanos + exhaustedNanos}
+	failed.n++
 	return false
 }
 
@@ -287,6 +302,7 @@ func (w *Worker) create(p *Packet, f *flow) Reason {
 	w.state.acquire(s.VPC, s.Instance)
 	if state == session.Unconfirmed {
 		atomic.AddUint32(&w.state.instances[s.Instance].Unconfirmed, 1)
+		atomic.AddUint32(&w.state.vpcs[s.VPC].Unconfirmed, 1)
 		w.unconfirmed[s.Instance].push(w.sessions, ref, s)
 	}
 	w.counters.SessionsCreated++
@@ -297,6 +313,7 @@ func (w *Worker) create(p *Packet, f *flow) Reason {
 // confirmed takes a session off its instance's list of unconfirmed ones.
 func (w *Worker) confirmed(s *session.Session) {
 	atomic.AddUint32(&w.state.instances[s.Instance].Unconfirmed, ^uint32(0))
+	atomic.AddUint32(&w.state.vpcs[s.VPC].Unconfirmed, ^uint32(0))
 	w.unconfirmed[s.Instance].remove(w.sessions, s)
 }
 
@@ -382,13 +399,17 @@ func (w *Worker) beginOutside(p *Packet, in *instanceRecord, h *host, flags uint
 	if w.filled(6) {
 		return false
 	}
-	// At most a quarter of what the instance may have; the oldest of this worker's gives way.
-	if atomic.LoadUint32(&w.state.instances[in.Slot].Unconfirmed) >= w.quarter(in) {
-		oldest := w.unconfirmed[in.Slot].Oldest
-		if oldest == session.None {
+	// At most a quarter of what the instance may have, and of what the VPC may: strangers take no limit away from those inside. The
+	// oldest of the instance's at this worker gives way. Each worker has its share, so that those whom one of them owns deny nobody
+	// the others.
+	v, most := &w.gen.vpcs[in.VPC], quarter(in.Limit)
+	all := v.Limit != 0 && atomic.LoadUint32(&w.state.vpcs[v.Slot].Unconfirmed) >= max(1, v.Limit/4)
+	mine := &w.unconfirmed[in.Slot]
+	if all || most == 0 || atomic.LoadUint32(&w.state.instances[in.Slot].Unconfirmed) >= most && mine.N >= max(1, most/uint32(w.state.Workers())) {
+		if mine.Oldest == session.None {
 			return false
 		}
-		w.end(oldest)
+		w.end(mine.Oldest)
 	}
 	f := flow{in: in, private: p.newAddr, privatePort: p.newPort, external: p.local, externalPort: p.localPort, ports: h.Ports, flags: flags, mapping: session.None}
 	return w.create(p, &f) == Pass
@@ -397,12 +418,12 @@ func (w *Worker) beginOutside(p *Packet, in *instanceRecord, h *host, flags uint
 // defaultQuarter is for instances without a limit: a quarter of the limit's default.
 const defaultQuarter = 65536 / 4
 
-// quarter is how many unconfirmed sessions an instance may have.
-func (w *Worker) quarter(in *instanceRecord) uint32 {
-	if in.Limit == 0 {
+// quarter is how many unconfirmed sessions an instance of that limit may have.
+func quarter(limit uint32) uint32 {
+	if limit == 0 {
 		return defaultQuarter
 	}
-	return in.Limit / 4
+	return limit / 4
 }
 
 // setDeltas notes what replacing the local address and port does to checksums. ICMPv4's sum covers no addresses.

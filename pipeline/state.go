@@ -26,11 +26,11 @@ const (
 // usage counts the sessions of an instance or a VPC. Workers change it by atomic additions.
 type usage struct {
 	Sessions    uint32
-	Unconfirmed uint32 // of an instance: sessions begun from outside and not yet confirmed
+	Unconfirmed uint32 // of them, those begun from outside and not yet confirmed
 }
 
 // unconfirmed is the list of an instance's unconfirmed sessions that one worker has.
-type unconfirmed struct{ Oldest, Newest uint32 }
+type unconfirmed struct{ Oldest, Newest, N uint32 }
 
 // stateHeader stands at the start of the state segment.
 type stateHeader struct {
@@ -139,7 +139,7 @@ func NewState(c StateConfig) (*State, error) {
 		t.Fill()
 		list := st.unconfirmed(w)
 		for i := range list {
-			list[i] = unconfirmed{session.None, session.None}
+			list[i] = unconfirmed{session.None, session.None, 0}
 		}
 	}
 	st.Mappings().Init(newSecret(random))
@@ -260,17 +260,21 @@ func (s *State) Sweep() {
 		s.Inject(w).reset()
 		lists := s.unconfirmed(w)
 		for i := range lists {
-			lists[i] = unconfirmed{session.None, session.None}
+			lists[i] = unconfirmed{session.None, session.None, 0}
 		}
 		var waiting []uint32
 		t := s.Table(w)
 		t.Rebuild(func(ref uint32, e *session.Session) bool {
+			if e.State() == session.Unconfirmed {
+				e.Mapping = session.None
+			}
 			if e.VPC >= vpcSlots || int(e.Instance) >= len(s.instances) || e.Mapping != session.None && !mappings.Adopt(e) {
 				return false
 			}
 			s.acquire(e.VPC, e.Instance)
 			if e.State() == session.Unconfirmed {
 				s.instances[e.Instance].Unconfirmed++
+				s.vpcs[e.VPC].Unconfirmed++
 				waiting = append(waiting, ref)
 			}
 			return true
@@ -282,6 +286,7 @@ func (s *State) Sweep() {
 		}
 		c.Sessions = uint64(t.Len())
 	}
+	mappings.Settle()
 	settleRings(counters)
 }
 
@@ -294,6 +299,7 @@ func (u *unconfirmed) push(t *session.Table, ref uint32, e *session.Session) {
 		u.Oldest = ref
 	}
 	u.Newest = ref
+	u.N++
 }
 
 // remove takes a session off the list.
@@ -308,6 +314,7 @@ func (u *unconfirmed) remove(t *session.Table, e *session.Session) {
 	} else {
 		u.Newest = e.Prev
 	}
+	u.N--
 }
 
 // Seen returns the number of the generation that worker w has come to.

@@ -232,8 +232,9 @@ func (w *Worker) answer(port int, p *Packet, r Reason, mtu uint16) {
 	if w.gen.ports[port].Side == uint8(config.Inside) && w.punts.used() > ringSlots*3/4 {
 		return
 	}
-	if w.errorRates[vpc].takeAbout(w.nanos, errorsPerVPC, errorVPCBurst, w.noise.Uint64()) &&
-		w.errorRate.takeAbout(w.nanos, errorsPerSecond, errorBurst, w.noise.Uint64()) {
+	share := 1 / float64(w.state.Workers()) // each worker has its own
+	if w.errorRates[vpc].takeAbout(w.nanos, errorsPerVPC*share, max(1, errorVPCBurst*share), w.noise.Uint64()) &&
+		w.errorRate.takeAbout(w.nanos, errorsPerSecond*share, max(1, errorBurst*share), w.noise.Uint64()) {
 		w.punts.Put(PuntError, uint8(port), r, mtu, inet.Addr{}, p.Data)
 	}
 }

@@ -29,7 +29,7 @@ type Mapping struct {
 	inside  uint32 // 1 + index of the next in the chain by internal endpoint
 	outside uint32 // and by external endpoint; of a free one: the next free one
 	limbo   uint32 // 1 + index of the next that the reaper took away after it
-	gone    uint32 // millisecond at which the reaper took it away
+	gone    uint32 // millisecond of a turn that began after the reaper took it away
 
 	PrivatePort, ExternalPort uint16
 	Protocol                  PortSpace
@@ -100,6 +100,7 @@ type Mappings struct {
 	// The reaper's.
 	walk                uint32
 	limboHead, limboEnd uint32 // 1 + index
+	fresh               uint32 // 1 + index of the first in limbo that has no time yet
 }
 
 // OpenMappings returns a view of what lies at r. Fresh memory needs Init, used memory Rebuild.
@@ -132,7 +133,7 @@ func (m *Mappings) Rebuild() {
 	clear(m.ports)
 	clear(m.inUse)
 	m.h.free, m.h.live = 0, 0
-	m.limboHead, m.limboEnd, m.walk = 0, 0, 0
+	m.limboHead, m.limboEnd, m.fresh, m.walk = 0, 0, 0, 0
 	for i := len(m.mappings) - 1; i >= 0; i-- { // so that the list gives low indexes first
 		e, ref := &m.mappings[i], uint32(i)
 		if e.word&^holdsMask != mappingLive || int(e.Address) >= len(m.inUse) || e.Protocol >= portSpaces || !m.claim(e.Address, e.Protocol, e.ExternalPort) {
@@ -229,6 +230,29 @@ func (m *Mappings) Adopt(s *Session) bool {
 	}
 	e := &m.mappings[s.Mapping]
 	return e.Private == s.Private && e.VPC == s.VPC && e.PrivatePort == s.PrivatePort() && e.ExternalPort == s.ExternalPort() && e.hold()
+}
+
+// Settle puts, after the sessions have adopted theirs, the mappings that are held before those that rest: when a process died between two
+// mappings of one internal endpoint, the endpoint goes on with the one that its sessions have.
+func (m *Mappings) Settle() {
+	for i := range m.inside {
+		var held, rest uint32
+		for at := uint32(m.inside[i]); at != 0; {
+			e := &m.mappings[at-1]
+			after := e.inside
+			if e.Held() {
+				e.inside, held = held, at
+			} else {
+				e.inside, rest = rest, at
+			}
+			at = after
+		}
+		for held != 0 {
+			e := &m.mappings[held-1]
+			held, e.inside, rest = e.inside, rest, held
+		}
+		m.inside[i] = next(m.inside[i], rest)
+	}
 }
 
 // Release lets one session go of a mapping, at millisecond now.
@@ -441,6 +465,11 @@ func (m *Mappings) search(address uint32, space PortSpace, first, last uint32, r
 // took away earlier is free when every worker has begun a turn after it: turns[w] is when worker w began its last one. One
 // worker calls it.
 func (m *Mappings) Reap(n int, now, rest uint32, oldest uint32) {
+	// What the last call took away went after its turn had begun: it is gone for those who begin a turn from this one on.
+	for at := m.fresh; at != 0; at = m.mappings[at-1].limbo {
+		m.mappings[at-1].gone = now
+	}
+	m.fresh = 0
 	for m.limboHead != 0 {
 		e := &m.mappings[m.limboHead-1]
 		if int32(oldest-e.gone) <= 0 {
@@ -473,7 +502,10 @@ func (m *Mappings) Reap(n int, now, rest uint32, oldest uint32) {
 		fault.Point("mapping.unlinked")
 		m.freePort(e.Address, e.Protocol, e.ExternalPort)
 		atomic.AddUint32(&m.inUse[e.Address], ^uint32(0))
-		e.gone, e.limbo = now, 0
+		e.limbo = 0
+		if m.fresh == 0 {
+			m.fresh = ref + 1
+		}
 		if m.limboEnd == 0 {
 			m.limboHead = ref + 1
 		} else {

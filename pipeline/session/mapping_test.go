@@ -227,6 +227,31 @@ func TestMappingsShared(t *testing.T) {
 	}
 }
 
+// A process died between publishing its mapping and finding that another worker had linked one of the same endpoint: the one that sessions
+// hold stays.
+func TestTwinsSettle(t *testing.T) {
+	m, _ := newMappings(t, 60)
+	ranges := []PortRange{{1000, 1999}}
+	loser, _ := m.alloc()
+	m.claim(1, UDPPorts, 1500)
+	e := &m.mappings[loser]
+	e.Private, e.VPC, e.Address, e.PrivatePort, e.ExternalPort, e.Protocol = private(1), 1, 1, 5, 1500, UDPPorts
+	e.word = mappingLive | 1
+	held, _ := m.Create(1, private(1), 5, UDPPorts, 1, ranges, newRand(1), 0)
+	s := &Session{Private: private(1), VPC: 1, Mapping: held, word: Word(5, 53, m.At(held).ExternalPort, 17, UDP)}
+	m.Rebuild()
+	if !m.Adopt(s) {
+		t.Fatal("not adopted")
+	}
+	m.Settle()
+	if got := m.Hold(1, private(1), 5, UDPPorts, 1, ranges); got != held {
+		t.Errorf("the endpoint has mapping %d with a session, and gets %d for the next", held, int32(got))
+	}
+	if err := m.Check(map[uint32]uint32{held: 2}); err != nil {
+		t.Error(err)
+	}
+}
+
 // Ports are spread evenly over the range, and one follows from none before it (RFC 6056 §3.1).
 func TestPortsAreRandom(t *testing.T) {
 	const n, buckets = 10_000, 64

@@ -109,6 +109,7 @@ func (t *Table) Rebuild(keep func(ref uint32, s *Session) bool) {
 	t.clear()
 	for i := len(t.sessions) - 1; i >= 0; i-- { // so that the stack gives low indexes first
 		s, ref := &t.sessions[i], uint32(i)
+		s.Flags &^= Paired
 		switch {
 		case s.word == 0:
 		case s.State() == Free || s.State() >= NumStates || !t.link(ref, s):
@@ -118,8 +119,7 @@ func (t *Table) Rebuild(keep func(ref uint32, s *Session) bool) {
 			t.unlink(t.secret.hash(&inside), ref)
 			t.unlink(t.secret.hash(&outside), ref)
 			atomic.StoreUint64(&s.word, 0)
-		case s.Flags&Paired != 0:
-			s.Flags &^= Paired
+		case s.Mapping != None && s.State() != Unconfirmed:
 			t.Pair(ref, s)
 		}
 		if s.word == 0 {
