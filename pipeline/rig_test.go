@@ -115,16 +115,14 @@ type fate struct {
 }
 
 // process takes frames through the worker in one burst and returns the fate of each. It checks what holds for any burst:
-// every packet is in one place, the counters add up, and what was right when it came is right when it leaves.
+// every packet is in one place, the counters add up, and what leaves has no fault that it did not come with.
 func (r *rig) process(port int, frames ...[]byte) []fate {
 	r.t.Helper()
 	var b Burst
 	b.Port, b.N = port, len(frames)
-	right := make([]bool, len(frames))
 	was := make([][]byte, len(frames))
 	for i, f := range frames {
 		b.Packets[i].Data, b.Packets[i].Handle = f, uintptr(i+1)
-		right[i] = packettext.Verify(f) == nil
 		was[i] = slices.Clone(f)
 	}
 	before := r.holding
@@ -137,8 +135,8 @@ func (r *rig) process(port int, frames ...[]byte) []fate {
 			h := int(q.Handles[i]) - 1
 			seen[h]++
 			fates[h] = fate{port: p, frame: q.Frames[i]}
-			if err := packettext.Verify(q.Frames[i]); right[h] && err != nil {
-				r.t.Fatalf("in:  %s\nout: %s\n%v", packettext.Format(was[h]), packettext.Format(q.Frames[i]), err)
+			if got := packettext.Fault(q.Frames[i]); got != "" && got != packettext.Fault(was[h]) {
+				r.t.Fatalf("in:  %s (%s)\nout: %s (%s)", packettext.Format(was[h]), packettext.Fault(was[h]), packettext.Format(q.Frames[i]), got)
 			}
 		}
 	}

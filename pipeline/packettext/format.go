@@ -240,15 +240,17 @@ func dissect6(b []byte) (*dissected, bool) {
 				frag += ":more"
 			}
 			ip.fields = join(ip.fields, frag)
-		case protoHop, protoDst, protoRoute, protoAH, protoMobile:
+		default:
+			if !isExtension(ip.proto) {
+				size = 0
+				break
+			}
 			if ip.proto == protoAH {
 				size = (int(rest[1]) + 2) * 4
 			}
 			if size <= len(rest) {
 				ip.fields = join(ip.fields, formatExtension(ip.proto, rest[1:size]))
 			}
-		default:
-			size = 0
 		}
 		if size == 0 || size > len(rest) {
 			break

@@ -34,7 +34,8 @@
 //	ipid=N (0) df rf ipopt=HEX ipsum=SUM          IPv4 only; options are padded with zeros
 //	flow=N (0) ext=NAME[:HEX]                     IPv6 only; headers in their order among each other and frag; HEX
 //	                                              is all but the next header byte (00010400000000, six bytes of
-//	                                              padding); NAME: hop dst route ah mobility or a number
+//	                                              padding); NAME: hop dst route ah mobility hip shim6 test1
+//	                                              test2 (253, 254) or a number
 //	iplen=N                                       IPv4 total length, IPv6 payload length
 //	sum=SUM                                       of the transport
 //	cut=N                                         the IP packet ends after N bytes, whatever its lengths say
@@ -73,6 +74,13 @@ const (
 	protoICMP6  = 58
 	protoDst    = 60
 	protoMobile = 135
+	protoHIP    = 139
+	protoShim6  = 140
+	protoTest1  = 253
+	protoTest2  = 254
+
+	protoDCCP    = 33
+	protoUDPLite = 136
 
 	ttlDefault = 64
 	ttlND      = 255
@@ -81,7 +89,18 @@ const (
 )
 
 // extensions names the IPv6 extension headers that ext= and the verifier know.
-var extensions = map[string]byte{"hop": protoHop, "dst": protoDst, "route": protoRoute, "ah": protoAH, "mobility": protoMobile}
+var extensions = map[string]byte{"hop": protoHop, "dst": protoDst, "route": protoRoute, "ah": protoAH,
+	"mobility": protoMobile, "hip": protoHIP, "shim6": protoShim6, "test1": protoTest1, "test2": protoTest2}
+
+// isExtension reports whether an IPv6 next header is an extension header other than Fragment (the IANA registry's, without ESP).
+func isExtension(next byte) bool {
+	for _, n := range extensions {
+		if n == next {
+			return true
+		}
+	}
+	return false
+}
 
 var tcpFlags = [8]string{"FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR"}
 

@@ -61,7 +61,41 @@ var canonical = []struct{ line, fault string }{
 	{`arp who-has 198.51.100.1 tell 198.51.100.2 sha=02:00:00:00:00:09 pad=18`, ""},
 	{`arp reply 198.51.100.2 is-at 02:00:00:00:00:05 to 198.51.100.1`, ""},
 	{`arp reply 198.51.100.2 is-at 02:00:00:00:00:09 to 198.51.100.1 tha=00:00:00:00:00:00`, ""},
+	{`udp [fd00:1::5]:40000 > [2001:db8::8]:53 ext=hip ext=shim6 ext=test1 ext=test2 ext=mobility:00000000000000 "x"`, ""},
+	{`ip proto=136 172.30.0.5 > 8.8.8.8 hex:9c400035000062ef68656c6c6f`, ""},
+	{`ip proto=136 172.30.0.5 > 8.8.8.8 hex:9c4000350008a6b968656c6c6f`, ""}, // covers the header
+	{`ip proto=136 172.30.0.5 > 8.8.8.8 hex:9c400035000bd25068656c6c6f`, ""},
+	{`ip proto=33 172.30.0.5 > 8.8.8.8 hex:9c40003503008e090000000068656c6c6f68656c6c6f`, ""},
+	{`ip proto=33 172.30.0.5 > 8.8.8.8 hex:9c4000350301a41e0000000068656c6c6f68656c6c6f`, ""},
+	{`ip proto=33 172.30.0.5 > 8.8.8.8 hex:9c4000350302cf4b0000000068656c6c6f68656c6c6f`, ""},
+	{`icmp time-exceeded 0 198.51.100.2 > 172.30.0.5 rest=2097152 quote(udp 172.30.0.5:1 > 8.8.8.8:2 pad=hex:` +
+		strings.Repeat("00", 100) + `2000feb3000801010001e041)`, ""},
+	{`icmp time-exceeded 0 198.51.100.2 > 172.30.0.5 rest=2097152 quote(udp 172.30.0.5:1 > 8.8.8.8:2 pad=hex:` +
+		strings.Repeat("00", 100) + `20000000000801010001e041)`, ""}, // no checksum
+	{`icmp6 unreachable 1 fd00:1::1 > fd00:1::5 rest=268435456 quote(udp [fd00:1::5]:40000 > [2001:db8::8]:53 pad=hex:` +
+		strings.Repeat("00", 80) + `2000dfff)`, ""},
 
+	{`ip proto=136 172.30.0.5 > 8.8.8.8 hex:9c400035000062ef68656c6c6e`, "udp-lite: checksum"},
+	{`ip proto=136 172.30.0.5 > 8.8.8.8 hex:9c4000350007a6b968656c6c6f`, "udp-lite: coverage 7"},
+	{`ip proto=136 172.30.0.5 > 8.8.8.8 hex:9c400035000ea6b968656c6c6f`, "udp-lite: coverage 14 in 13"},
+	{`ip proto=136 172.30.0.5 > 8.8.8.8 hex:9c400035000000006c`, "udp-lite: checksum 0"},
+	{`ip proto=136 172.30.0.5 > 8.8.8.8 hex:9c400035000000`, "udp-lite: 7 bytes"},
+	{`ip proto=33 172.30.0.5 > 8.8.8.8 hex:9c40003503008e090000000068656c6c6f68656c6c6e`, "dccp: checksum"},
+	{`ip proto=33 172.30.0.5 > 8.8.8.8 hex:9c40003502008e090000000068656c6c6f68656c6c6f`, "dccp: header length 8"},
+	{`ip proto=33 172.30.0.5 > 8.8.8.8 hex:9c40003503048e090000000068656c6c6f`, "coverage 24 in 17"},
+	{`ip proto=33 172.30.0.5 > 8.8.8.8 hex:9c40003503008e09000000`, "dccp: 11 bytes"},
+	{`icmp time-exceeded 0 198.51.100.2 > 172.30.0.5 rest=2097152 quote(udp 172.30.0.5:1 > 8.8.8.8:2 pad=hex:` +
+		strings.Repeat("00", 100) + `2000feb3000801010001e042)`, "icmp: extensions' checksum"},
+	{`icmp time-exceeded 0 198.51.100.2 > 172.30.0.5 rest=2097152 quote(udp 172.30.0.5:1 > 8.8.8.8:2 pad=hex:` +
+		strings.Repeat("00", 100) + `10000000)`, "want version 2"},
+	{`icmp time-exceeded 0 198.51.100.2 > 172.30.0.5 rest=2097152 quote(udp 172.30.0.5:1 > 8.8.8.8:2 pad=hex:` +
+		strings.Repeat("00", 100) + `20000000000901010001e041)`, "icmp: extension object"},
+	{`icmp time-exceeded 0 198.51.100.2 > 172.30.0.5 rest=524288 quote(udp 172.30.0.5:1 > 8.8.8.8:2 pad=hex:000000002000dfff)`,
+		"icmp: extensions behind 32 quoted bytes"},
+	{`udp [fd00:1::5]:40000 > [2001:db8::8]:53 ext=dst:00010500000000 "hello"`, "ipv6: option"},
+	{`tcp 172.30.0.5:40000 > 8.8.8.8:80 SYN opt=02000000`, "tcp: option"},
+	{`tcp 172.30.0.5:40000 > 8.8.8.8:80 SYN nop nop opt=0205`, "tcp: option"},
+	{`udp 172.30.0.5:40000 > 8.8.8.8:53 pad=hex:000001 "hello"`, "ethernet: padding is not zero"},
 	{`ether type=0x88cc "lldp"`, "ethernet: type"},
 	{`ether type=0x0806 hex:0001080006040003`, "arp: 8 bytes"},
 	{`ether type=0x0800 hex:4500`, "ipv4: 2 bytes"},

@@ -5,14 +5,15 @@ package packettext
 import (
 	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 )
 
 // Verify returns what is wrong with the lengths and checksums of a frame, nil if nothing is. It reads Ethernet with
-// VLAN tags, ARP, IPv4 and IPv6 with options and extension headers, TCP, UDP, ICMP, ICMPv6 with neighbor discovery,
-// and the packets that ICMP errors quote; those may be cut short at their end. What cannot be known is not checked:
-// transports that are fragments, encrypted or of another protocol. It shares no code with what it judges, and is
-// written to be read beside the RFCs.
+// VLAN tags, ARP, IPv4 and IPv6 with options and extension headers, TCP, UDP, UDP-Lite, DCCP, ICMP, ICMPv6 with
+// neighbor discovery, and the packets that ICMP errors quote, which may be cut short at their end, with what RFC 4884
+// appends to them. What cannot be known is not checked: transports that are fragments, encrypted or of another protocol.
+// It shares no code with what it judges, and is written to be read beside the RFCs.
 func Verify(frame []byte) error {
 	if len(frame) < 14 {
 		return fmt.Errorf("ethernet: %d bytes, want 14 or more", len(frame))
@@ -45,7 +46,22 @@ func Verify(frame []byte) error {
 		return fmt.Errorf("ethernet: %d bytes behind the packet of a frame of %d; padding goes to %d only",
 			len(b)-used, len(frame), shortest)
 	}
+	if i := slices.IndexFunc(b[used:], func(c byte) bool { return c != 0 }); i >= 0 {
+		return fmt.Errorf("ethernet: padding is not zero at %d", used+i) // RFC 894; else it may be somebody's data
+	}
 	return nil
+}
+
+var numbers = regexp.MustCompile(`\b(0x[0-9a-f]+|[0-9]+)\b`)
+
+// Fault is what Verify says of a frame, without the numbers, and nothing of a right one: what a frame was wrong in
+// before a translation it may be wrong in afterwards, and in nothing else.
+func Fault(frame []byte) string {
+	err := Verify(frame)
+	if err == nil {
+		return ""
+	}
+	return numbers.ReplaceAllString(err.Error(), "N")
 }
 
 func verifyARP(b []byte) error {
@@ -125,7 +141,7 @@ func verifyIPv6(b []byte, quoted bool) (int, error) {
 	end := min(total, len(b))
 	next, at := b[6], 40
 	for first := true; ; first = false {
-		if !slices.Contains([]byte{protoHop, protoDst, protoRoute, protoAH, protoMobile, protoFrag}, next) {
+		if next != protoFrag && !isExtension(next) {
 			break
 		}
 		if next == protoHop && !first {
@@ -150,6 +166,11 @@ func verifyIPv6(b []byte, quoted bool) (int, error) {
 			}
 			return 0, fmt.Errorf("ipv6: extension header %d of %d bytes, %d are left", next, size, end-at)
 		}
+		if next == protoHop || next == protoDst {
+			if err := verifyOptions6(b[at+2 : at+size]); err != nil {
+				return 0, err
+			}
+		}
 		if next == protoFrag {
 			offset, more := int(at16(b[at+2:])&^7), b[at+3]&1 != 0
 			if err := verifyFragment("ipv6", offset, total-at-8, more); err != nil {
@@ -172,6 +193,21 @@ func verifyIPv6(b []byte, quoted bool) (int, error) {
 	return total, verifyTransport(src, dst, next, b[7], b[at:total], quoted)
 }
 
+// verifyOptions6 reads the options of RFC 8200 §4.2.
+func verifyOptions6(options []byte) error {
+	for len(options) > 0 {
+		size := 1
+		if options[0] != 0 {
+			if len(options) < 2 || int(options[1])+2 > len(options) {
+				return fmt.Errorf("ipv6: option % x has a wrong length", options)
+			}
+			size = int(options[1]) + 2
+		}
+		options = options[size:]
+	}
+	return nil
+}
+
 func verifyTransport(src, dst netip.Addr, proto, ttl byte, b []byte, quoted bool) error {
 	switch {
 	case proto == protoTCP:
@@ -180,6 +216,16 @@ func verifyTransport(src, dst netip.Addr, proto, ttl byte, b []byte, quoted bool
 		}
 		if header := int(b[12]>>4) * 4; header < 20 || header > len(b) {
 			return fmt.Errorf("tcp: header length %d in %d bytes", header, len(b))
+		}
+		for options := b[20 : int(b[12]>>4)*4]; len(options) > 0 && options[0] != 0; {
+			size := 1
+			if options[0] != 1 {
+				if len(options) < 2 || options[1] < 2 || int(options[1]) > len(options) {
+					return fmt.Errorf("tcp: option % x has a wrong length", options)
+				}
+				size = int(options[1])
+			}
+			options = options[size:]
 		}
 		return verifySum("tcp", at16(b[16:]), pseudoHeader(src, dst, proto, len(b)), b)
 	case proto == protoUDP:
@@ -197,6 +243,33 @@ func verifyTransport(src, dst netip.Addr, proto, ttl byte, b []byte, quoted bool
 			return fmt.Errorf("udp: checksum 0 in IPv6")
 		}
 		return verifySum("udp", at16(b[6:]), pseudoHeader(src, dst, proto, length), b[:length])
+	case proto == protoUDPLite: // RFC 3828 §3.1
+		if len(b) < 8 {
+			return fmt.Errorf("udp-lite: %d bytes, want 8 or more", len(b))
+		}
+		coverage := int(at16(b[4:]))
+		if coverage == 0 {
+			coverage = len(b)
+		}
+		if coverage < 8 || coverage > len(b) {
+			return fmt.Errorf("udp-lite: coverage %d in %d bytes", coverage, len(b))
+		}
+		if at16(b[6:]) == 0 {
+			return fmt.Errorf("udp-lite: checksum 0")
+		}
+		return verifySum("udp-lite", at16(b[6:]), pseudoHeader(src, dst, proto, len(b)), b[:coverage])
+	case proto == protoDCCP: // RFC 4340 §5.1, §9.2
+		if len(b) < 12 {
+			return fmt.Errorf("dccp: %d bytes, want 12 or more", len(b))
+		}
+		header, coverage := int(b[4])*4, len(b)
+		if c := int(b[5] & 15); c > 0 {
+			coverage = header + (c-1)*4
+		}
+		if header < 12 || header > len(b) || coverage > len(b) {
+			return fmt.Errorf("dccp: header length %d and coverage %d in %d bytes", header, coverage, len(b))
+		}
+		return verifySum("dccp", at16(b[6:]), pseudoHeader(src, dst, proto, len(b)), b[:coverage])
 	case proto == protoICMP && src.Is4():
 		if len(b) < 8 {
 			return fmt.Errorf("icmp: %d bytes, want 8 or more", len(b))
@@ -238,6 +311,9 @@ func verifyQuote(name string, verify func([]byte, bool) (int, error), b []byte, 
 		if length > len(b) {
 			return fmt.Errorf("%s: quotes %d bytes by its length field, there are %d", name, length, len(b))
 		}
+		if err := verifyExtensions(name, length, b[length:]); err != nil {
+			return err
+		}
 		b = b[:length]
 	}
 	total, err := verify(b, true)
@@ -250,6 +326,28 @@ func verifyQuote(name string, verify func([]byte, bool) (int, error), b []byte, 
 	}
 	if len(b) < min(total, shortest) {
 		return fmt.Errorf("%s: quotes %d bytes, want %d or more", name, len(b), min(total, shortest))
+	}
+	return nil
+}
+
+// verifyExtensions judges what follows a quoted datagram of length bytes by RFC 4884: §3 the least length, §7 the header
+// with its checksum (0: none), §8 the objects.
+func verifyExtensions(name string, length int, b []byte) error {
+	switch {
+	case len(b) == 0:
+		return nil
+	case length < 128:
+		return fmt.Errorf("%s: extensions behind %d quoted bytes, want 128 or more", name, length)
+	case len(b) < 4 || b[0]>>4 != 2:
+		return fmt.Errorf("%s: extensions begin with % x, want version 2", name, b[:min(len(b), 4)])
+	case at16(b[2:]) != 0 && onesSum(b) != 0xffff:
+		return fmt.Errorf("%s: extensions' checksum 0x%04x: all sums to 0x%04x, want 0xffff", name, at16(b[2:]), onesSum(b))
+	}
+	for objects := b[4:]; len(objects) > 0; {
+		if len(objects) < 4 || at16(objects) < 4 || int(at16(objects)) > len(objects) {
+			return fmt.Errorf("%s: extension object % x has a wrong length", name, objects[:min(len(objects), 4)])
+		}
+		objects = objects[at16(objects):]
 	}
 	return nil
 }
