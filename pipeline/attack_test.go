@@ -232,6 +232,18 @@ func TestArena(t *testing.T) {
 	a.rule(1)
 }
 
+// Every reason has a name that counters and logs can bear, and an explanation.
+func TestReasonNames(t *testing.T) {
+	seen := map[string]bool{}
+	for r := Pass; r < NumReasons; r++ {
+		name := r.String()
+		if name == "" || r.Help() == "" || seen[name] || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz_") != "" {
+			t.Errorf("reason %d is named %q and explained %q", r, name, r.Help())
+		}
+		seen[name] = true
+	}
+}
+
 // failing notes that a test would have ended.
 type failing struct {
 	testing.TB
