@@ -25,7 +25,7 @@ PURE := ./config/... ./metrics/... ./pipeline/...
 
 .PHONY: help
 help: ## list these words
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: packages-build ## build bin/weir
@@ -52,6 +52,10 @@ test: need-root packages-test build lint ## everything: lint, tests, races, live
 .PHONY: lint
 lint: packages-test ## gofmt, vet, layering, shell scripts, alert rules, units
 	deploy/make/lint "$(GO)"
+
+.PHONY: conformance
+conformance: need-root packages-test ## write docs/conformance.md from the outcome of the tests that each requirement names
+	$(GO) run ./deploy/conformance
 
 .PHONY: fuzz
 fuzz: packages-build ## run every fuzz target for FUZZTIME (10s)
