@@ -64,7 +64,13 @@ func TestX01PortBlock(t *testing.T) {
 	if testing.Short() || raceEnabled {
 		n = 10_000
 	}
-	a := newArenaOn(t, strings.Replace(attackConfig, "1024-32767", "1024-1087", 1))
+	for _, mapping := range []string{"endpoint-independent", "address-and-port-dependent"} {
+		t.Run(mapping, func(t *testing.T) { portBlock(t, mapping, n) })
+	}
+}
+
+func portBlock(t *testing.T, mapping string, n int) {
+	a := newArenaOn(t, strings.Replace(attackConfig, "1024-32767", "1024-1087", 1)+"sessions: {mapping: "+mapping+"}\n")
 	line := "tcp 10.0.0.6:%d > 9.9.9.9:443 SYN"
 	a.flood(0, n, parseLine(t, 0, fmt.Sprintf(line, 1024)), renumber)
 	live := a.sessions.Len() - len(calmFlows)

@@ -143,9 +143,9 @@ func (a *arena) refused(port int, frame []byte, reasons ...Reason) {
 	a.t.Fatalf("%s into port %d:\n  got  %s\n  want a drop as %v", packettext.Format(frame), port, got, reasons)
 }
 
-// rule is what has to hold after every attack: all buffers are back, received = sent + dropped under names, the session table is
-// in order and holds as many sessions of the attackers as it should (-1: any number), and the other tenant's flows go on, byte
-// for byte.
+// rule is what has to hold after every attack: all buffers are back, received = sent + dropped under names, sessions, mappings and
+// limits agree, there are as many sessions of the attackers as there should be (-1: any number), and the other tenant's flows go on,
+// byte for byte.
 func (a *arena) rule(sessions int) {
 	a.t.Helper()
 	for second := 0; a.counters.Held > 0; second++ { // whatever it waits for, it does not wait for ever
@@ -159,7 +159,7 @@ func (a *arena) rule(sessions int) {
 		a.flush()
 	}
 	a.balanced()
-	if err := a.sessions.Check(); err != nil {
+	if err := a.state.Check(); err != nil {
 		a.t.Fatal(err)
 	}
 	if n := a.sessions.Len() - len(calmFlows); sessions >= 0 && n != sessions {
