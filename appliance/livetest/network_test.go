@@ -5,6 +5,7 @@
 //	network_test.go  the namespaces and their wires
 //	weir_test.go     the program under test: start, kill, scrape, look into its shared memory
 //	traffic_test.go  clients and servers
+//	verify_test.go   a look at every frame that weir sends
 //
 // The other files hold the tests.
 package livetest
@@ -232,6 +233,8 @@ func newNetwork(t *testing.T) *network {
 	n := &network{guest: newNamespace(t, false), gateway: newNamespace(t, true), internet: newNamespace(t, false)}
 	connect(t, n.gateway, "inside", n.guest, "eth0")
 	connect(t, n.gateway, "outside", n.internet, "eth0")
+	n.guest.verify(t, "eth0")
+	n.internet.verify(t, "eth0")
 	n.guest.address(t, "eth0", "172.30.0.5/24", "172.30.0.7/24", "fd00:1::5/64", "fd00:1::7/64")
 	n.guest.gateway(t, "eth0", "172.30.0.1", "fd00:1::1")
 	n.internet.address(t, "eth0", "198.51.100.1/24", "2001:db8::1/64")
