@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 
 	"weir/config"
 	"weir/pipeline/header"
+	"weir/pipeline/packettext"
 )
 
 // leakWatch knows which sources may leave by an outside port, from the configuration alone.
@@ -95,6 +97,12 @@ func (w *leakWatch) check(t testing.TB, r *rig, b *Burst) {
 	for p := range r.Out {
 		if p >= len(r.cfg.Ports) && r.Out[p].N > 0 {
 			t.Fatalf("a frame leaves by port %d, which there is not", p)
+		}
+		for i := range r.Out[p].N {
+			fault := packettext.Fault(r.Out[p].Frames[i])
+			if fault != "" && !slices.ContainsFunc(was, func(in []byte) bool { return packettext.Fault(in) == fault }) {
+				t.Fatalf("leaves with a fault that nothing came with: %s: %s\nburst %x", packettext.Format(r.Out[p].Frames[i]), fault, was)
+			}
 		}
 		if p < len(r.cfg.Ports) && r.cfg.Ports[p].Side == config.Inside {
 			continue
