@@ -7,7 +7,7 @@ SHELL := /bin/bash
 
 # The Debian packages, in this one place.
 BUILD_PACKAGES := gcc libc6-dev pkg-config libdpdk-dev
-TEST_PACKAGES  := $(BUILD_PACKAGES) shellcheck systemd iproute2 ethtool tcpdump iperf3 tshark
+TEST_PACKAGES  := $(BUILD_PACKAGES) shellcheck systemd iproute2 ethtool tcpdump iperf3 tshark nftables
 BENCH_PACKAGES := $(BUILD_PACKAGES) dpdk-dev
 IMAGE_PACKAGES := buildah debootstrap
 
