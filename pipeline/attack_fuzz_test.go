@@ -102,9 +102,6 @@ func opinion(frame []byte) (u tuple, ok, cut bool, strange string) {
 			}
 		case *layers.TCP:
 			u.sport, u.dport = uint16(l.SrcPort), uint16(l.DstPort)
-			if fragment {
-				break
-			}
 			return u, ok, cut, strange
 		case *layers.UDP:
 			u.sport, u.dport = uint16(l.SrcPort), uint16(l.DstPort)
@@ -122,7 +119,10 @@ func opinion(frame []byte) (u tuple, ok, cut bool, strange string) {
 		}
 	}
 	if u.proto == protoTCP || u.proto == protoUDP || u.proto == protoICMP && u.src.Is4() || u.proto == protoICMPv6 && u.src.Is6() {
-		ok = ok && fragment // there is no such layer
+		ok = false // there is no such layer
+	}
+	if fragment {
+		strange = "a fragment, in which gopacket does not look for ports"
 	}
 	cut = cut || u.proto == protoDCCP || u.proto == protoLite // whose headers it does not read
 	if u.src.Is6() && slices.Contains([]uint8{header.ProtocolMobility, header.ProtocolHIP, header.ProtocolShim6, header.ProtocolExperiment1, header.ProtocolExperiment2}, u.proto) {
