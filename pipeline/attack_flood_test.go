@@ -121,7 +121,7 @@ func TestX02SYNFloodFromInside(t *testing.T) {
 	line := "tcp 10.0.0.6:1000 > 8.8.8.8:443 "
 	reply := mirror(t, a.through(0, 1, parseLine(t, 0, line+"SYN seq=1")))
 	a.through(1, 0, reply)
-	data := parseLine(t, 0, line+"ACK seq=2 ack=1 df ipid=7 \"established\"")
+	data := parseLine(t, 0, line+"ACK seq=2 ack=2 df ipid=7 \"established\"")
 	left := a.through(0, 1, data)
 	for _, source := range []string{"10.0.0.6", "10.0.0.5"} {
 		a.flood(0, n/2, parseLine(t, 0, "tcp "+source+":1000 > 9.0.0.0:443 SYN"), redirect)

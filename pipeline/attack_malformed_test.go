@@ -287,10 +287,10 @@ func TestM07TCPFlags(t *testing.T) {
 			out := a.through(0, 1, parseLine(t, 0, line+"SYN seq=1"))
 			back := mirror(t, out)
 			a.through(1, 0, back)
-			a.through(0, 1, parseLine(t, 0, line+"ACK seq=2 ack=1"))
-			a.through(0, 1, flagged(0, line+"none seq=2 ack=1", flags))
+			a.through(0, 1, parseLine(t, 0, line+"ACK seq=2 ack=2"))
+			a.through(0, 1, flagged(0, line+"none seq=2 ack=2", flags))
 			back[47] = byte(flags)
-			binary.BigEndian.PutUint32(back[38:], 1)
+			binary.BigEndian.PutUint32(back[38:], 2)
 			if got := a.throw(1, back); strings.HasPrefix(got, "drop") && flags&4 == 0 {
 				t.Fatalf("from outside, of a flow, with flags %#02x: %s", flags, got)
 			}

@@ -5,8 +5,10 @@ package pipeline
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -69,7 +71,7 @@ func newArenaOn(t testing.TB, text string) *arena {
 	for _, line := range calmFlows {
 		g := golden(line)
 		if strings.HasPrefix(line, "tcp") { // what follows the handshake is what the attack must not touch
-			g = golden(strings.Replace(line, "SYN", "ACK", 1) + ` "golden"`)
+			g = golden(strings.Replace(line, "SYN df seq=1", "ACK df seq=2 ack=2", 1) + ` "golden"`)
 		}
 		a.golden = append(a.golden, g)
 	}
@@ -87,13 +89,36 @@ func (a *arena) through(in, out int, frame []byte) []byte {
 	return bytes.Clone(f.frame)
 }
 
-// mirror is the reply that the remote gives to a frame that left by port 1.
+// mirror is the reply that the remote gives to a frame that left by port 1. To a SYN it says SYN,ACK from 1 on; other segments it
+// repeats.
 func mirror(t testing.TB, frame []byte) []byte {
 	t.Helper()
 	words := strings.Fields(bare(frame))
 	at := slices.Index(words, ">")
 	words[at-1], words[at+1] = words[at+1], words[at-1]
-	line := strings.NewReplacer("echo-request", "echo-reply", " SYN", " SYN,ACK").Replace(strings.Join(words, " "))
+	line := strings.Replace(strings.Join(words, " "), "echo-request", "echo-reply", 1)
+	if words[0] == "tcp" {
+		seq, ack := "0", "0"
+		line = ""
+		for _, w := range words {
+			if n, ok := strings.CutPrefix(w, "seq="); ok {
+				seq = n
+			} else if n, ok := strings.CutPrefix(w, "ack="); ok {
+				ack = n
+			} else {
+				line += w + " "
+			}
+		}
+		if strings.Contains(line, " SYN ") {
+			n, err := strconv.ParseUint(seq, 10, 32)
+			if err != nil {
+				t.Fatal(err)
+			}
+			seq, ack = fmt.Sprint(uint32(n+1)), "1"
+			line = strings.Replace(line, " SYN ", " SYN,ACK ", 1)
+		}
+		line = strings.Replace(line, "ACK ", "ACK seq="+ack+" ack="+seq+" ", 1)
+	}
 	return parseLine(t, 1, line)
 }
 
