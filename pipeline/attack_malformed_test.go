@@ -42,6 +42,14 @@ func ip6(port int, next byte, src, dst string, payload []byte) []byte {
 	return frame
 }
 
+// stride is how far apart the values are that are tried: each, but not under the race detector, which has nothing to see in one goroutine.
+func stride(n int) int {
+	if raceEnabled {
+		return n
+	}
+	return 1
+}
+
 // M-1: frames from no byte at all to one less than they say.
 func TestM01ShortFrames(t *testing.T) {
 	a := newArena(t)
@@ -215,7 +223,7 @@ func TestM05TransportHeaders(t *testing.T) {
 func TestM06TCPOptions(t *testing.T) {
 	a := newArena(t)
 	var lists [][]byte
-	for kind := range 256 {
+	for kind := 0; kind < 256; kind += stride(16) {
 		for _, length := range []int{0, 1, 2, 3, 4, 5, 10, 40, 41, 255} {
 			for _, before := range []string{"", "\x01", "\x01\x01\x01", "\x02\x04\x05\xb4"} {
 				lists = append(lists, append([]byte(before), byte(kind), byte(length), 5, 0xb4, 1, 2))
@@ -307,7 +315,7 @@ func TestM07TCPFlags(t *testing.T) {
 func TestM08IPv4Options(t *testing.T) {
 	a := newArena(t)
 	udp := []byte{3, 232, 0, 53, 0, 12, 0, 0, 1, 2, 3, 4}
-	for kind := range 256 {
+	for kind := 0; kind < 256; kind += stride(8) {
 		for length := range 48 {
 			for _, before := range []string{"", "\x01\x01"} {
 				options := append([]byte(before), byte(kind))
@@ -467,7 +475,7 @@ func TestM11VLANTags(t *testing.T) {
 func TestM12EtherTypes(t *testing.T) {
 	a := newArena(t)
 	packet := parseLine(t, 0, "udp 10.0.0.5:1000 > 8.8.8.8:53 len=20")[14:]
-	for kind := range 65536 {
+	for kind := 0; kind < 65536; kind += stride(16) {
 		f := ether(0, uint16(kind), packet)
 		switch kind {
 		case typeIPv4, typeARP:
@@ -620,7 +628,7 @@ func TestM19QuotedPackets(t *testing.T) {
 		{0, "icmp6 unreachable 4 fd00::6 > 2001:4860::8 hex:%x", "ip proto=47 2001:4860::8 > fd00::6 len=40", 6},
 	} {
 		inner := parseLine(t, 0, c.inner)[14:]
-		for proto := range 256 {
+		for proto := 0; proto < 256; proto += stride(8) {
 			inner[c.at] = byte(proto)
 			f := bytes.Clone(inner)
 			if c.at == 9 {
