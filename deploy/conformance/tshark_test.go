@@ -85,7 +85,7 @@ func TestTshark(t *testing.T) {
 	if err := os.WriteFile(file, capture.Bytes(), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	fields := []string{"ip.checksum.status", "tcp.checksum.status", "udp.checksum.status", "icmp.checksum.status", "icmpv6.checksum.status", "dccp.checksum.status"}
+	fields := []string{"ip.checksum.status", "tcp.checksum.status", "udp.checksum.status", "icmp.checksum.status", "icmpv6.checksum.status", "dccp.checksum.status", "icmp.ext.checksum.status"}
 	args := []string{"-n", "-r", file, "-T", "fields", "-E", "occurrence=a", "-e", "frame.number", "-e", "_ws.malformed"}
 	for _, p := range []string{"ip", "tcp", "udp", "udplite", "dccp"} {
 		args = append(args, "-o", p+".check_checksum:TRUE")
@@ -133,6 +133,9 @@ func TestTshark(t *testing.T) {
 		}
 		if strings.Contains(text, " ip proto=") && !strings.Contains(text, " frag=") { // bytes that are none of the protocol's
 			continue
+		}
+		if fault == "" { // without a length field tshark guesses at extensions
+			bad = slices.DeleteFunc(bad, func(f string) bool { return f == "icmp.ext.checksum.status" })
 		}
 		if len(bad) > 0 && fault == "" && strings.Contains(frames[i].file, "/out/") {
 			t.Errorf("%s: tshark finds %v in\n%s", frames[i].file, bad, text)
