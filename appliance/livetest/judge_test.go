@@ -110,6 +110,7 @@ func sights() (list []sight) {
 		add("a ping, "+from.name, func(n *network) string { return outcome(ping(n.guest, from.from, from.remote), "answered") })
 		add("a second ping, "+from.name, func(n *network) string { return outcome(ping(n.guest, from.from, from.remote), "answered") })
 		add("a closed port, "+from.name, func(n *network) string { return dialFrom(n.guest, from.from, 0, from.nowhere) })
+		add("a datagram to a closed port, "+from.name, func(n *network) string { return knock(n.guest, from.from, from.nowhere) })
 		add("one port again and again, "+from.name, func(n *network) string {
 			var all []string
 			for range 5 {
@@ -133,6 +134,9 @@ func sights() (list []sight) {
 		add("a ping from outside, "+to.name, func(n *network) string { return outcome(ping(n.internet, to.from, to.public), "answered") })
 		add("a closed port from outside, "+to.name, func(n *network) string {
 			return dialFrom(n.internet, to.from, 0, netip.AddrPortFrom(to.public, 9))
+		})
+		add("a datagram to a closed port from outside, "+to.name, func(n *network) string {
+			return knock(n.internet, to.from, netip.AddrPortFrom(to.public, 9))
 		})
 	}
 	add("a stranger's datagram to an SNAT address", func(n *network) string {
@@ -185,6 +189,25 @@ func dialFrom(n *namespace, from netip.Addr, port uint16, remote netip.AddrPort)
 	return outcome(err, "a word there and back")
 }
 
+// knock sends a datagram where nobody listens, and waits for what comes of it: the error that its kernel has for this very socket.
+func knock(n *namespace, from netip.Addr, remote netip.AddrPort) string {
+	var c *net.UDPConn
+	err := n.do(func() (err error) {
+		c, err = net.DialUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(from, 0)), net.UDPAddrFromAddrPort(remote))
+		return err
+	})
+	if err != nil {
+		return err.Error()
+	}
+	defer c.Close()
+	if _, err := c.Write([]byte("anybody?")); err != nil {
+		return outcome(err, "")
+	}
+	c.SetReadDeadline(time.Now().Add(3 * time.Second))
+	_, err = c.Read(make([]byte, 8))
+	return outcome(err, "answered")
+}
+
 // many asks from n sockets at once, and counts who has the answer to his own question, and in how many different ways they are seen.
 func many(n *namespace, from, remote netip.Addr, count int) string {
 	answered := 0
@@ -227,7 +250,7 @@ func TestKernelAgrees(t *testing.T) {
 		if ours[s.name] != kernel[s.name] {
 			t.Errorf("%s: behind weir %s; behind the kernel %s", s.name, ours[s.name], kernel[s.name])
 		}
-		if strings.Contains(kernel[s.name], "answered") || strings.Contains(kernel[s.name], "there and back") || strings.Contains(kernel[s.name], "seen") {
+		if strings.Contains(kernel[s.name], "answered") || strings.Contains(kernel[s.name], "there and back") || kernel[s.name] == "refused" || strings.Contains(kernel[s.name], "seen") {
 			good++
 		}
 	}

@@ -158,8 +158,12 @@ func TestOther(t *testing.T) {}
 		}
 	}
 	o := Outcomes{}
-	if err := runFolder(dir, "p", []string{"TestA", "TestB", "TestC"}, o); err != nil {
+	var shown strings.Builder
+	if err := runFolder(dir, "p", []string{"TestA", "TestB", "TestC"}, o, &shown); err != nil {
 		t.Fatal(err)
+	}
+	if text := shown.String(); !strings.Contains(text, "--- FAIL: TestA/bad") || !strings.Contains(text, "--- SKIP: TestB") {
+		t.Errorf("%q is shown, want what failed and was skipped", text)
 	}
 	want := Outcomes{"p.TestA": false, "p.TestA/good_one": true, "p.TestA/bad": false, "p.TestB": false, "p.TestC": true}
 	if fmt.Sprint(o) != fmt.Sprint(want) {

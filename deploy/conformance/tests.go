@@ -10,6 +10,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -53,17 +54,17 @@ func runTests(root string, sections []Section) (Outcomes, error) {
 	outcomes := Outcomes{}
 	for _, folder := range sorted(folders) {
 		fmt.Printf("conformance: %d tests of %s\n", len(folders[folder]), folder)
-		if err := runFolder(root, folder, folders[folder], outcomes); err != nil {
+		if err := runFolder(root, folder, folders[folder], outcomes, os.Stderr); err != nil {
 			return nil, err
 		}
 	}
 	return outcomes, nil
 }
 
-// runFolder runs the tests of one folder. That some fail is an outcome and no error.
-func runFolder(root, folder string, tests []string, outcomes Outcomes) error {
+// runFolder runs the tests of one folder, and shows what fails. That some fail is an outcome and no error.
+func runFolder(root, folder string, tests []string, outcomes Outcomes, show io.Writer) error {
 	cmd := exec.Command("go", "test", "-json", "-count=1", "-timeout=15m", "-run", "^("+strings.Join(tests, "|")+")$", "./"+folder)
-	cmd.Dir, cmd.Stderr = root, os.Stderr
+	cmd.Dir, cmd.Stderr = root, show
 	pipe, err := cmd.StdoutPipe()
 	if err != nil {
 		return err
@@ -83,10 +84,10 @@ func runFolder(root, folder string, tests []string, outcomes Outcomes) error {
 		case "output":
 			said[e.Test] = append(said[e.Test], e.Output)
 		case "build-output":
-			fmt.Fprint(os.Stderr, e.Output)
+			fmt.Fprint(show, e.Output)
 		case "pass", "fail", "skip":
 			if e.Action != "pass" {
-				fmt.Fprint(os.Stderr, strings.Join(said[e.Test], ""))
+				fmt.Fprint(show, strings.Join(said[e.Test], ""))
 			}
 			delete(said, e.Test)
 			if e.Test != "" {
