@@ -520,6 +520,7 @@ func (b *bench) overRing(name string, weir bool, sessions int) (err error) {
 	defer func() { gen.Close(); st.Segment.Close() }()
 	w := &worker{ports: ports, pool: b.pool, state: st,
 		pipe: pipeline.NewWorker(st, 0, gen, pipeline.WorkerConfig{MACs: benchMACs})}
+	defer w.finish()
 	g := newGenerator(ports[0], ports[1], b.pool, b.hz, snat4, sessions)
 	duration := b.phase()
 	var stop, counting atomic.Bool

@@ -210,10 +210,7 @@ func (r *replay) run(out io.Writer) (err error) {
 		ports: ports, pool: pool, state: state, inject: state.Inject(0),
 		pipe: pipeline.NewWorker(state, 0, gen, pipeline.WorkerConfig{MACs: macs, AnyMAC: true, AssumeMAC: assumedMAC, Seed: &replaySeed}),
 	}
-	defer func() {
-		w.pipe.Abandon()
-		w.free()
-	}()
+	defer w.finish()
 	respond := pipeline.NewResponder(state, macs)
 	respond.Passive = true
 	respond.Configure(cfg, gen)

@@ -87,8 +87,13 @@ func (w *worker) loop() {
 			}
 		}
 	}
+	w.finish()
+}
+
+// finish gives every buffer back.
+func (w *worker) finish() {
 	w.pipe.Abandon()
-	w.send()
+	w.free()
 }
 
 // process takes what was received by port p through the pipeline and sends the result.
