@@ -240,7 +240,6 @@ func (r *replay) run(out io.Writer) (err error) {
 		w.pipe.Expire(w.pipe.Capacity())
 		w.pipe.Release()
 		w.free()
-		w.stock()
 		if n := ports[a.port].Receive(0, &w.rx, 1); n != 1 {
 			return fmt.Errorf("port %q: net_pcap gave %d frames where the capture has one more", cfg.Ports[a.port].Name, n)
 		}

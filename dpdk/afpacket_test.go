@@ -75,7 +75,7 @@ func TestAFPacket(t *testing.T) {
 		jumbo := cfg("left", ",framesz=16384,blocksz=32768,framecnt=64")
 		jumbo.MTU = 9000
 		twoQueues := cfg("left", "")
-		twoQueues.RxQueues = 2
+		twoQueues.TxQueues = 2
 		locked := cfg("left", ",framecnt=65536")
 		for want, c := range map[string]PortConfig{
 			"raise the limit of locked memory":                                        locked,

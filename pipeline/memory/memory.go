@@ -77,6 +77,10 @@ func (s *Segment) Map(fd int) error {
 		return errors.New("the segment is empty")
 	}
 	p, err := unix.MmapPtr(fd, 0, nil, uintptr(st.Size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_POPULATE)
+	if failed := fault.Error("segment.map"); err == nil && failed != nil {
+		unix.MunmapPtr(p, uintptr(st.Size))
+		err = failed
+	}
 	if err != nil {
 		unix.Close(fd)
 		return fmt.Errorf("mmap of %d MiB: %w", st.Size>>20, err)
