@@ -58,7 +58,7 @@ func (w *Worker) egress(b *Burst) {
 func (w *Worker) nextHop(p *Packet) bool {
 	g := w.gen
 	for i := range g.onLink {
-		if l := &g.onLink[i]; p.ports>>l.Port&1 != 0 && !p.remote.Less(l.First) && !l.Last.Less(p.remote) {
+		if l := &g.onLink[i]; l.holds(p.remote) && p.ports>>l.Port&1 != 0 {
 			p.outPort, p.hop = l.Port, p.remote
 			p.neighbor = w.neighbors.Find(l.Port, p.remote)
 			return true
@@ -68,14 +68,22 @@ func (w *Worker) nextHop(p *Packet) bool {
 	if !l.known {
 		l.find(w, p.family)
 	}
-	n := 0
-	for i := range l.n {
-		n += int(p.ports >> l.hops[i].Port & 1)
+	n := l.n
+	if l.ports&^p.ports != 0 {
+		n = 0
+		for i := range l.n {
+			n += int(p.ports >> l.hops[i].Port & 1)
+		}
 	}
 	if n == 0 {
 		return w.deadHop(p)
 	}
 	n = int(uint64(uint32(p.hash>>16)) * uint64(n) >> 32)
+	if l.ports&^p.ports == 0 { // as a rule
+		h := l.hops[n&(maxLiveHops-1)]
+		p.outPort, p.hop, p.neighbor = h.Port, h.Addr, h.Neighbor
+		return true
+	}
 	for i := range l.n {
 		h := l.hops[i]
 		if p.ports>>h.Port&1 == 0 {
@@ -90,6 +98,14 @@ func (w *Worker) nextHop(p *Packet) bool {
 	return false
 }
 
+// holds reports whether a lies in the prefix. Of most prefixes, all of IPv4 among them, the upper half is one number.
+func (l *prefixRecord) holds(a inet.Addr) bool {
+	if l.First.Hi == l.Last.Hi {
+		return a.Hi == l.First.Hi && a.Lo-l.First.Lo <= l.Last.Lo-l.First.Lo
+	}
+	return !a.Less(l.First) && !l.Last.Less(a)
+}
+
 // maxLiveHops bounds how many next hops of a family share the flows.
 const maxLiveHops = 64
 
@@ -97,15 +113,17 @@ const maxLiveHops = 64
 type liveHops struct {
 	known bool
 	n     int
+	ports uint32 // theirs, a bit each
 	hops  [maxLiveHops]*hopRecord
 }
 
 func (l *liveHops) find(w *Worker, f inet.Family) {
-	l.known, l.n = true, 0
+	l.known, l.n, l.ports = true, 0, 0
 	for i := range w.gen.hops {
 		if h := &w.gen.hops[i]; h.Family == uint8(f) && w.resolved(h.Neighbor) != 0 && l.n < maxLiveHops {
 			l.hops[l.n] = h
 			l.n++
+			l.ports |= 1 << h.Port
 		}
 	}
 }
