@@ -3,6 +3,7 @@
 package livetest
 
 import (
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,20 +15,21 @@ func TestHotCheckAgainst(t *testing.T) {
 	n := newNetwork(t)
 	serveEcho(t, n.internet, remote4, remote6)
 	w := startWeir(t, n, baseConfig)
-	for i := range 3 { // web: two families, so 3 and 2 sessions
-		for range 2 {
-			if _, err := echoUDP(n.guest, batch4, remote4); err != nil {
+	for _, from := range []struct {
+		host     netip.Addr
+		sessions int
+	}{{batch4, 6}, {web4, 3}, {web6, 2}} {
+		to := remote4
+		if from.host.Is6() {
+			to = remote6
+		}
+		// The kernel may choose a port twice, which is one session.
+		for seen := map[netip.AddrPort]bool{}; len(seen) < from.sessions; {
+			source, err := echoUDP(n.guest, from.host, to)
+			if err != nil {
 				t.Fatal(err)
 			}
-		}
-		if _, err := echoUDP(n.guest, web4, remote4); err != nil {
-			t.Fatal(err)
-		}
-		if i == 2 {
-			break
-		}
-		if _, err := echoUDP(n.guest, web6, remote6); err != nil {
-			t.Fatal(err)
+			seen[source] = true
 		}
 	}
 	candidate := replace(t, baseConfig, "floating: [192.0.2.5, ", "floating: [192.0.2.6, ")
