@@ -392,9 +392,9 @@ func (b *bench) measure(run int, s *scenario, r *rig, sessions, burst int, f fra
 		return b.each(workers, func(w int) error {
 			l := r.lanes[w]
 			l.frames = f.lengths
-			if l.stages = nil; stages {
-				samples[w].stages = new(pipeline.StageCounts)
-				l.stages = samples[w].stages
+			if l.pipe.Timed = nil; stages {
+				l.pipe.Timed = new(pipeline.StageCounts)
+				samples[w].stages = l.pipe.Timed
 			}
 			start.arrive(func() {})
 			var err error

@@ -41,7 +41,6 @@ type lane struct {
 
 	frames []int // lengths to send, in turn
 	frame  int
-	stages *pipeline.StageCounts // not nil: time the stages
 }
 
 // laneRing is room for what a transmit queue of 1024 keeps, a burst, and one of every other worker's. A power of two.
@@ -97,11 +96,7 @@ func (l *lane) process(port int) uint64 {
 		k.Handle = uintptr(l.rx.Mbufs[i])
 		k.Long = l.rx.Segs[i] > 1 || l.rx.PktLen[i] != uint32(l.rx.Len[i])
 	}
-	if l.stages == nil {
-		l.pipe.Process(b)
-	} else {
-		l.pipe.ProcessTimed(b, l.stages)
-	}
+	l.pipe.Process(b)
 	l.collect()
 	l.adopt()
 	return tsc.Read() - before

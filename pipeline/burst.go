@@ -39,6 +39,7 @@ type Packet struct {
 	proto      uint8
 	kind       kind
 	tcpFlags   uint8
+	plain      bool // it may go the short way, if it has a session
 	expired    bool // TTL or hop limit is used up: it goes no further than to weir itself
 	pinned     bool // no translation leaves it intact
 	hairpin    bool // from inside, to an external address of weir's own: it turns back

@@ -49,7 +49,7 @@ func (w *Worker) classify(b *Burst) {
 }
 
 func (w *Worker) parse(p *Packet, inside bool, mac uint64) Reason {
-	p.act, p.headerDelta, p.hairpin, p.turned, p.fragmented, p.shared, p.long = actNone, 0, false, false, false, false, false
+	p.act, p.headerDelta, p.hairpin, p.turned, p.fragmented, p.shared, p.long, p.plain = actNone, 0, false, false, false, false, false, false
 	d := p.Data
 	if p.Long {
 		return Oversized
@@ -127,6 +127,7 @@ func (p *Packet) parse4(inside bool) Reason {
 		return r
 	}
 	p.expired, p.pinned = d[8] <= 1, d[9] == protoAH
+	p.plain = p.plain && hlen == header.IPv4Size && !p.fragmented && !p.expired
 	return Pass
 }
 
@@ -174,6 +175,7 @@ func (p *Packet) parse6(inside bool) Reason {
 		return r
 	}
 	p.expired, p.pinned = d[7] <= 1, pinned
+	p.plain = p.plain && offset == header.IPv6Size && !p.fragmented && !p.expired
 	return Pass
 }
 
@@ -215,6 +217,7 @@ func (p *Packet) parseTransport(proto uint8, offset int, inside bool) Reason {
 			return cut
 		}
 		p.kind, p.tcpFlags = kindTCP, d[13]
+		p.plain = d[13]&(tcpFIN|tcpSYN|tcpRST|tcpACK) == tcpACK
 	case proto == protoUDP:
 		if len(d) < 8 {
 			return cut
@@ -225,7 +228,7 @@ func (p *Packet) parseTransport(proto uint8, offset int, inside bool) Reason {
 		if p.family == inet.V6 && d[6]|d[7] == 0 { // RFC 8200 §8.1
 			return BadTransport
 		}
-		p.kind = kindUDP
+		p.kind, p.plain = kindUDP, true
 	case proto == protoICMP && p.family == inet.V4, proto == protoICMPv6 && p.family == inet.V6:
 		return p.parseICMP(d, inside)
 	case proto == protoLite, proto == protoDCCP:

@@ -11,7 +11,6 @@ import (
 // egress finds the port and neighbor of each packet, and drops what does not fit the link. It comes before rewrite, so
 // that an ICMP error quotes the packet as its sender knows it; what may be fragmented, transmit does.
 func (w *Worker) egress(b *Burst) {
-	w.live[inet.V4].known, w.live[inet.V6].known = false, false
 	keep := b.live[:0]
 	for _, i := range b.live {
 		p := &b.Packets[i]

@@ -50,7 +50,7 @@ func (p *Packet) turn() {
 	default:
 		p.localPort, p.remotePort = p.remotePort, port
 	}
-	p.act, p.headerDelta, p.hairpin, p.turned, p.expired, p.shared = actNone, 0, false, true, false, false
+	p.act, p.headerDelta, p.hairpin, p.turned, p.expired, p.shared, p.plain = actNone, 0, false, true, false, false, false
 }
 
 // beyond returns the MTU of the link to the instance that has an external address, or the most there is.

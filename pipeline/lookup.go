@@ -10,15 +10,13 @@ import (
 	"weir/pipeline/session"
 )
 
-// lookup finds the sessions of the whole burst at once. A packet that has a live one gets its rewriting from it
-// and needs neither route nor select; act stays actNone for the others.
+// lookup asks for the sessions of the whole burst at once. Packets from a port that no VPC is attached to end here.
 func (w *Worker) lookup(b *Burst) {
-	inside := b.inside
-	w.created, w.ended = false, false
+	w.created = false
 	vpc := uint32(0)
-	if inside {
+	if b.inside {
 		v := w.gen.ports[b.Port].VPC
-		if v < 0 { // a port that no VPC is attached to
+		if v < 0 {
 			for _, i := range b.live {
 				w.drop(&b.Packets[i], AntiSpoof)
 			}
@@ -29,28 +27,32 @@ func (w *Worker) lookup(b *Burst) {
 	}
 	for k, i := range b.live {
 		p := &b.Packets[i]
-		if inside {
+		if b.inside {
 			w.batch.Keys[k].SetInside(vpc, p.local, p.remote, p.localPort, p.remotePort, p.proto)
 		} else {
 			w.batch.Keys[k].SetOutside(p.local, p.remote, p.localPort, p.remotePort, p.proto)
 		}
 	}
 	w.batch.N = len(b.live)
-	w.sessions.FindBatch(&w.batch)
+	w.sessions.Hash(&w.batch)
+}
+
+// apply gives those packets of a run that have a live session their rewriting: they need neither route nor select. act stays actNone
+// for the others. The run begins with the first-th packet of the look-up.
+func (w *Worker) apply(b *Burst, first int) {
 	for k, i := range b.live {
 		p := &b.Packets[i]
-		p.hash = w.batch.Hash[k]
-		ref := w.batch.Refs[k]
+		p.hash = w.batch.Hash[first+k]
+		ref := w.sessions.Found(&w.batch, first+k)
 		if ref == session.None || p.stray() {
 			continue
 		}
 		s := w.sessions.At(ref)
-		// An earlier packet of this burst may have ended the session that the batch found.
-		if w.ended && !w.batch.Keys[k].Names(s) || !w.usable(ref, s) {
+		if !w.usable(ref, s) {
 			continue
 		}
 		switch {
-		case !inside:
+		case !b.inside:
 			if !p.uninvited(s) {
 				w.fromOutside(s, p)
 			}
@@ -144,7 +146,6 @@ func (w *Worker) end(ref uint32) {
 	}
 	w.state.release(s.VPC, s.Instance)
 	w.sessions.Remove(ref)
-	w.ended = true
 	w.counters.SessionsEnded++
 }
 

@@ -26,6 +26,7 @@ import (
 	"sync/atomic"
 
 	"weir/config"
+	"weir/pipeline/inet"
 	"weir/pipeline/session"
 )
 
@@ -56,7 +57,6 @@ type Worker struct {
 
 	batch   session.Batch
 	created bool        // a session began in this burst, after its look-up
-	ended   bool        // a session ended in this burst, and its reference may be among those looked up
 	live    [2]liveHops // per family: the next hops that are resolved, of this burst
 	dropped [NumReasons]uint64
 	counts  struct{ punted, stateless uint64 }
@@ -79,6 +79,8 @@ type Worker struct {
 	Out   [MaxPorts]Queue
 	Done  []uintptr
 	Spare Spare
+
+	Timed *StageCounts // not nil: count what each stage takes
 }
 
 // WorkerConfig says how a Worker differs from the default.
@@ -140,27 +142,84 @@ func (w *Worker) SetClock(nanos int64) {
 
 // Process takes a burst all its way. Afterwards every packet is in Out, in Done, or held.
 func (w *Worker) Process(b *Burst) {
+	w.Timed.begin()
 	w.received(b)
+	w.Timed.end(stageReceived)
 	w.classify(b)
+	w.Timed.end(stageClassify)
 	w.steer(b)
 	w.reassemble(b)
+	w.Timed.end(stageSteer)
 	w.forward(b)
 	w.turnBack(b)
 	w.follow(b)
 	w.flush()
+	w.Timed.end(stageFlush)
 }
 
-// forward takes the packets of a burst, all from one side, from their session to a queue.
+// matchStep is how many packets' sessions are asked for at a time, matchAhead how long before they are needed.
+const (
+	matchStep  = 8
+	matchAhead = 2 * matchStep
+)
+
+// forward takes the packets of a burst, all from one side, from their session to a queue. Where packets can go the short way, those
+// between them go the long one first, run by run: everything leaves in the order in which it came.
 func (w *Worker) forward(b *Burst) {
 	w.lookup(b)
+	w.Timed.end(stageLookup)
+	w.live[inet.V4].known, w.live[inet.V6].known = false, false
+	all, done := b.live, 0
+	w.sessions.Match(&w.batch, 0, min(matchAhead, len(all)))
+	for k, i := range all {
+		if k%matchStep == 0 && k+matchAhead < len(all) {
+			w.sessions.Match(&w.batch, k+matchAhead, min(k+matchAhead+matchStep, len(all)))
+		}
+		p := &b.Packets[i]
+		if !p.plain {
+			continue
+		}
+		ref := w.sessions.Found(&w.batch, k)
+		if ref == session.None {
+			continue
+		}
+		if done < k {
+			w.run(b, all[done:k], done)
+			done = k
+			if ref = w.sessions.Found(&w.batch, k); ref == session.None { // ended just now
+				continue
+			}
+		}
+		p.hash = w.batch.Hash[k]
+		if w.short(b.inside, w.sessions.At(ref), p) {
+			done = k + 1
+		}
+	}
+	w.run(b, all[done:], done)
+	w.Timed.end(stageShort)
+}
+
+// run takes packets that lie side by side in a burst through the stages. The first is the first-th of the look-up.
+func (w *Worker) run(b *Burst, live []uint8, first int) {
+	if len(live) == 0 {
+		return
+	}
+	w.Timed.end(stageShort)
+	b.live = live
+	w.apply(b, first)
+	w.Timed.end(stageApply)
 	if b.inside {
 		w.route(b)
 	} else {
 		w.deliver(b)
 	}
+	w.Timed.end(stageRoute)
 	w.egress(b)
+	w.Timed.end(stageEgress)
 	w.rewrite(b)
+	w.Timed.end(stageRewrite)
 	w.transmit(b)
+	w.Timed.end(stageTransmit)
 }
 
 // received counts the burst at once, so that what a dying process had in hand can be told.

@@ -324,16 +324,18 @@ func candidates(x uint64, tag uint16) uint64 {
 
 func (b *bucket) words() *[2]uint64 { return (*[2]uint64)(unsafe.Pointer(&b.tags)) }
 
-// first returns the first reference in b whose tag fits, or None.
+// first returns a reference in b whose tag fits, or None. It takes no branch: which place it is cannot be foreseen, and a branch that goes
+// wrong would also stop the loads behind it.
 func (b *bucket) first(tag uint16) uint32 {
 	w := b.words()
-	if m := candidates(w[0], tag); m != 0 {
-		return b.refs[bits.TrailingZeros64(m)>>4&7]
+	// The tops of the first four places move into the lower halves of the lanes, those of the others stay.
+	m := candidates(w[0], tag)>>8 | candidates(w[1], tag)
+	at := uint(bits.TrailingZeros64(m)) // place i: 16*i+7, or 16*(i-4)+15; 64: none
+	ref := b.refs[(at>>4|at>>1&4)&7]
+	if m == 0 {
+		ref = None
 	}
-	if m := candidates(w[1], tag); m != 0 {
-		return b.refs[bits.TrailingZeros64(m)>>4&3+4]
-	}
-	return None
+	return ref
 }
 
 // Find returns the session that k names a direction of, or None.
@@ -353,47 +355,58 @@ func (t *Table) find(h uint64, k *Key) uint32 {
 	}
 }
 
-// MaxBatch is the most keys that one FindBatch takes.
+// MaxBatch is the most keys of one Batch.
 const MaxBatch = 64
 
-// Batch is the room that FindBatch works in.
+// Batch is a set of look-ups whose cache misses are spent side by side, and beside what the caller does meanwhile: Hash asks for the
+// buckets of all keys; Match, some keys ahead of their use, for the sessions whose tags fit; Found compares.
 type Batch struct {
 	N     int
 	Keys  [MaxBatch]Key
-	Refs  [MaxBatch]uint32 // out: the session of each key, or None
 	Hash  [MaxBatch]uint64 // out: the hash of each key
+	refs  [MaxBatch]uint32
 	lines [MaxBatch]unsafe.Pointer
 }
 
-// FindBatch looks up N keys at once, so that the two cache misses of a look-up are spent side by side:
-// hash all and prefetch the buckets; match the tags and prefetch the sessions; then compare.
-func (t *Table) FindBatch(b *Batch) {
+// prefetchStep is how many lines are asked for at a time: enough to make the call worth it, few enough that the first are on their way early.
+const prefetchStep = 8
+
+// Hash hashes all N keys and prefetches their buckets.
+func (t *Table) Hash(b *Batch) {
 	n := min(b.N, MaxBatch)
-	for i := range n {
-		h := t.secret.hash(&b.Keys[i])
-		b.Hash[i] = h
-		b.lines[i] = unsafe.Pointer(t.bucketOf(h))
+	for from := 0; from < n; from += prefetchStep {
+		to := min(from+prefetchStep, n)
+		for i := from; i < to; i++ {
+			h := t.secret.hash(&b.Keys[i])
+			b.Hash[i] = h
+			b.lines[i] = unsafe.Pointer(t.bucketOf(h))
+		}
+		prefetch.Lines(&b.lines[from], to-from)
 	}
-	prefetch.Lines(&b.lines[0], n)
-	m := 0
-	for i := range n {
-		ref := t.bucketOf(b.Hash[i]).first(tagOf(b.Hash[i]))
-		b.Refs[i] = ref
+}
+
+// Match looks for the tags of keys from to to, where to is at most N, and prefetches the sessions that they name.
+func (t *Table) Match(b *Batch, from, to int) {
+	from, to = max(from, 0), min(to, MaxBatch)
+	m := from
+	for i := from; i < to; i++ {
+		ref := (*bucket)(b.lines[i]).first(tagOf(b.Hash[i]))
+		b.refs[i] = ref
 		if ref != None {
 			b.lines[m] = unsafe.Pointer(&t.sessions[ref])
 			m++
 		}
 	}
-	prefetch.Pairs(&b.lines[0], m)
-	for i := range n {
-		if ref := b.Refs[i]; ref == None {
-			if t.bucketOf(b.Hash[i]).next != 0 {
-				b.Refs[i] = t.find(b.Hash[i], &b.Keys[i])
-			}
-		} else if !b.Keys[i].Names(&t.sessions[ref]) {
-			b.Refs[i] = t.find(b.Hash[i], &b.Keys[i])
-		}
+	prefetch.Pairs(&b.lines[from], m-from)
+}
+
+// Found returns the session that key i names a direction of, or None. Match has been asked about it.
+func (t *Table) Found(b *Batch, i int) uint32 {
+	ref := b.refs[i]
+	if ref == None && t.bucketOf(b.Hash[i]).next == 0 || ref != None && b.Keys[i].Names(&t.sessions[ref]) {
+		return ref
 	}
+	return t.find(b.Hash[i], &b.Keys[i])
 }
 
 // MaxProbe returns the length of the longest chain of buckets, for the gauge that would show an attack on the hash.

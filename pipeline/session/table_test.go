@@ -3,7 +3,6 @@
 package session
 
 import (
-	"fmt"
 	"math/rand/v2"
 	"testing"
 
@@ -120,14 +119,16 @@ func TestAgreesWithMaps(t *testing.T) {
 				b.Keys[j] = f.outside()
 			}
 		}
-		table.FindBatch(&b)
+		table.Hash(&b)
+		table.Match(&b, 0, b.N/2)
+		table.Match(&b, b.N/2, b.N)
 		for j := range b.N {
 			want := find(inside, b.Keys[j])
 			if b.Keys[j].mask == outsideMask {
 				want = find(outside, b.Keys[j])
 			}
-			if b.Refs[j] != want || table.Find(&b.Keys[j]) != want {
-				t.Fatalf("step %d: key %+v: batch found %d, single %d, expected %d", i, b.Keys[j], b.Refs[j], table.Find(&b.Keys[j]), want)
+			if table.Found(&b, j) != want || table.Find(&b.Keys[j]) != want {
+				t.Fatalf("step %d: key %+v: batch found %d, single %d, expected %d", i, b.Keys[j], table.Found(&b, j), table.Find(&b.Keys[j]), want)
 			}
 		}
 	}
@@ -195,38 +196,14 @@ func TestNoAllocations(t *testing.T) {
 	if n := testing.AllocsPerRun(100, func() {
 		f := bigFlow(i)
 		i++
-		ref, _ := add(table, f)
+		add(table, f)
 		b.N = 1
 		b.Keys[0] = f.inside()
-		table.FindBatch(&b)
-		table.Remove(ref)
+		table.Hash(&b)
+		table.Match(&b, 0, 1)
+		table.Remove(table.Found(&b, 0))
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
-	}
-}
-
-func BenchmarkFindBatch(b *testing.B) {
-	for _, n := range []int{1000, 65536, 1 << 20} {
-		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			table := newTable(b, n, Secret{1, 3, 5, 7, 11, 13, 17, 19})
-			for i := range n {
-				add(table, bigFlow(i))
-			}
-			order := rand.New(rand.NewPCG(1, 1)).Perm(n)
-			var batch Batch
-			batch.N = 32
-			for at := 0; b.Loop(); {
-				for j := range batch.N {
-					f := bigFlow(order[at])
-					batch.Keys[j] = f.inside()
-					if at++; at == n {
-						at = 0
-					}
-				}
-				table.FindBatch(&batch)
-			}
-			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/32, "ns/key")
-		})
 	}
 }
 
