@@ -34,19 +34,13 @@ type Packet struct {
 	Handle uintptr // the caller's name of the buffer
 	Long   bool    // Data is only the first buffer of a longer frame
 
+	marks
+
 	// classify
 	family     inet.Family
 	proto      uint8
 	kind       kind
 	tcpFlags   uint8
-	plain      bool // it may go the short way, if it has a session
-	expired    bool // TTL or hop limit is used up: it goes no further than to weir itself
-	pinned     bool // no translation leaves it intact
-	hairpin    bool // from inside, to an external address of weir's own: it turns back
-	turned     bool // it has turned back, and is as if from outside
-	fragmented bool // a piece of a datagram
-	shared     bool // actOut: the new address is shared with other instances
-	long       bool // longer than the next link's MTU
 	local      inet.Addr
 	remote     inet.Addr
 	localPort  uint16 // TCP and UDP port or ICMP echo identifier, in host order; else 0
@@ -72,6 +66,18 @@ type Packet struct {
 	at, size uint16    // its bytes in the datagram
 	id       uint32    // the datagram's identification
 	datagram *datagram // what is known of it; nil: it is not tracked
+}
+
+// marks are what is true of a packet or not; one store clears them.
+type marks struct {
+	expired    bool // TTL or hop limit is used up: it goes no further than to weir itself
+	pinned     bool // no translation leaves it intact
+	plain      bool // it may go the short way, if it has a session
+	fragmented bool // a piece of a datagram
+	hairpin    bool // from inside, to an external address of weir's own: it turns back
+	turned     bool // it has turned back, and is as if from outside
+	shared     bool // actOut: the new address is shared with other instances
+	long       bool // longer than the next link's MTU
 }
 
 // kind is what a packet's transport is to the translation.

@@ -28,28 +28,28 @@ const (
 // punted marks, among classify's results, a frame that is weir's own to read.
 const punted = NumReasons
 
-// classify finds the headers of each packet, or drops it, or hands it to control.
-func (w *Worker) classify(b *Burst) {
+// classify finds the headers of packets from to to, or drops them, or hands them to control.
+func (w *Worker) classify(b *Burst, from, to int) {
 	mac := w.macs[b.Port]
-	b.fragments = false
-	keep := b.live[:0]
-	for _, i := range b.live {
+	bytes := uint64(0)
+	for i := from; i < to; i++ {
 		p := &b.Packets[i]
+		bytes += uint64(len(p.Data))
 		switch r := w.parse(p, b.inside, mac); r {
 		case Pass:
 			b.fragments = b.fragments || p.fragmented
-			keep = append(keep, i)
+			b.live = append(b.live, uint8(i))
 		case punted:
 			w.punt(b.Port, p, discovery)
 		default:
 			w.drop(p, r)
 		}
 	}
-	b.live = keep
+	w.counters.ReceivedBytes[b.Port] += bytes
 }
 
 func (w *Worker) parse(p *Packet, inside bool, mac uint64) Reason {
-	p.act, p.headerDelta, p.hairpin, p.turned, p.fragmented, p.shared, p.long, p.plain = actNone, 0, false, false, false, false, false, false
+	p.act, p.headerDelta, p.marks = actNone, 0, marks{}
 	d := p.Data
 	if p.Long {
 		return Oversized
@@ -57,16 +57,17 @@ func (w *Worker) parse(p *Packet, inside bool, mac uint64) Reason {
 	if len(d) < etherLen {
 		return ShortFrame
 	}
+	e := (*[etherLen]byte)(d)
 	// Source: not a group, not zero, not our own (a loop).
-	src := uint64(binary.BigEndian.Uint16(d[6:]))<<32 | uint64(binary.BigEndian.Uint32(d[8:]))
-	if d[6]&1 != 0 || src == 0 || src == mac {
+	dst, src := binary.LittleEndian.Uint64(e[:])&macMask, binary.LittleEndian.Uint64(e[4:])>>16
+	if src&macGroup != 0 || src == 0 || src == mac {
 		return Martian
 	}
-	group := d[0]&1 != 0
-	if dst := binary.BigEndian.Uint64(d) >> 16; dst != mac && !group && !w.anyMAC {
+	group := dst&macGroup != 0
+	if dst != mac && !group && !w.anyMAC {
 		return NotOurMAC
 	}
-	switch binary.BigEndian.Uint16(d[12:]) {
+	switch binary.BigEndian.Uint16(e[12:]) {
 	case typeIPv4:
 		if group {
 			return NotOurMAC
@@ -88,45 +89,46 @@ func (w *Worker) parse(p *Packet, inside bool, mac uint64) Reason {
 
 func (p *Packet) parse4(inside bool) Reason {
 	d := p.Data[etherLen:]
-	if len(d) < 20 {
+	if len(d) < header.IPv4Size {
 		return ShortFrame
 	}
-	hlen, total := int(d[0]&0x0f)*4, int(binary.BigEndian.Uint16(d[2:]))
-	if d[0]>>4 != 4 || hlen < 20 || total < hlen {
+	h := (*[header.IPv4Size]byte)(d)
+	hlen, total := int(h[0]&0x0f)*4, int(binary.BigEndian.Uint16(h[2:]))
+	if h[0]>>4 != 4 || hlen < header.IPv4Size || total < hlen {
 		return BadIPHeader
 	}
 	if total > len(d) {
 		return ShortFrame
 	}
-	d = d[:total]
 	p.Data = p.Data[:etherLen+total] // Ethernet padding ends here
-	if hlen == 20 {
-		sum := uint64(binary.BigEndian.Uint32(d)) + uint64(binary.BigEndian.Uint32(d[4:])) +
-			uint64(binary.BigEndian.Uint32(d[8:])) + uint64(binary.BigEndian.Uint32(d[12:])) + uint64(binary.BigEndian.Uint32(d[16:]))
-		if sum%0xffff != 0 { // a one's complement sum of 0xffff, and some word is not 0
+	if hlen == header.IPv4Size {
+		// In whatever byte order: the sum is 0xffff, for some word is not 0, if and only if this is a multiple of it.
+		sum := uint64(binary.LittleEndian.Uint32(h[0:])) + uint64(binary.LittleEndian.Uint32(h[4:])) +
+			uint64(binary.LittleEndian.Uint32(h[8:])) + uint64(binary.LittleEndian.Uint32(h[12:])) + uint64(binary.LittleEndian.Uint32(h[16:]))
+		if sum%0xffff != 0 {
 			return BadIPChecksum
 		}
 	} else if header.Checksum(d[:hlen], 0) != 0xffff {
 		return BadIPChecksum
-	} else if !optionsForwardable(d[20:hlen]) {
+	} else if !optionsForwardable(d[header.IPv4Size:hlen]) {
 		return BadIPHeader
 	}
-	if word := binary.BigEndian.Uint16(d[6:]); word&0x3fff != 0 { // MF or an offset
-		if r := p.parseFragment(uint32(binary.BigEndian.Uint16(d[4:])), int(word&0x1fff)*8, total-hlen, hlen, word&0x2000 != 0); r != Pass {
+	if word := binary.BigEndian.Uint16(h[6:]); word&0x3fff != 0 { // MF or an offset
+		if r := p.parseFragment(uint32(binary.BigEndian.Uint16(h[4:])), int(word&0x1fff)*8, total-hlen, hlen, word&0x2000 != 0); r != Pass {
 			return r
 		}
 	}
 	p.family = inet.V4
-	src, dst := inet.From4(d[12:16]), inet.From4(d[16:20])
+	src, dst := inet.From4(h[12:]), inet.From4(h[16:])
 	if inside {
 		p.local, p.remote = src, dst
 	} else {
 		p.local, p.remote = dst, src
 	}
-	if r := p.parseTransport(d[9], etherLen+hlen, inside); r != Pass {
+	p.expired, p.pinned = h[8] <= 1, h[9] == protoAH
+	if r := p.parseTransport(h[9], etherLen+hlen, inside); r != Pass {
 		return r
 	}
-	p.expired, p.pinned = d[8] <= 1, d[9] == protoAH
 	p.plain = p.plain && hlen == header.IPv4Size && !p.fragmented && !p.expired
 	return Pass
 }
@@ -239,7 +241,8 @@ func (p *Packet) parseTransport(proto uint8, offset int, inside bool) Reason {
 	default:
 		return Pass
 	}
-	a, b := binary.BigEndian.Uint16(d), binary.BigEndian.Uint16(d[2:])
+	ports := binary.BigEndian.Uint32(d)
+	a, b := uint16(ports>>16), uint16(ports)
 	if inside {
 		p.localPort, p.remotePort = a, b
 	} else {

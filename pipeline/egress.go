@@ -148,5 +148,5 @@ func (w *Worker) resolved(slot uint32) uint64 {
 	if word < known {
 		return w.assumed
 	}
-	return word & (1<<48 - 1)
+	return word & macMask
 }

@@ -696,6 +696,7 @@ func (w *Worker) follow(first *Burst) {
 			}
 		}
 		b.live, b.back, b.inside = b.index[:b.N], b.turned[:0], inside
+		w.lookupAll(b)
 		w.forward(b)
 		w.turnBack(b)
 	}

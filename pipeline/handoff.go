@@ -36,16 +36,16 @@ func NewHandoff(workers int) *Handoff {
 	return &Handoff{workers, make([]handoffRing, workers*workers)}
 }
 
-// steer hands those packets of a burst that other workers own to them.
-func (w *Worker) steer(b *Burst) {
+// steer hands those packets of a burst that other workers own to them, from the first-th live one on.
+func (w *Worker) steer(b *Burst, first int) {
 	if w.handoff == nil {
 		return
 	}
 	rings := w.handoff.rings[w.index*w.handoff.workers:][:w.handoff.workers]
-	keep := b.live[:0]
+	keep := b.live[:first]
 	given := uint64(0) // a bit for each worker
 	n := uint64(0)
-	for _, i := range b.live {
+	for _, i := range b.live[first:] {
 		p := &b.Packets[i]
 		to := w.owner(p)
 		if int(to) == w.index {
@@ -98,6 +98,7 @@ func (w *Worker) Adopt(from int) int {
 	b.live, b.back = b.index[:b.N], b.turned[:0]
 	w.counters.Adopted += uint64(b.N)
 	w.reassemble(b)
+	w.lookupAll(b)
 	w.forward(b)
 	w.turnBack(b)
 	w.follow(b)

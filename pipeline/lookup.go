@@ -10,31 +10,33 @@ import (
 	"weir/pipeline/session"
 )
 
-// lookup asks for the sessions of the whole burst at once. Packets from a port that no VPC is attached to end here.
-func (w *Worker) lookup(b *Burst) {
-	w.created = false
+// lookup asks for the sessions of the packets from the first-th live one on: here for the buckets that they are found by, and for the
+// sessions of those before, whose buckets should have come. Packets from a port that no VPC is attached to end here.
+func (w *Worker) lookup(b *Burst, first int) {
+	live := b.live[first:]
 	vpc := uint32(0)
 	if b.inside {
 		v := w.gen.ports[b.Port].VPC
 		if v < 0 {
-			for _, i := range b.live {
+			for _, i := range live {
 				w.drop(&b.Packets[i], AntiSpoof)
 			}
-			b.live = b.live[:0]
+			b.live = b.live[:first]
 			return
 		}
 		vpc = w.gen.vpcs[v].Slot
 	}
-	for k, i := range b.live {
+	keys := w.batch.Keys[first:][:len(live)]
+	for k, i := range live {
 		p := &b.Packets[i]
 		if b.inside {
-			w.batch.Keys[k].SetInside(vpc, p.local, p.remote, p.localPort, p.remotePort, p.proto)
+			keys[k].SetInside(vpc, p.local, p.remote, p.localPort, p.remotePort, p.proto)
 		} else {
-			w.batch.Keys[k].SetOutside(p.local, p.remote, p.localPort, p.remotePort, p.proto)
+			keys[k].SetOutside(p.local, p.remote, p.localPort, p.remotePort, p.proto)
 		}
 	}
-	w.batch.N = len(b.live)
-	w.sessions.Hash(&w.batch)
+	w.sessions.Hash(&w.batch, len(b.live))
+	w.sessions.Match(&w.batch, first)
 }
 
 // apply gives those packets of a run that have a live session their rewriting: they need neither route nor select. act stays actNone
@@ -42,7 +44,7 @@ func (w *Worker) lookup(b *Burst) {
 func (w *Worker) apply(b *Burst, first int) {
 	for k, i := range b.live {
 		p := &b.Packets[i]
-		p.hash = w.batch.Hash[first+k]
+		p.hash = w.batch.Hashes[first+k]
 		ref := w.sessions.Found(&w.batch, first+k)
 		if ref == session.None || p.stray() {
 			continue

@@ -120,10 +120,16 @@ func (n *Neighbors) Remove(slot uint32) {
 	}
 }
 
+// A MAC as a number: its first byte is the lowest.
+const (
+	macMask  = 1<<48 - 1
+	macGroup = 1
+)
+
 func macWord(m config.MAC) uint64 {
-	return uint64(m[0])<<40 | uint64(m[1])<<32 | uint64(m[2])<<24 | uint64(m[3])<<16 | uint64(m[4])<<8 | uint64(m[5])
+	return uint64(m[0]) | uint64(m[1])<<8 | uint64(m[2])<<16 | uint64(m[3])<<24 | uint64(m[4])<<32 | uint64(m[5])<<40
 }
 
 func macOf(w uint64) config.MAC {
-	return config.MAC{byte(w >> 40), byte(w >> 32), byte(w >> 24), byte(w >> 16), byte(w >> 8), byte(w)}
+	return config.MAC{byte(w), byte(w >> 8), byte(w >> 16), byte(w >> 24), byte(w >> 32), byte(w >> 40)}
 }

@@ -140,16 +140,26 @@ func (w *Worker) SetClock(nanos int64) {
 	}
 }
 
+// step is how many packets go through the first stages together: few enough that what they ask of memory comes while the next ones are
+// worked on, and enough that a call weighs little.
+const step = 8
+
 // Process takes a burst all its way. Afterwards every packet is in Out, in Done, or held.
 func (w *Worker) Process(b *Burst) {
 	w.Timed.begin()
 	w.received(b)
-	w.Timed.end(stageReceived)
-	w.classify(b)
+	for from := 0; from < b.N; from += step {
+		first := len(b.live)
+		w.classify(b, from, min(from+step, b.N))
+		w.steer(b, first)
+		w.lookup(b, first)
+	}
 	w.Timed.end(stageClassify)
-	w.steer(b)
-	w.reassemble(b)
-	w.Timed.end(stageSteer)
+	if b.fragments {
+		w.reassemble(b)
+		w.Timed.end(stageReassemble)
+		w.lookupAll(b)
+	}
 	w.forward(b)
 	w.turnBack(b)
 	w.follow(b)
@@ -157,23 +167,21 @@ func (w *Worker) Process(b *Burst) {
 	w.Timed.end(stageFlush)
 }
 
-// matchStep is how many packets' sessions are asked for at a time, matchAhead how long before they are needed.
-const (
-	matchStep  = 8
-	matchAhead = 2 * matchStep
-)
+// lookupAll begins the look-up anew, of all packets of a burst.
+func (w *Worker) lookupAll(b *Burst) {
+	w.batch.Reset()
+	w.lookup(b, 0)
+}
 
-// forward takes the packets of a burst, all from one side, from their session to a queue. Where packets can go the short way, those
+// forward takes packets that have been looked up, all from one side, from their session to a queue. Where some can go the short way, those
 // between them go the long one first, run by run: everything leaves in the order in which it came.
 func (w *Worker) forward(b *Burst) {
-	w.lookup(b)
-	w.Timed.end(stageLookup)
+	w.created = false
 	w.live[inet.V4].known, w.live[inet.V6].known = false, false
 	all, done := b.live, 0
-	w.sessions.Match(&w.batch, 0, min(matchAhead, len(all)))
 	for k, i := range all {
-		if k%matchStep == 0 && k+matchAhead < len(all) {
-			w.sessions.Match(&w.batch, k+matchAhead, min(k+matchAhead+matchStep, len(all)))
+		if k%step == 0 {
+			w.sessions.Match(&w.batch, k+3*step)
 		}
 		p := &b.Packets[i]
 		if !p.plain {
@@ -190,7 +198,7 @@ func (w *Worker) forward(b *Burst) {
 				continue
 			}
 		}
-		p.hash = w.batch.Hash[k]
+		p.hash = w.batch.Hashes[k]
 		if w.short(b.inside, w.sessions.At(ref), p) {
 			done = k + 1
 		}
@@ -224,15 +232,10 @@ func (w *Worker) run(b *Burst, live []uint8, first int) {
 
 // received counts the burst at once, so that what a dying process had in hand can be told.
 func (w *Worker) received(b *Burst) {
-	var bytes uint64
-	for i := range b.N {
-		bytes += uint64(len(b.Packets[i].Data))
-		b.index[i] = uint8(i)
-	}
-	b.live, b.back = b.index[:b.N], b.turned[:0]
-	b.inside = w.gen.ports[b.Port].Side == uint8(config.Inside)
 	w.counters.Received[b.Port] += uint64(b.N)
-	w.counters.ReceivedBytes[b.Port] += bytes
+	b.live, b.back, b.fragments = b.index[:0], b.turned[:0], false
+	b.inside = w.gen.ports[b.Port].Side == uint8(config.Inside)
+	w.batch.Reset()
 }
 
 // drop ends a packet's way under a reason.

@@ -6,10 +6,8 @@ import "weir/pipeline/tsc"
 
 // The stages that StageCounts counts, and Stages names.
 const (
-	stageReceived = iota
-	stageClassify
-	stageSteer // and reassemble
-	stageLookup
+	stageClassify   = iota // and steer, and what lookup does ahead
+	stageReassemble        // and looking up again
 	stageShort
 	stageApply
 	stageRoute // or, from outside, deliver
@@ -21,7 +19,7 @@ const (
 )
 
 // Stages are the names of the stages.
-var Stages = [numStages]string{"received", "classify", "steer", "lookup", "short", "apply", "route", "egress", "rewrite", "transmit", "flush"}
+var Stages = [numStages]string{"classify", "reassemble", "short", "apply", "route", "egress", "rewrite", "transmit", "flush"}
 
 // StageCounts adds up, per stage, counts of the time stamp counter. Each end of a stage has one reading of the counter in it.
 type StageCounts struct {

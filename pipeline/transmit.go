@@ -32,8 +32,9 @@ func (w *Worker) transmit(b *Burst) {
 // queue puts a frame into the queue of a port. The driver empties the queues after each call, so there is room.
 func (w *Worker) queue(port uint8, mac uint64, handle uintptr, frame []byte) {
 	src := w.macs[port]
-	binary.BigEndian.PutUint64(frame, mac<<16|src>>32) // destination, and the first two bytes of the source
-	binary.BigEndian.PutUint32(frame[8:], uint32(src))
+	e := (*[etherLen]byte)(frame)
+	binary.LittleEndian.PutUint64(e[:], mac|src<<48) // destination, and the first two bytes of the source
+	binary.LittleEndian.PutUint32(e[8:], uint32(src>>16))
 	q := &w.Out[port]
 	q.Handles[q.N], q.Frames[q.N] = handle, frame
 	q.N++

@@ -359,54 +359,60 @@ func (t *Table) find(h uint64, k *Key) uint32 {
 const MaxBatch = 64
 
 // Batch is a set of look-ups whose cache misses are spent side by side, and beside what the caller does meanwhile: Hash asks for the
-// buckets of all keys; Match, some keys ahead of their use, for the sessions whose tags fit; Found compares.
+// buckets of keys; Match, some time later, for the sessions whose tags fit; Found, later again, compares. Reset begins a new one.
 type Batch struct {
-	N     int
-	Keys  [MaxBatch]Key
-	Hash  [MaxBatch]uint64 // out: the hash of each key
-	refs  [MaxBatch]uint32
-	lines [MaxBatch]unsafe.Pointer
+	Keys    [MaxBatch]Key
+	Hashes  [MaxBatch]uint64 // out: the hash of each key
+	hashed  int
+	matched int
+	refs    [MaxBatch]uint32
+	lines   [MaxBatch]unsafe.Pointer // to ask for
 }
 
-// prefetchStep is how many lines are asked for at a time: enough to make the call worth it, few enough that the first are on their way early.
-const prefetchStep = 8
+// Reset forgets all keys.
+func (b *Batch) Reset() { b.hashed, b.matched = 0, 0 }
 
-// Hash hashes all N keys and prefetches their buckets.
-func (t *Table) Hash(b *Batch) {
-	n := min(b.N, MaxBatch)
-	for from := 0; from < n; from += prefetchStep {
-		to := min(from+prefetchStep, n)
-		for i := from; i < to; i++ {
-			h := t.secret.hash(&b.Keys[i])
-			b.Hash[i] = h
-			b.lines[i] = unsafe.Pointer(t.bucketOf(h))
-		}
-		prefetch.Lines(&b.lines[from], to-from)
+// Hash hashes the keys below n that have not been yet, and prefetches their buckets.
+func (t *Table) Hash(b *Batch, n int) {
+	first := b.hashed
+	n = min(n, MaxBatch)
+	for i := first; i < n; i++ {
+		h := t.secret.hash(&b.Keys[i])
+		b.Hashes[i] = h
+		b.lines[i] = unsafe.Pointer(t.bucketOf(h))
+	}
+	if n > first {
+		b.hashed = n
+		prefetch.Lines(&b.lines[first], n-first)
 	}
 }
 
-// Match looks for the tags of keys from to to, where to is at most N, and prefetches the sessions that they name.
-func (t *Table) Match(b *Batch, from, to int) {
-	from, to = max(from, 0), min(to, MaxBatch)
-	m := from
-	for i := from; i < to; i++ {
-		ref := (*bucket)(b.lines[i]).first(tagOf(b.Hash[i]))
+// Match looks for the tags of keys below n, which Hash has seen, and prefetches the sessions that they name.
+func (t *Table) Match(b *Batch, n int) {
+	first := b.matched
+	if n = min(n, b.hashed, MaxBatch); n <= first {
+		return
+	}
+	m := first
+	for i := first; i < n; i++ {
+		ref := t.bucketOf(b.Hashes[i]).first(tagOf(b.Hashes[i]))
 		b.refs[i] = ref
 		if ref != None {
 			b.lines[m] = unsafe.Pointer(&t.sessions[ref])
 			m++
 		}
 	}
-	prefetch.Pairs(&b.lines[from], m-from)
+	b.matched = n
+	prefetch.Pairs(&b.lines[first], m-first)
 }
 
 // Found returns the session that key i names a direction of, or None. Match has been asked about it.
 func (t *Table) Found(b *Batch, i int) uint32 {
 	ref := b.refs[i]
-	if ref == None && t.bucketOf(b.Hash[i]).next == 0 || ref != None && b.Keys[i].Names(&t.sessions[ref]) {
+	if ref == None && t.bucketOf(b.Hashes[i]).next == 0 || ref != None && b.Keys[i].Names(&t.sessions[ref]) {
 		return ref
 	}
-	return t.find(b.Hash[i], &b.Keys[i])
+	return t.find(b.Hashes[i], &b.Keys[i])
 }
 
 // MaxProbe returns the length of the longest chain of buckets, for the gauge that would show an attack on the hash.

@@ -111,18 +111,20 @@ func TestAgreesWithMaps(t *testing.T) {
 		if table.Len() != len(live) {
 			t.Fatalf("step %d: %d sessions, expected %d", i, table.Len(), len(live))
 		}
-		b.N = 1 + r.IntN(MaxBatch)
-		for j := range b.N {
+		n := 1 + r.IntN(MaxBatch)
+		for j := range n {
 			if f := smallFlow(r); r.IntN(2) == 0 {
 				b.Keys[j] = f.inside()
 			} else {
 				b.Keys[j] = f.outside()
 			}
 		}
-		table.Hash(&b)
-		table.Match(&b, 0, b.N/2)
-		table.Match(&b, b.N/2, b.N)
-		for j := range b.N {
+		b.Reset()
+		table.Hash(&b, n/2)
+		table.Match(&b, n/3)
+		table.Hash(&b, n)
+		table.Match(&b, n)
+		for j := range n {
 			want := find(inside, b.Keys[j])
 			if b.Keys[j].mask == outsideMask {
 				want = find(outside, b.Keys[j])
@@ -197,10 +199,10 @@ func TestNoAllocations(t *testing.T) {
 		f := bigFlow(i)
 		i++
 		add(table, f)
-		b.N = 1
 		b.Keys[0] = f.inside()
-		table.Hash(&b)
-		table.Match(&b, 0, 1)
+		b.Reset()
+		table.Hash(&b, 1)
+		table.Match(&b, 1)
 		table.Remove(table.Found(&b, 0))
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
