@@ -122,6 +122,7 @@ type Queue struct {
 	Handles [queueSize]uintptr
 	Frames  [queueSize][]byte // what to send of each; at the start of its buffer
 
+	bytes  uint64                 // of all of them
 	extra  [queueSize / 64]uint64 // which of them are further pieces of the packet before them
 	extras int                    // how many
 }

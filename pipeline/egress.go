@@ -63,39 +63,33 @@ func (w *Worker) nextHop(p *Packet) bool {
 			return true
 		}
 	}
-	l := &w.live[p.family]
-	if !l.known {
-		l.find(w, p.family)
-	}
-	n := l.n
-	if l.ports&^p.ports != 0 {
-		n = 0
-		for i := range l.n {
-			n += int(p.ports >> l.hops[i].Port & 1)
-		}
-	}
+	l := w.liveHops(p.family)
+	n := l.count(p.ports)
 	if n == 0 {
 		return w.deadHop(p)
 	}
-	n = int(uint64(uint32(p.hash>>16)) * uint64(n) >> 32)
-	if l.ports&^p.ports == 0 { // as a rule
-		h := l.hops[n&(maxLiveHops-1)]
-		p.outPort, p.hop, p.neighbor = h.Port, h.Addr, h.Neighbor
-		return true
-	}
-	for i := range l.n {
-		h := l.hops[i]
-		if p.ports>>h.Port&1 == 0 {
-			continue
-		}
-		if n == 0 {
-			p.outPort, p.hop, p.neighbor = h.Port, h.Addr, h.Neighbor
-			return true
-		}
-		n--
-	}
-	return false
+	h := l.hop(p.ports, share(p.hash, n))
+	p.outPort, p.hop, p.neighbor = h.Port, h.Addr, h.Neighbor
+	return true
 }
+
+// spread is nextHop where all live next hops may be used, and none of the destinations is a neighbor's: as a rule. Else mac is 0.
+func (w *Worker) spread(f inet.Family, ports uint32, remote inet.Addr, hash uint64) (port uint8, mac uint64) {
+	l := w.liveHops(f)
+	if l.n == 0 || l.ports&^ports != 0 {
+		return 0, 0
+	}
+	for i := range w.gen.onLink {
+		if w.gen.onLink[i].holds(remote) {
+			return 0, 0
+		}
+	}
+	h := &l.hops[share(hash, l.n)&(maxLiveHops-1)]
+	return h.Port, h.mac
+}
+
+// share divides hashes into n equal shares.
+func share(hash uint64, n int) int { return int(uint64(uint32(hash>>16)) * uint64(n) >> 32) }
 
 // holds reports whether a lies in the prefix. Of most prefixes, all of IPv4 among them, the upper half is one number.
 func (l *prefixRecord) holds(a inet.Addr) bool {
@@ -113,18 +107,65 @@ type liveHops struct {
 	known bool
 	n     int
 	ports uint32 // theirs, a bit each
-	hops  [maxLiveHops]*hopRecord
+	hops  [maxLiveHops]liveHop
+}
+
+type liveHop struct {
+	*hopRecord
+	mac uint64
+}
+
+// liveHops returns the next hops of a family.
+func (w *Worker) liveHops(f inet.Family) *liveHops {
+	l := &w.live[f]
+	if !l.known {
+		l.find(w, f)
+	}
+	return l
 }
 
 func (l *liveHops) find(w *Worker, f inet.Family) {
 	l.known, l.n, l.ports = true, 0, 0
 	for i := range w.gen.hops {
-		if h := &w.gen.hops[i]; h.Family == uint8(f) && w.resolved(h.Neighbor) != 0 && l.n < maxLiveHops {
-			l.hops[l.n] = h
+		h := &w.gen.hops[i]
+		if h.Family != uint8(f) || l.n == maxLiveHops {
+			continue
+		}
+		if mac := w.resolved(h.Neighbor); mac != 0 {
+			l.hops[l.n] = liveHop{h, mac}
 			l.n++
 			l.ports |= 1 << h.Port
 		}
 	}
+}
+
+// count returns how many of them lie on a set of ports.
+func (l *liveHops) count(ports uint32) int {
+	if l.ports&^ports == 0 {
+		return l.n
+	}
+	n := 0
+	for i := range l.n {
+		n += int(ports >> l.hops[i].Port & 1)
+	}
+	return n
+}
+
+// hop returns the n-th of those that lie on a set of ports.
+func (l *liveHops) hop(ports uint32, n int) *hopRecord {
+	if l.ports&^ports == 0 {
+		return l.hops[n].hopRecord
+	}
+	for i := range l.n {
+		if ports>>l.hops[i].Port&1 == 0 {
+			continue
+		}
+		if n == 0 {
+			return l.hops[i].hopRecord
+		}
+		n--
+	}
+	return nil
 }
 
 // deadHop sends a packet towards a next hop that is not resolved: it waits there.

@@ -725,19 +725,25 @@ const (
 // chosen the same, and the receiver would mix their datagrams (RFC 4963, RFC 6864 §5.3.1).
 func (w *Worker) identify(p *Packet, ip []byte) {
 	var id uint16
-	if d := p.datagram; p.fragmented && d != nil && d.named {
-		id = d.id
+	if d := p.datagram; !p.fragmented || d == nil {
+		id = w.pieces.nextID(p.newAddr, p.remote, p.proto)
 	} else {
-		// Who shares a counter merely uses it up faster, so a multiplication is hash enough; the key keeps others from planning it.
-		triple := p.newAddr.Lo<<32 | p.remote.Lo&0xffffffff ^ uint64(p.proto)<<24
-		n := &w.pieces.ids[triple*w.pieces.multiplier>>(64-idBits)]
-		*n++
-		if id = *n; p.fragmented && d != nil {
-			d.id, d.named = id, true
+		if !d.named {
+			d.id, d.named = w.pieces.nextID(p.newAddr, p.remote, p.proto), true
 		}
+		id = d.id
 	}
 	p.headerDelta = p.headerDelta.Replace16(binary.BigEndian.Uint16(ip[4:]), id)
 	binary.BigEndian.PutUint16(ip[4:], id)
+}
+
+// nextID returns the next identification from external to remote. Who shares a counter merely uses it up faster, so a multiplication is
+// hash enough; the key keeps others from planning it.
+func (v *virtualReassembly) nextID(external, remote inet.Addr, proto uint8) uint16 {
+	triple := external.Lo<<32 | remote.Lo&0xffffffff ^ uint64(proto)<<24
+	n := &v.ids[triple*v.multiplier>>(64-idBits)]
+	*n++
+	return *n
 }
 
 // atomic4 reports whether an IPv4 packet is whole and stays so (RFC 6864 §4): its identification means nothing.

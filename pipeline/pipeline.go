@@ -267,9 +267,9 @@ func (w *Worker) flush() {
 // empties the queue, and leaves what was refused in Done.
 func (w *Worker) Sent(port, n int) {
 	q := &w.Out[port]
-	var bytes uint64
-	for i := range n {
-		bytes += uint64(len(q.Frames[i]))
+	bytes := q.bytes
+	for _, f := range q.Frames[n:q.N] {
+		bytes -= uint64(len(f))
 	}
 	extras := 0 // of those sent; a refused one is no packet that was received
 	if q.extras > 0 {
@@ -286,7 +286,7 @@ func (w *Worker) Sent(port, n int) {
 	if q.extras > 0 {
 		q.extra, q.extras = [len(q.extra)]uint64{}, 0
 	}
-	q.N = 0
+	q.N, q.bytes = 0, 0
 }
 
 // Originated books frames of weir's own that the driver sent by port.

@@ -23,74 +23,63 @@ func (w *Worker) short(inside bool, s *session.Session, p *Packet) bool {
 	if s.Generation != uint32(w.gen.Number) || s.Flags&long != 0 || shortStates>>s.State()&1 == 0 || w.over(s) {
 		return false
 	}
+	var port uint8
+	var mac uint64
 	if inside {
-		if p.ports = s.Ports; !w.nextHop(p) {
+		if port, mac = w.spread(p.family, s.Ports, p.remote, p.hash); mac == 0 {
 			return false
 		}
-	} else {
-		if s.InPort == noPort || s.Neighbor == NoNeighbor {
-			return false
-		}
-		p.outPort, p.neighbor = s.InPort, s.Neighbor
-	}
-	mac := w.resolved(p.neighbor)
-	if mac == 0 || len(p.Data)-etherLen > int(w.gen.ports[p.outPort].MTU) {
+	} else if port = s.InPort; port == noPort || s.Neighbor == NoNeighbor {
+		return false
+	} else if mac = w.resolved(s.Neighbor); mac == 0 {
 		return false
 	}
-	delta, headerDelta, addr, port := s.Delta, s.HeaderDelta, s.External, s.ExternalPort()
+	frame := p.Data
+	if len(frame)-etherLen > int(w.gen.ports[port].MTU) {
+		return false
+	}
+
+	transport := etherLen + header.IPv4Size
+	if p.family == inet.V6 {
+		transport = etherLen + header.IPv6Size
+	}
+	delta, headerDelta, addr, newPort, at := s.Delta, s.HeaderDelta, s.External, s.ExternalPort(), 0
 	if inside {
 		s.Last = w.tick
 	} else {
-		delta, headerDelta, addr, port = delta.Invert(), headerDelta.Invert(), s.Private, s.PrivatePort()
+		delta, headerDelta, addr, newPort, at = delta.Invert(), headerDelta.Invert(), s.Private, s.PrivatePort(), 1
 	}
 	if p.kind == kindTCP {
-		if g := p.segment(); inside {
+		g := p.segment()
+		if inside {
 			sent(s, &g)
 		} else {
 			came(s, &g)
 		}
-	}
-	if p.family == inet.V4 {
-		d := (*[etherLen + header.IPv4Size + 8]byte)(p.Data)
-		ip, t := d[etherLen:], d[etherLen+header.IPv4Size:]
-		if inside && s.Flags&session.SNAT != 0 && !atomic4(ip) {
-			p.newAddr, p.headerDelta = addr, headerDelta
-			w.identify(p, ip)
-			headerDelta = p.headerDelta
-		}
-		if inside {
-			addr.Put4(ip[12:])
-			binary.BigEndian.PutUint16(t, port)
-		} else {
-			addr.Put4(ip[16:])
-			binary.BigEndian.PutUint16(t[2:], port)
-		}
-		sum := headerDelta.Add(ttlDelta).Apply(binary.BigEndian.Uint16(ip[10:]))
-		binary.BigEndian.PutUint16(ip[10:], sum)
-		ip[8]--
-		p.mendTransport(p.Data[etherLen+header.IPv4Size:], delta)
+		t := frame[transport+16:]
+		putSum(t, delta.Apply(binary.BigEndian.Uint16(t)))
 	} else {
-		d := (*[etherLen + header.IPv6Size + 8]byte)(p.Data)
-		ip, t := d[etherLen:], d[etherLen+header.IPv6Size:]
-		if inside {
-			addr.Put16(ip[8:])
-			binary.BigEndian.PutUint16(t, port)
-		} else {
-			addr.Put16(ip[24:])
-			binary.BigEndian.PutUint16(t[2:], port)
-		}
-		ip[7]--
-		p.mendTransport(p.Data[etherLen+header.IPv6Size:], delta)
+		t := frame[transport+6:]
+		putSum(t, delta.ApplyUDP(binary.BigEndian.Uint16(t)))
 	}
-	w.queue(p.outPort, mac, p.Handle, p.Data)
-	return true
-}
+	binary.BigEndian.PutUint16(frame[transport+2*at:], newPort)
 
-// mendTransport brings the checksum of a TCP or UDP header in line.
-func (p *Packet) mendTransport(t []byte, delta header.Delta) {
-	if p.kind == kindTCP {
-		putSum(t[16:18], delta.Apply(binary.BigEndian.Uint16(t[16:])))
+	if p.family == inet.V4 {
+		ip := (*[header.IPv4Size]byte)(frame[etherLen:])
+		mend := uint32(headerDelta) + uint32(ttlDelta)
+		if inside && s.Flags&session.SNAT != 0 && !atomic4(ip[:]) {
+			id := w.pieces.nextID(addr, p.remote, p.proto)
+			mend += uint32(^binary.BigEndian.Uint16(ip[4:])) + uint32(id)
+			binary.BigEndian.PutUint16(ip[4:], id)
+		}
+		putSum(ip[10:], header.Mend(binary.BigEndian.Uint16(ip[10:]), mend))
+		ip[8]--
+		addr.Put4(ip[12+4*at:])
 	} else {
-		putSum(t[6:8], delta.ApplyUDP(binary.BigEndian.Uint16(t[6:])))
+		ip := (*[header.IPv6Size]byte)(frame[etherLen:])
+		ip[7]--
+		addr.Put16(ip[8+16*at:])
 	}
+	w.queue(port, mac, p.Handle, frame)
+	return true
 }

@@ -102,6 +102,13 @@ func (d Delta) Invert() Delta { return ^d }
 // the mistake of RFC 1141 that RFC 1624 §3 mends.
 func (d Delta) Apply(sum uint16) uint16 { return ^Combine(^sum, uint16(d)) }
 
+// Mend is Apply for several Deltas at once: sum is of them and of ~m + m' of further words, not folded.
+func Mend(checksum uint16, sum uint32) uint16 {
+	sum += uint32(^checksum)
+	sum = sum>>16 + sum&0xffff
+	return ^uint16(sum>>16 + sum)
+}
+
 // ApplyUDP is Apply for UDP (RFC 768): 0 means that the sender computed none and stays, a computed 0 is written
 // as 0xffff.
 func (d Delta) ApplyUDP(sum uint16) uint16 {
