@@ -72,7 +72,7 @@ type Packet struct {
 type marks struct {
 	expired    bool // TTL or hop limit is used up: it goes no further than to weir itself
 	pinned     bool // no translation leaves it intact
-	plain      bool // it may go the short way, if it has a session
+	plain      bool // parsePlain has taken it: it may go the short way, if it has a session
 	fragmented bool // a piece of a datagram
 	hairpin    bool // from inside, to an external address of weir's own: it turns back
 	turned     bool // it has turned back, and is as if from outside

@@ -35,6 +35,10 @@ func (w *Worker) classify(b *Burst, from, to int) {
 	for i := from; i < to; i++ {
 		p := &b.Packets[i]
 		bytes += uint64(len(p.Data))
+		if p.parsePlain(b.inside, mac) {
+			b.live = append(b.live, uint8(i))
+			continue
+		}
 		switch r := w.parse(p, b.inside, mac); r {
 		case Pass:
 			b.fragments = b.fragments || p.fragmented
@@ -102,10 +106,7 @@ func (p *Packet) parse4(inside bool) Reason {
 	}
 	p.Data = p.Data[:etherLen+total] // Ethernet padding ends here
 	if hlen == header.IPv4Size {
-		// In whatever byte order: the sum is 0xffff, for some word is not 0, if and only if this is a multiple of it.
-		sum := uint64(binary.LittleEndian.Uint32(h[0:])) + uint64(binary.LittleEndian.Uint32(h[4:])) +
-			uint64(binary.LittleEndian.Uint32(h[8:])) + uint64(binary.LittleEndian.Uint32(h[12:])) + uint64(binary.LittleEndian.Uint32(h[16:]))
-		if sum%0xffff != 0 {
+		if !sumOK(h) {
 			return BadIPChecksum
 		}
 	} else if header.Checksum(d[:hlen], 0) != 0xffff {
@@ -129,7 +130,6 @@ func (p *Packet) parse4(inside bool) Reason {
 	if r := p.parseTransport(h[9], etherLen+hlen, inside); r != Pass {
 		return r
 	}
-	p.plain = p.plain && hlen == header.IPv4Size && !p.fragmented && !p.expired
 	return Pass
 }
 
@@ -177,7 +177,6 @@ func (p *Packet) parse6(inside bool) Reason {
 		return r
 	}
 	p.expired, p.pinned = d[7] <= 1, pinned
-	p.plain = p.plain && offset == header.IPv6Size && !p.fragmented && !p.expired
 	return Pass
 }
 
@@ -219,7 +218,6 @@ func (p *Packet) parseTransport(proto uint8, offset int, inside bool) Reason {
 			return cut
 		}
 		p.kind, p.tcpFlags = kindTCP, d[13]
-		p.plain = d[13]&(tcpFIN|tcpSYN|tcpRST|tcpACK) == tcpACK
 	case proto == protoUDP:
 		if len(d) < 8 {
 			return cut
@@ -230,7 +228,7 @@ func (p *Packet) parseTransport(proto uint8, offset int, inside bool) Reason {
 		if p.family == inet.V6 && d[6]|d[7] == 0 { // RFC 8200 §8.1
 			return BadTransport
 		}
-		p.kind, p.plain = kindUDP, true
+		p.kind = kindUDP
 	case proto == protoICMP && p.family == inet.V4, proto == protoICMPv6 && p.family == inet.V6:
 		return p.parseICMP(d, inside)
 	case proto == protoLite, proto == protoDCCP:

@@ -73,21 +73,6 @@ func (w *Worker) nextHop(p *Packet) bool {
 	return true
 }
 
-// spread is nextHop where all live next hops may be used, and none of the destinations is a neighbor's: as a rule. Else mac is 0.
-func (w *Worker) spread(f inet.Family, ports uint32, remote inet.Addr, hash uint64) (port uint8, mac uint64) {
-	l := w.liveHops(f)
-	if l.n == 0 || l.ports&^ports != 0 {
-		return 0, 0
-	}
-	for i := range w.gen.onLink {
-		if w.gen.onLink[i].holds(remote) {
-			return 0, 0
-		}
-	}
-	h := &l.hops[share(hash, l.n)&(maxLiveHops-1)]
-	return h.Port, h.mac
-}
-
 // share divides hashes into n equal shares.
 func share(hash uint64, n int) int { return int(uint64(uint32(hash>>16)) * uint64(n) >> 32) }
 

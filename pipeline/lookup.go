@@ -109,7 +109,7 @@ func (w *Worker) usable(ref uint32, s *session.Session) bool {
 
 // over reports whether the time of a session is over.
 func (w *Worker) over(s *session.Session) bool {
-	limit := w.gen.h.Timeouts[w.pressed][s.State()]
+	limit := w.timeouts[s.State()%session.NumStates]
 	if s.Timer != 0 && s.State() == session.UDP {
 		limit = w.gen.h.UDPTimeouts[s.Timer]
 	}
@@ -134,6 +134,7 @@ func (w *Worker) weigh() {
 	case !w.filled(pressTo):
 		w.pressed = 0
 	}
+	w.timeouts = &w.gen.h.Timeouts[w.pressed]
 	w.counters.Pressed = uint64(w.pressed)
 }
 
@@ -194,9 +195,21 @@ func (g *Generation) recheck(s *session.Session, tick uint32) bool {
 			return false
 		}
 	}
-	s.Neighbor, s.InPort, s.Ports, s.Timer = in.Neighbor[f], in.Port[f], h.Ports, g.h.timer(s.Proto(), s.RemotePort())
-	s.Generation = uint32(g.Number)
+	g.adjust(s, in, h.Ports, s.Proto(), s.RemotePort())
 	return true
+}
+
+// adjust notes in a session, of instance in, what only the generation decides.
+func (g *Generation) adjust(s *session.Session, in *instanceRecord, ports uint32, proto uint8, remotePort uint16) {
+	f := s.Remote.Family()
+	s.Neighbor, s.InPort, s.Ports, s.Timer = in.Neighbor[f], in.Port[f], ports, g.h.timer(proto, remotePort)
+	s.Flags &^= session.OnLink
+	for i := range g.onLink {
+		if g.onLink[i].holds(s.Remote) {
+			s.Flags |= session.OnLink
+		}
+	}
+	s.Generation = uint32(g.Number)
 }
 
 // own reports whether a is one of weir's external addresses: its own, an instance's, or in an attached prefix.

@@ -47,8 +47,10 @@ type Worker struct {
 	rand      *rand.ChaCha8
 	noise     *rand.ChaCha8    // for the limits of ICMP errors
 	macs      [MaxPorts]uint64 // our MAC per port
-	anyMAC    bool             // accept frames to any station: replay
-	assumed   uint64           // replay: MAC word of neighbors that nobody resolves; 0: resolve
+	mtus      [MaxPorts]int    // of the generation in use
+	timeouts  *[session.NumStates]uint32
+	anyMAC    bool   // accept frames to any station: replay
+	assumed   uint64 // replay: MAC word of neighbors that nobody resolves; 0: resolve
 
 	nanos int64  // the clock, read once a turn
 	tick  uint32 // the same in milliseconds
@@ -116,7 +118,7 @@ func NewWorker(s *State, w int, g *Generation, c WorkerConfig) *Worker {
 	for i, m := range c.MACs {
 		k.macs[i] = macWord(m)
 	}
-	k.counters.Generation = g.Number
+	k.SetGeneration(g)
 	k.pieces.init(newRandom(c.Seed))
 	return k
 }
@@ -124,6 +126,10 @@ func NewWorker(s *State, w int, g *Generation, c WorkerConfig) *Worker {
 // SetGeneration makes the worker use g from its next burst on.
 func (w *Worker) SetGeneration(g *Generation) {
 	w.gen = g
+	for i := range g.ports {
+		w.mtus[i] = int(g.ports[i].MTU)
+	}
+	w.timeouts = &g.h.Timeouts[w.pressed]
 	atomic.StoreUint64(&w.counters.Generation, g.Number)
 }
 
@@ -198,8 +204,7 @@ func (w *Worker) forward(b *Burst) {
 				continue
 			}
 		}
-		p.hash = w.batch.Hashes[k]
-		if w.short(b.inside, w.sessions.At(ref), p) {
+		if w.short(b.inside, w.sessions.At(ref), p, w.batch.Hashes[k]) {
 			done = k + 1
 		}
 	}

@@ -274,10 +274,9 @@ func (w *Worker) create(p *Packet, f *flow) Reason {
 	state := firstState(p.kind)
 	*s = session.Session{
 		Private: f.private, Remote: p.remote, External: f.external,
-		VPC: v.Slot, Last: w.tick, Generation: uint32(w.gen.Number), Instance: in.Slot,
-		Neighbor: in.Neighbor[p.family], InPort: in.Port[p.family], Ports: f.ports,
-		Flags: f.flags, Timer: w.gen.h.timer(p.proto, p.remotePort), Created: w.tick, Mapping: f.mapping, Prev: session.None, Next: session.None,
+		VPC: v.Slot, Last: w.tick, Instance: in.Slot, Flags: f.flags, Created: w.tick, Mapping: f.mapping, Prev: session.None, Next: session.None,
 	}
+	w.gen.adjust(s, in, f.ports, p.proto, p.remotePort)
 	s.Delta, s.HeaderDelta = p.delta, p.headerDelta
 	if p.hairpin || p.turned {
 		s.Flags |= session.Hairpin

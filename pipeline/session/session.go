@@ -48,6 +48,7 @@ const (
 	Paired   // stands in the list of those that share mapping and remote address
 	Hairpin  // the remote endpoint is an external address of weir's own
 	Asked    // TCP: a SYN is the last that the instance said
+	OnLink   // the remote address lies in a prefix of an outside port's own
 )
 
 // Session is both directions of one translated flow. The first line has the two keys and what a packet's
