@@ -28,10 +28,9 @@ const (
 // punted marks, among classify's results, a frame that is weir's own to read.
 const punted = NumReasons
 
-// classify finds the headers of packets from to to, or drops them, or hands them to control.
-func (w *Worker) classify(b *Burst, from, to int) {
+// classify finds the headers of packets from to to, or drops them, or hands them to control. It returns how many bytes they have.
+func (w *Worker) classify(b *Burst, from, to int) (bytes uint64) {
 	mac := w.macs[b.Port]
-	bytes := uint64(0)
 	for i := from; i < to; i++ {
 		p := &b.Packets[i]
 		bytes += uint64(len(p.Data))
@@ -49,7 +48,7 @@ func (w *Worker) classify(b *Burst, from, to int) {
 			w.drop(p, r)
 		}
 	}
-	w.counters.ReceivedBytes[b.Port] += bytes
+	return bytes
 }
 
 func (w *Worker) parse(p *Packet, inside bool, mac uint64) Reason {

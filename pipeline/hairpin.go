@@ -16,7 +16,9 @@ func (w *Worker) turnBack(b *Burst) {
 	for _, i := range b.live {
 		b.Packets[i].turn()
 	}
-	w.steer(b, 0)
+	if w.handoff != nil {
+		w.steer(b, 0)
+	}
 	w.lookupAll(b)
 	w.forward(b)
 }

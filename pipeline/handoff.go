@@ -2,106 +2,190 @@
 
 package pipeline
 
-import "sync/atomic"
+import (
+	"sync/atomic"
+	"unsafe"
 
-// Handoff is how packets come to the worker that owns them from those that received them: a ring from each worker to each other. It
+	"weir/pipeline/prefetch"
+)
+
+// Handoff is how packets come to the worker that owns them from those that received them: lanes from each worker to each other. It
 // belongs to the process that has the packets' buffers.
 type Handoff struct {
 	workers int
-	rings   []handoffRing // from*workers + to
+	lanes   []handoffLane // from*workers + to
 }
 
-// handoffSlots is how many packets a ring holds: a few bursts.
-const handoffSlots = 256
-
-// handoffRing has one writer and one reader.
-type handoffRing struct {
-	head  uint64 // written by the writer: packets that are there for the reader
-	next  uint64 // the writer's: beyond head, not yet announced
-	_     [6]uint64
-	tail  uint64 // written by the reader
-	_     [7]uint64
-	slots [handoffSlots]handed
+// handoffLane is the way from one worker to another. Frames are read again by their owner, which costs less than to bring what the first one
+// knows from its cache to the other's. What has turned back knows more than its bytes say, and is rare.
+type handoffLane struct {
+	frames handoffRing[handedFrame]
+	turned handoffRing[handedPacket]
 }
 
-// handed is a classified packet on its way to its owner.
-type handed struct {
-	Packet
+// Slots of the rings: a few bursts, and a few packets.
+const (
+	handoffSlots = 256
+	turnedSlots  = 32
+)
+
+// handedFrame is a frame that a worker has found to be good, as it came by a port.
+type handedFrame struct {
+	data   []byte
+	handle uintptr
 	port   uint8
 	inside bool
 }
 
-// NewHandoff returns the rings between so many workers.
+// handedPacket is a packet that has turned back.
+type handedPacket struct {
+	Packet
+	port uint8
+}
+
+// handoffRing has one writer and one reader, each with a line of the cache for what it changes.
+type handoffRing[T any] struct {
+	slots []T
+	_     [5]uint64
+	head  uint64 // written by the writer: how many there were for the reader
+	_     [7]uint64
+	next  uint64 // the writer's: beyond head, not yet announced
+	limit uint64 // the writer's: where next would meet what was the tail
+	_     [6]uint64
+	tail  uint64 // written by the reader: how many it has taken
+	_     [7]uint64
+}
+
+// slot returns the next free slot, or nil. It is handed over once announced.
+func (r *handoffRing[T]) slot() *T {
+	n := uint64(len(r.slots))
+	if r.next == r.limit {
+		if r.limit = atomic.LoadUint64(&r.tail) + n; r.next == r.limit {
+			return nil
+		}
+	}
+	s := &r.slots[r.next&(n-1)]
+	r.next++
+	return s
+}
+
+func (r *handoffRing[T]) announce() { atomic.StoreUint64(&r.head, r.next) }
+
+// waiting returns how many there are for the reader; at is the i-th of them, and taken gives n back.
+func (r *handoffRing[T]) waiting() int  { return int(atomic.LoadUint64(&r.head) - r.tail) }
+func (r *handoffRing[T]) at(i int) *T   { return &r.slots[(r.tail+uint64(i))&uint64(len(r.slots)-1)] }
+func (r *handoffRing[T]) taken(n int)   { atomic.StoreUint64(&r.tail, r.tail+uint64(n)) }
+func (r *handoffRing[T]) open(size int) { r.slots, r.limit = make([]T, size), uint64(size) }
+
+// NewHandoff returns the lanes between so many workers.
 func NewHandoff(workers int) *Handoff {
-	return &Handoff{workers, make([]handoffRing, workers*workers)}
+	h := &Handoff{workers, make([]handoffLane, workers*workers)}
+	for i := range h.lanes {
+		if i/workers != i%workers {
+			h.lanes[i].frames.open(handoffSlots)
+			h.lanes[i].turned.open(turnedSlots)
+		}
+	}
+	return h
 }
 
 // steer hands those packets of a burst that other workers own to them, from the first-th live one on.
 func (w *Worker) steer(b *Burst, first int) {
-	if w.handoff == nil {
-		return
-	}
-	rings := w.handoff.rings[w.index*w.handoff.workers:][:w.handoff.workers]
+	lanes := w.handoff.lanes[w.index*w.handoff.workers:][:w.handoff.workers]
 	keep := b.live[:first]
 	given := uint64(0) // a bit for each worker
 	n := uint64(0)
 	for _, i := range b.live[first:] {
 		p := &b.Packets[i]
 		to := w.owner(p)
-		if int(to) == w.index {
+		switch {
+		case int(to) == w.index:
 			keep = append(keep, i)
-			continue
-		}
-		r := &rings[to]
-		if r.next-atomic.LoadUint64(&r.tail) == handoffSlots {
+		case !lanes[to].give(b, p):
 			w.drop(p, HandoffFull)
-			continue
+		default:
+			n++
+			given |= 1 << to
 		}
-		slot := &r.slots[r.next%handoffSlots]
-		slot.Packet, slot.port, slot.inside = *p, uint8(b.Port), b.inside
-		slot.datagram = nil // this worker's
-		r.next++
-		n++
-		given |= 1 << to
 	}
 	b.live = keep
 	w.counters.Handed += n // first: a packet that has another owner is counted
-	for to := range rings {
+	for to := range lanes {
 		if given>>to&1 != 0 {
-			atomic.StoreUint64(&rings[to].head, rings[to].next)
+			lanes[to].frames.announce()
+			lanes[to].turned.announce()
 		}
 	}
+}
+
+// give puts a packet into a lane, if there is room.
+func (l *handoffLane) give(b *Burst, p *Packet) bool {
+	if p.turned {
+		s := l.turned.slot()
+		if s == nil {
+			return false
+		}
+		s.Packet, s.port = *p, uint8(b.Port)
+		s.datagram = nil // this worker's
+		return true
+	}
+	s := l.frames.slot()
+	if s == nil {
+		return false
+	}
+	*s = handedFrame{p.Data, p.Handle, uint8(b.Port), b.inside}
+	return true
 }
 
 // Adopt takes a burst that another worker handed over all its way, as Process does, and returns how many packets it had. The driver calls
 // it every turn for each other worker, and empties the queues after it.
 func (w *Worker) Adopt(from int) int {
-	r := &w.handoff.rings[from*w.handoff.workers+w.index]
-	tail, head := r.tail, atomic.LoadUint64(&r.head)
-	if tail == head {
+	l := &w.handoff.lanes[from*w.handoff.workers+w.index]
+	b := &w.adopted
+	if n := l.frames.waiting(); n > 0 {
+		w.adoptFrames(b, &l.frames, n)
+	} else if n := l.turned.waiting(); n > 0 {
+		w.adoptTurned(b, &l.turned, n)
+	} else {
 		return 0
 	}
-	b := &w.adopted
-	first := &r.slots[tail%handoffSlots]
-	b.Port, b.inside, b.fragments, b.N = int(first.port), first.inside, false, 0
-	for ; tail != head && b.N < MaxBurst; tail++ {
-		slot := &r.slots[tail%handoffSlots]
-		if int(slot.port) != b.Port || slot.inside != b.inside {
+	w.finish(b)
+	return b.N
+}
+
+// begin empties a burst for packets of one port and side.
+func (b *Burst) begin(port uint8, inside bool) {
+	b.Port, b.inside, b.N = int(port), inside, 0
+	b.live, b.back, b.fragments = b.index[:0], b.turned[:0], false
+}
+
+// adoptFrames takes those that came by the same port as the first, n at most.
+func (w *Worker) adoptFrames(b *Burst, r *handoffRing[handedFrame], n int) {
+	first := r.at(0)
+	b.begin(first.port, first.inside)
+	for n = min(n, MaxBurst); b.N < n; b.N++ {
+		s := r.at(b.N)
+		if int(s.port) != b.Port || s.inside != b.inside {
 			break
 		}
-		b.Packets[b.N] = slot.Packet
-		b.fragments = b.fragments || slot.fragmented
-		b.index[b.N] = uint8(b.N)
-		b.N++
+		p := &b.Packets[b.N]
+		p.Data, p.Handle, p.Long = s.data, s.handle, false
+		w.frames[b.N] = unsafe.Pointer(unsafe.SliceData(s.data))
 	}
-	atomic.StoreUint64(&r.tail, tail)
-	b.live, b.back = b.index[:b.N], b.turned[:0]
+	prefetch.Lines(&w.frames[0], b.N) // they lie in the other one's cache
+	r.taken(b.N)
 	w.counters.Adopted += uint64(b.N)
-	w.reassemble(b)
+	w.intake(b, false)
+}
+
+// adoptTurned takes those that turned back at the same port as the first, n at most.
+func (w *Worker) adoptTurned(b *Burst, r *handoffRing[handedPacket], n int) {
+	b.begin(r.at(0).port, false)
+	for n = min(n, MaxBurst); b.N < n && int(r.at(b.N).port) == b.Port; b.N++ {
+		b.Packets[b.N] = r.at(b.N).Packet
+		b.live = append(b.live, uint8(b.N))
+	}
+	r.taken(b.N)
+	w.counters.Adopted += uint64(b.N)
 	w.lookupAll(b)
-	w.forward(b)
-	w.turnBack(b)
-	w.follow(b)
-	w.flush()
-	return b.N
 }

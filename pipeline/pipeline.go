@@ -24,6 +24,7 @@ import (
 	"math/bits"
 	"math/rand/v2"
 	"sync/atomic"
+	"unsafe"
 
 	"weir/config"
 	"weir/pipeline/inet"
@@ -37,6 +38,7 @@ type Worker struct {
 	handoff   *Handoff // nil: the only worker
 	toeplitz  *toeplitz
 	adopted   Burst // what another worker handed over
+	frames    [MaxBurst]unsafe.Pointer
 	state     *State
 	gen       *Generation
 	sessions  *session.Table
@@ -154,10 +156,19 @@ const step = 8
 func (w *Worker) Process(b *Burst) {
 	w.Timed.begin()
 	w.received(b)
+	w.counters.ReceivedBytes[b.Port] += w.intake(b, w.handoff != nil)
+	w.finish(b)
+}
+
+// intake takes the packets of a burst as far as their look-up can be begun, some at a time, and returns how many bytes they have.
+func (w *Worker) intake(b *Burst, steer bool) (bytes uint64) {
+	w.batch.Reset()
 	for from := 0; from < b.N; from += step {
 		first := len(b.live)
-		w.classify(b, from, min(from+step, b.N))
-		w.steer(b, first)
+		bytes += w.classify(b, from, min(from+step, b.N))
+		if steer {
+			w.steer(b, first)
+		}
 		w.lookup(b, first)
 	}
 	w.Timed.end(stageClassify)
@@ -166,6 +177,11 @@ func (w *Worker) Process(b *Burst) {
 		w.Timed.end(stageReassemble)
 		w.lookupAll(b)
 	}
+	return bytes
+}
+
+// finish takes the packets that are left the rest of their way.
+func (w *Worker) finish(b *Burst) {
 	w.forward(b)
 	w.turnBack(b)
 	w.follow(b)
@@ -240,7 +256,6 @@ func (w *Worker) received(b *Burst) {
 	w.counters.Received[b.Port] += uint64(b.N)
 	b.live, b.back, b.fragments = b.index[:0], b.turned[:0], false
 	b.inside = w.gen.ports[b.Port].Side == uint8(config.Inside)
-	w.batch.Reset()
 }
 
 // drop ends a packet's way under a reason.

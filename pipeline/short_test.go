@@ -17,18 +17,11 @@ import (
 // processLong is Process without the short way.
 func (w *Worker) processLong(b *Burst) {
 	w.received(b)
+	w.counters.ReceivedBytes[b.Port] += w.intake(b, false)
 	for i := range b.N {
-		first := len(b.live)
-		w.classify(b, i, i+1)
 		b.Packets[i].plain = false
-		w.steer(b, first)
 	}
-	w.reassemble(b)
-	w.lookupAll(b)
-	w.forward(b)
-	w.turnBack(b)
-	w.follow(b)
-	w.flush()
+	w.finish(b)
 }
 
 // chatter makes random packets of few flows, most of them of the kind that go the short way.
