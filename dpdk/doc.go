@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package dpdk is a thin binding to libdpdk (22.11 and newer): EAL, threads, mempools, ports, bursts, statistics. It is
+// Package dpdk is a thin binding to libdpdk (22.11 and newer): EAL, threads, mempools, ports, bursts, interrupts, statistics. It is
 // the only package with cgo. It knows mbufs, not gateways, and speaks DPDK's words.
 //
 // # Who owns an mbuf
@@ -22,7 +22,8 @@
 // EAL's, wherever they are called from. Devices are opened in that thread's network namespace: the process's.
 // One queue is polled by one thread at a time. Threads that move bursts call [RegisterThread] first: without it DPDK has
 // no cache of mbufs for them, and every burst goes to the shared pool. Stats, XStats and Link may be called beside
-// the bursts. Nothing may be called on a port during or after its Close, and no burst during its Stop.
+// the bursts. A [Waiter] belongs to the thread that polls its queues; Add and Close may be called elsewhere while that does not
+// wait. Nothing may be called on a port during or after its Close, and no burst during its Stop.
 //
-// Receive, Transmit, Free, Alloc, Stats, XStats and Link do not allocate Go memory once their buffers have grown.
+// Receive, Transmit, Free, Alloc, Stats, XStats, Link and a Waiter's Enable, Disable and Wait do not allocate Go memory once their buffers have grown.
 package dpdk

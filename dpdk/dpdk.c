@@ -4,6 +4,7 @@
 #include "dpdk.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -11,6 +12,7 @@
 #include <rte_bus.h>
 #include <rte_dev.h>
 #include <rte_eal.h>
+#include <rte_epoll.h>
 #include <rte_errno.h>
 #include <rte_ethdev.h>
 #include <rte_lcore.h>
@@ -18,6 +20,7 @@
 #include <rte_mbuf.h>
 #include <rte_mempool.h>
 #include <rte_prefetch.h>
+#include <rte_spinlock.h>
 
 // DPDK returns a negative error number from some functions, -1 and rte_errno from others.
 static int failed(void)
@@ -150,7 +153,7 @@ int weir_port_info(uint16_t port, struct weir_port_info *info)
 }
 
 int weir_port_configure(uint16_t port, uint16_t rx_queues, uint16_t tx_queues, uint16_t *rx_descs, uint16_t *tx_descs,
-	bool rss, bool rss_dst, uint8_t *key, uint8_t key_len)
+	bool rx_interrupts, bool rss, bool rss_dst, uint8_t *key, uint8_t key_len)
 {
 	struct rte_eth_dev_info dev;
 	struct rte_eth_conf conf;
@@ -159,6 +162,7 @@ int weir_port_configure(uint16_t port, uint16_t rx_queues, uint16_t tx_queues, u
 	if (rc < 0)
 		return rc;
 	memset(&conf, 0, sizeof(conf));
+	conf.intr_conf.rxq = rx_interrupts;
 	if (rss) {
 		conf.rxmode.mq_mode = RTE_ETH_MQ_RX_RSS;
 		conf.rx_adv_conf.rss_conf.rss_hf = (dev.flow_type_rss_offloads & RTE_ETH_RSS_IP) |
@@ -263,6 +267,59 @@ int weir_xstat_name(uint16_t port, uint64_t id, char *name, size_t size)
 		return rc;
 	snprintf(name, size, "%s", n.name);
 	return 0;
+}
+
+// Interrupts
+
+// Drivers switch the interrupts of all queues of a port by one register, and leave the lock to the application.
+static rte_spinlock_t interrupt_locks[RTE_MAX_ETHPORTS];
+
+static int switch_interrupt(uint16_t port, uint16_t queue, bool on)
+{
+	int rc;
+
+	rte_spinlock_lock(&interrupt_locks[port]);
+	rc = on ? rte_eth_dev_rx_intr_enable(port, queue) : rte_eth_dev_rx_intr_disable(port, queue);
+	rte_spinlock_unlock(&interrupt_locks[port]);
+	return rc;
+}
+
+// weir_port_rx_interrupts tells whether a started port's queues have interrupts: 1, they do and are off now; 0, they do and
+// are always on (net_tap: the queue is a descriptor, and whoever waits for it is woken).
+int weir_port_rx_interrupts(uint16_t port, uint16_t queues)
+{
+	uint16_t q;
+	int rc = 0;
+
+	for (q = 0; q < queues; q++) {
+		if (rte_eth_dev_rx_intr_ctl_q_get_fd(port, q) < 0)
+			return -ENOTSUP;
+		rc = switch_interrupt(port, q, true);
+		if (rc == 0)
+			rc = switch_interrupt(port, q, false);
+		if (rc < 0 && rc != -ENOTSUP)
+			return rc;
+	}
+	return rc == 0;
+}
+
+void weir_rx_interrupts(struct weir_queue *queues, unsigned int n, bool on)
+{
+	unsigned int i;
+
+	for (i = 0; i < n; i++)
+		switch_interrupt(queues[i].port, queues[i].queue, on);
+}
+
+// weir_wait waits until an interrupt comes, the time is over, or a signal. rte_epoll_wait alone counts milliseconds, which is
+// longer than a worker may sleep; it still reads the events, because a driver's must be taken out of their descriptors.
+bool weir_wait(int epfd, int64_t nanos)
+{
+	struct pollfd p = {.fd = epfd, .events = POLLIN};
+	struct timespec ts = {.tv_sec = nanos / 1000000000, .tv_nsec = nanos % 1000000000};
+	struct rte_epoll_event events[16];
+
+	return ppoll(&p, 1, &ts, NULL) > 0 && rte_epoll_wait(epfd, events, RTE_DIM(events), 0) > 0;
 }
 
 // Bursts

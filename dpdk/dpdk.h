@@ -48,6 +48,10 @@ struct weir_port_info {
 	uint16_t rss_table_size;
 };
 
+struct weir_queue { // of a port, by its number
+	uint16_t port, queue;
+};
+
 struct weir_stats { // Stats in Go
 	uint64_t rx_packets, tx_packets, rx_bytes, tx_bytes, rx_missed, rx_errors, tx_errors, rx_no_mbuf;
 };
@@ -73,10 +77,11 @@ int weir_port_probe(const char *device);
 int weir_port_find(const char *device, uint16_t *port);
 int weir_port_info(uint16_t port, struct weir_port_info *info);
 int weir_port_configure(uint16_t port, uint16_t rx_queues, uint16_t tx_queues, uint16_t *rx_descs, uint16_t *tx_descs,
-	bool rss, bool rss_dst, uint8_t *key, uint8_t key_len);
+	bool rx_interrupts, bool rss, bool rss_dst, uint8_t *key, uint8_t key_len);
 int weir_port_rss_table(uint16_t port, const uint16_t *table, uint16_t n, uint16_t size);
 int weir_port_set_mac(uint16_t port, const uint8_t *mac);
 int weir_port_mac(uint16_t port, uint8_t *mac);
+int weir_port_rx_interrupts(uint16_t port, uint16_t queues);
 int weir_port_close(uint16_t port);
 int weir_link(uint16_t port, uint32_t *mbps);
 int weir_stats(uint16_t port, struct weir_stats *stats);
@@ -84,6 +89,9 @@ int weir_xstats(uint16_t port, struct weir_xstat *xstats, unsigned int n);
 int weir_xstat_name(uint16_t port, uint64_t id, char *name, size_t size);
 
 void weir_receive(uint16_t port, uint16_t queue, struct weir_rx_burst *burst, uint16_t max);
+void weir_rx_interrupts(struct weir_queue *queues, unsigned int n, bool on);
+bool weir_wait(int epfd, int64_t nanos);
+
 uint16_t weir_transmit(uint16_t port, uint16_t queue, uintptr_t *mbufs, uint16_t n);
 void weir_free(uintptr_t *mbufs, unsigned int n);
 int weir_alloc(struct rte_mempool *pool, uintptr_t *mbufs, unsigned int n);

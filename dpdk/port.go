@@ -36,6 +36,8 @@ type PortConfig struct {
 
 	RSS *RSSConfig // nil: the device spreads over its queues as it likes
 
+	RxInterrupts bool // that a Waiter can wait for packets
+
 	// Mempool gives the pool that the port receives into, made for the NUMA node of its device (0 if that is unknown).
 	// The port borrows it until Close.
 	Mempool func(socket int) (*Mempool, error)
@@ -58,6 +60,8 @@ type Port struct {
 	cfg                PortConfig
 	mac                [6]byte
 	macErr, rssErr     error
+	interruptErr       error
+	switched           bool       // interrupts are off until they are switched on
 	rssKey             *C.uint8_t // C's copy: drivers read it again at every start
 	promiscuous        bool
 	started, closed    bool
@@ -229,6 +233,11 @@ func (p *Port) setup() error {
 			return err
 		}
 	}
+	return p.arrange()
+}
+
+// arrange brings a stopped port to where it can start.
+func (p *Port) arrange() error {
 	if err := p.configure(); err != nil {
 		return err
 	}
@@ -253,18 +262,29 @@ func (p *Port) configure() error {
 	}
 	p.rxQueues = min(p.rxQueues, int(p.info.max_rx_queues))
 	p.info.rx_ring, p.info.tx_ring = descs(p.cfg.RxDescs, p.info.rx_ring), descs(p.cfg.TxDescs, p.info.tx_ring)
+	// Interrupts and RSS are optimisations: without them the port works, and RxInterruptsRefused and RSSRefused say why.
+	if p.RxInterrupts() {
+		if p.interruptErr = p.configureWith(true); p.interruptErr == nil {
+			return nil
+		}
+	}
+	return p.configureWith(false)
+}
+
+func (p *Port) configureWith(interrupts bool) error {
 	configure := func(rss *RSSConfig) error {
 		return p.call("rte_eth_dev_configure", func() C.int {
 			return C.weir_port_configure(p.id, C.uint16_t(p.rxQueues), C.uint16_t(p.txQueues), &p.info.rx_ring, &p.info.tx_ring,
-				C.bool(rss != nil), C.bool(rss != nil && rss.Destination), p.rssKey, p.info.rss_key_size)
+				C.bool(interrupts), C.bool(rss != nil), C.bool(rss != nil && rss.Destination), p.rssKey, p.info.rss_key_size)
 		})
 	}
 	if p.cfg.RSS == nil {
 		return configure(nil)
 	}
-	// RSS is an optimisation: without it the port works, and RSSRefused says why.
 	if p.rssErr = p.checkRSS(); p.rssErr == nil {
-		p.rssKey = (*C.uint8_t)(C.CBytes(p.cfg.RSS.Key))
+		if p.rssKey == nil {
+			p.rssKey = (*C.uint8_t)(C.CBytes(p.cfg.RSS.Key))
+		}
 		p.rssErr = configure(p.cfg.RSS)
 	}
 	if p.rssErr != nil {
@@ -363,10 +383,24 @@ func (p *Port) setMAC() error {
 
 // Start lets packets in and out.
 func (p *Port) Start() error {
-	if err := p.call("rte_eth_dev_start", func() C.int { return C.rte_eth_dev_start(p.id) }); err != nil {
+	err := p.start()
+	if err != nil && p.RxInterrupts() {
+		p.interruptErr = err
+		if err = p.arrange(); err == nil {
+			err = p.start()
+		}
+	}
+	if err != nil {
 		return err
 	}
 	p.started = true
+	if p.RxInterrupts() {
+		p.interruptErr = p.call("rte_eth_dev_rx_intr_enable", func() C.int {
+			rc := C.weir_port_rx_interrupts(p.id, C.uint16_t(p.rxQueues))
+			p.switched = rc == 1
+			return rc
+		})
+	}
 	if p.cfg.RSS != nil && p.rssErr == nil {
 		table := p.cfg.RSS.Table
 		p.rssErr = p.call("rte_eth_dev_rss_reta_update", func() C.int {
@@ -386,6 +420,10 @@ func (p *Port) Start() error {
 		}
 	}
 	return nil
+}
+
+func (p *Port) start() error {
+	return p.call("rte_eth_dev_start", func() C.int { return C.rte_eth_dev_start(p.id) })
 }
 
 // takesAll: a virtual device that cannot switch its address filter has none.
@@ -451,6 +489,12 @@ func (p *Port) RxQueues() int { return p.rxQueues }
 
 // RSSRefused tells, after Start, why the device does not spread packets by PortConfig.RSS; nil if it does, or none was asked.
 func (p *Port) RSSRefused() error { return p.rssErr }
+
+// RxInterrupts tells, after Start, whether a Waiter can wait for the port's receive queues.
+func (p *Port) RxInterrupts() bool { return p.cfg.RxInterrupts && p.interruptErr == nil }
+
+// RxInterruptsRefused tells, after Start, why there are no interrupts; nil if there are, or none were asked.
+func (p *Port) RxInterruptsRefused() error { return p.interruptErr }
 
 // MTU returns the configured MTU.
 func (p *Port) MTU() int { return p.cfg.MTU }

@@ -330,7 +330,7 @@ func TestOptional(t *testing.T) {
 	mac := [6]byte{2, 0, 0, 0, 0, 1}
 	port := dpdktest.Open(t, dpdk.PortConfig{
 		Name: "in", Device: "net_ring905", MTU: 9000, MAC: mac, Promiscuous: true, AllMulticast: true,
-		RSS: &dpdk.RSSConfig{Key: make([]byte, 52), Table: []uint16{0}}, Mempool: dpdktest.From(pool),
+		RSS: &dpdk.RSSConfig{Key: make([]byte, 52), Table: []uint16{0}}, RxInterrupts: true, Mempool: dpdktest.From(pool),
 	})
 	if port.MAC() != mac || !errors.Is(port.MACRefused(), syscall.ENOTSUP) {
 		t.Errorf("MAC %x, %v", port.MAC(), port.MACRefused())
@@ -338,9 +338,28 @@ func TestOptional(t *testing.T) {
 	if err := port.RSSRefused(); err == nil || !strings.Contains(err.Error(), "driver net_ring has no RSS on IP with L3_SRC_ONLY") {
 		t.Errorf("RSS: %v", err)
 	}
+	if err := port.RxInterruptsRefused(); port.RxInterrupts() || !errors.Is(err, syscall.ENOTSUP) {
+		t.Errorf("interrupts %t, %v", port.RxInterrupts(), err)
+	}
 	if port.MTU() != 9000 || !port.Link().Up || port.Driver() != "net_ring" || port.IfIndex() != 0 {
 		t.Errorf("MTU %d, link %+v, driver %s, interface %d", port.MTU(), port.Link(), port.Driver(), port.IfIndex())
 	}
+}
+
+// A device that does not even start with interrupts starts without.
+func TestStartWithoutInterrupts(t *testing.T) {
+	pool := dpdktest.Mempool(t, 255)
+	port := dpdktest.Open(t, dpdk.PortConfig{
+		Name: "in", Device: "net_failsafe906,dev(net_null906)", RxInterrupts: true, Mempool: dpdktest.From(pool),
+	})
+	if err := port.RxInterruptsRefused(); port.RxInterrupts() || err == nil || !strings.Contains(err.Error(), "rte_eth_dev_start") {
+		t.Errorf("interrupts %t, %v", port.RxInterrupts(), err)
+	}
+	var b dpdk.RxBurst
+	if n := port.Receive(0, &b, 32); n != 32 {
+		t.Errorf("received %d", n)
+	}
+	dpdk.Free(b.Mbufs[:b.N])
 }
 
 func TestNewMempoolRefused(t *testing.T) {
