@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -75,6 +76,7 @@ type plane struct {
 	ports   []*dpdk.Port
 	pools   map[int]*dpdk.Mempool // by NUMA node
 	workers []*worker
+	waiters []*dpdk.Waiter
 	stop    atomic.Bool
 	running sync.WaitGroup
 	started bool // EAL
@@ -130,6 +132,10 @@ func (d *plane) start(payload []byte, stateFD, genFD int) error {
 			index: i, core: core, ports: d.ports, pool: d.pools[dpdk.SocketID(core)], state: d.state, inject: d.state.Inject(i),
 			pipe: pipeline.NewWorker(d.state, i, &d.gens[d.current%generations], pipeline.WorkerConfig{MACs: macs, Handoff: handoff}),
 			gens: &d.gens, seen: d.current, idle: c.Dataplane.Idle, nap: defaultBackoff, stop: &d.stop,
+			waiter: d.waiter(i),
+		}
+		if w.waiter != nil && handoff == nil {
+			w.nap = wokenBackoff
 		}
 		d.workers = append(d.workers, w)
 		d.running.Add(1)
@@ -180,7 +186,7 @@ func (d *plane) open(c *startConfig) error {
 		if err := claim(p.Device); err != nil {
 			return fmt.Errorf("port %q: %w", p.Name, err)
 		}
-		port, err := openPort(p, d.spread(&p), len(c.Dataplane.Workers), pool)
+		port, err := openPort(p, d.spread(&p), len(c.Dataplane.Workers), c.Dataplane.Idle == config.IdleSleep, pool)
 		if err != nil {
 			return err
 		}
@@ -194,7 +200,25 @@ func (d *plane) open(c *startConfig) error {
 			d.log.Info("packets go from the worker that receives them to the one that owns them by a ring", "reason", why)
 		}
 	}
+	if c.Dataplane.Idle == config.IdleSleep {
+		d.logWaking(c.Ports)
+	}
 	return nil
+}
+
+// logWaking tells once which ports can wake a worker.
+func (d *plane) logWaking(names []startPort) {
+	with, without := []string{}, []string{}
+	for i, p := range d.ports {
+		if p.RxInterrupts() {
+			with = append(with, names[i].Name)
+			continue
+		}
+		without = append(without, names[i].Name)
+		d.log.Debug("the port has no interrupts", "port", names[i].Name, "reason", p.RxInterruptsRefused())
+	}
+	d.log.Info("a worker at rest is woken by interrupts if all ports that it receives from have them, else after a sleep",
+		"with_interrupts", with, "without", without)
 }
 
 // spread says how a device with several queues should spread packets over the workers: as these own the remote addresses, which are the
@@ -205,6 +229,33 @@ func (d *plane) spread(p *startPort) *dpdk.RSSConfig {
 	}
 	key, queues := d.state.RSS()
 	return &dpdk.RSSConfig{Key: key, Destination: p.Inside, Table: queues}
+}
+
+// waiter makes what worker i waits with; nil if a queue of its has no interrupts.
+func (d *plane) waiter(i int) *dpdk.Waiter {
+	var polled []*dpdk.Port
+	for _, p := range d.ports {
+		if i < p.RxQueues() {
+			polled = append(polled, p)
+		}
+	}
+	if len(polled) == 0 || slices.ContainsFunc(polled, func(p *dpdk.Port) bool { return !p.RxInterrupts() }) {
+		return nil
+	}
+	w, err := dpdk.NewWaiter()
+	if err == nil {
+		d.waiters = append(d.waiters, w)
+	}
+	for _, p := range polled {
+		if err == nil {
+			err = w.Add(p, i)
+		}
+	}
+	if err != nil {
+		d.log.Warn("the worker sleeps instead of waiting for interrupts", "worker", i, "reason", err)
+		return nil
+	}
+	return w
 }
 
 // poolSize is enough for full receive and transmit queues of all ports, the workers' caches, and what is held.
@@ -243,10 +294,10 @@ func claim(device string) error {
 }
 
 // openPort opens a device, promiscuous only if it does not take the MAC that the configuration wants.
-func openPort(p startPort, rss *dpdk.RSSConfig, queues int, pool func(socket int) (*dpdk.Mempool, error)) (*dpdk.Port, error) {
+func openPort(p startPort, rss *dpdk.RSSConfig, queues int, interrupts bool, pool func(socket int) (*dpdk.Mempool, error)) (*dpdk.Port, error) {
 	c := dpdk.PortConfig{
 		Name: p.Name, Device: p.Device, MTU: p.MTU, MAC: p.MAC, RxQueues: queues, TxQueues: queues, AllMulticast: true, // neighbor solicitations: any reload may bring IPv6
-		Mempool: pool, RSS: rss,
+		Mempool: pool, RSS: rss, RxInterrupts: interrupts,
 	}
 	port, err := dpdk.OpenPort(c)
 	if err != nil || port.MACRefused() == nil {
@@ -404,11 +455,14 @@ func (d *plane) measure() {
 	r.Collections, r.HeapBytes, r.Alive = d.samples[0].Value.Uint64(), d.samples[1].Value.Uint64(), monotonic()
 }
 
-// close ends what start began, in order: workers, ports, buffers, EAL.
+// close ends what start began, in order: workers, what they wait with, ports, buffers, EAL.
 func (d *plane) close() error {
 	d.stop.Store(true)
 	d.running.Wait()
 	var errs []error
+	for _, w := range d.waiters {
+		errs = append(errs, w.Close())
+	}
 	for _, p := range d.ports {
 		errs = append(errs, p.Close())
 	}

@@ -4,6 +4,7 @@ package main
 
 import (
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -27,6 +28,9 @@ type worker struct {
 	idle   config.Idle
 	nap    backoff
 	stop   *atomic.Bool
+
+	waiter *dpdk.Waiter // for the interrupts of its queues; nil: not all have them, or none is wanted
+	armed  bool         // they are switched on
 
 	rx    dpdk.RxBurst
 	burst pipeline.Burst
@@ -80,6 +84,9 @@ func (w *worker) loop() {
 		if work {
 			w.pipe.Polled(polls, polls-hits, monotonic()-now)
 			w.empty = 0
+			if w.armed { // it came between the end of a wait and this turn
+				w.disarm()
+			}
 		} else {
 			w.pipe.Polled(polls, polls, 0)
 			if w.rest() {
@@ -213,6 +220,9 @@ func (w *worker) expire(elapsed int64) {
 // backoff says how a worker rests while its queues are empty: it spins for so many turns, then sleeps least, and twice as
 // long after every step turns more, up to most. A Go sleep on a locked thread takes a millisecond at least, nanosleep does
 // not. docs/performance.md has what each setting costs and gives.
+//
+// Where all its queues have interrupts, the worker waits for them instead, and as long as it would sleep: they tell nothing of
+// sessions that are to end, of a new generation, of what control or another worker puts into a ring.
 type backoff struct {
 	spin, step  int
 	least, most int64 // nanoseconds
@@ -220,14 +230,34 @@ type backoff struct {
 
 var defaultBackoff = backoff{spin: 200, step: 8, least: 20_000, most: 700_000}
 
+// wokenBackoff is for a worker that waits for interrupts and takes nothing from other workers: shorter sleeps gain nothing there.
+var wokenBackoff = backoff{spin: defaultBackoff.spin, step: 1, least: defaultBackoff.most, most: defaultBackoff.most}
+
 func (w *worker) rest() (slept bool) {
 	w.empty++
 	if w.idle == config.IdleBusy || w.empty < w.nap.spin {
 		return false
 	}
-	ts := unix.Timespec{Nsec: min(w.nap.least<<min((w.empty-w.nap.spin)/w.nap.step, 10), w.nap.most)}
-	unix.Syscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&ts)), 0, 0)
+	nap := min(w.nap.least<<min((w.empty-w.nap.spin)/w.nap.step, 10), w.nap.most)
+	switch {
+	case w.waiter == nil:
+		ts := unix.Timespec{Nsec: nap}
+		unix.Syscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&ts)), 0, 0)
+		return true
+	case !w.armed: // a packet may have come just before, for which no interrupt comes: one more turn
+		w.waiter.Enable()
+		w.armed = true
+		return false
+	}
+	if w.waiter.Wait(time.Duration(nap)) {
+		w.disarm()
+	}
 	return true
+}
+
+func (w *worker) disarm() {
+	w.waiter.Disable()
+	w.armed = false
 }
 
 // run pins the thread and loops. ready is told once the thread is registered, or why it could not be.

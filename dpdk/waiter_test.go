@@ -15,7 +15,7 @@ import (
 )
 
 // long is a wait that no test sits through.
-const long = time.Minute
+const long = 10 * time.Second
 
 // asleep starts a wait on a thread of its own, and returns when that thread is inside it.
 func asleep(t *testing.T, w *Waiter) (woken chan bool) {
@@ -62,7 +62,7 @@ func asleep(t *testing.T, w *Waiter) (woken chan bool) {
 func expectAwake(t *testing.T, woken chan bool) {
 	t.Helper()
 	if !<-woken {
-		t.Error("a waiting thread was not woken")
+		t.Fatal("a waiting thread was not woken")
 	}
 }
 

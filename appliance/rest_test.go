@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/json"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"weir/config"
+	"weir/dpdk"
+	"weir/dpdk/dpdktest"
+	"weir/pipeline"
+)
+
+// rests are the ways to rest that are compared.
+var rests = []struct {
+	name       string
+	idle       config.Idle
+	nap        backoff
+	interrupts bool
+}{
+	{"busy", config.IdleBusy, backoff{}, false},
+	{"sleep", config.IdleSleep, defaultBackoff, false},
+	{"interrupt-several-workers", config.IdleSleep, defaultBackoff, true},
+	{"interrupt", config.IdleSleep, wokenBackoff, true},
+}
+
+// BenchmarkRest measures a worker between two taps: the share of a core that its thread, and that the whole process, takes when nothing comes,
+// and the latency of single packets, 97 a second, each of which finds it at rest. Each way is a process with a network namespace of its own.
+func BenchmarkRest(b *testing.B) {
+	const env = "WEIR_REST_RESULT"
+	for _, r := range rests {
+		b.Run(r.name, func(b *testing.B) {
+			path := os.Getenv(env)
+			if path != "" {
+				text, err := json.Marshal(measureRest(b, r.idle, r.nap, r.interrupts))
+				if err == nil {
+					err = os.WriteFile(path, text, 0o600)
+				}
+				if err != nil {
+					b.Fatal(err)
+				}
+				return
+			}
+			path = filepath.Join(b.TempDir(), "result")
+			cmd := exec.Command(os.Args[0], "-test.run=^$", "-test.bench=^BenchmarkRest$/^"+r.name+"$", "-test.benchtime=1x")
+			cmd.Env = append(os.Environ(), env+"="+path)
+			cmd.SysProcAttr = &syscall.SysProcAttr{
+				Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET,
+				UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
+				GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
+			}
+			if out, err := cmd.CombinedOutput(); err != nil {
+				b.Fatalf("%v\n%s", err, out)
+			}
+			text, err := os.ReadFile(path)
+			if err != nil {
+				b.Fatal(err)
+			}
+			var figures map[string]float64
+			if err := json.Unmarshal(text, &figures); err != nil {
+				b.Fatal(err)
+			}
+			for unit, v := range figures {
+				b.ReportMetric(v, unit)
+			}
+			b.ReportMetric(0, "ns/op") // says nothing here
+		})
+	}
+}
+
+// A worker that waits for interrupts makes one more turn when they are on, wakes by a packet, and by time without one. virtio's interrupts
+// can be switched; the other end of its queues is net_vhost, in the same process.
+func TestRestByInterrupt(t *testing.T) {
+	pool := dpdktest.Mempool(t, 4095)
+	socket := filepath.Join(t.TempDir(), "s")
+	open := func(device string) *dpdk.Port {
+		return dpdktest.Open(t, dpdk.PortConfig{Name: device, Device: device, RxInterrupts: true, Mempool: dpdktest.From(pool)})
+	}
+	host := open("net_vhost0,iface=" + socket)
+	guest := open("net_virtio_user0,path=" + socket)
+	ring := dpdktest.Ring(t, pool)
+
+	for name, ports := range map[string][]*dpdk.Port{"no port": nil, "none has them": {ring}, "one has them": {guest, ring}} {
+		if d := (plane{ports: ports, log: slog.Default()}); d.waiter(0) != nil || d.waiters != nil {
+			t.Errorf("%s: a waiter", name)
+		}
+	}
+	d := plane{ports: []*dpdk.Port{guest, host}, log: slog.Default()}
+	if d.waiter(1) != nil {
+		t.Error("a worker without queues has a waiter")
+	}
+	w := worker{waiter: d.waiter(0), nap: backoff{spin: 3, step: 1, least: 1000, most: 1000}}
+	if w.waiter == nil {
+		t.Fatalf("no interrupts: %v", guest.RxInterruptsRefused())
+	}
+	defer w.waiter.Close()
+
+	send := func() {
+		t.Helper()
+		m := dpdktest.Mbufs(t, pool, make([]byte, 60))
+		for host.Transmit(0, m) == 0 { // until both ends have come to terms
+			time.Sleep(time.Millisecond)
+		}
+	}
+	received := func() int {
+		n := guest.Receive(0, &w.rx, burstSize)
+		dpdk.Free(w.rx.Mbufs[:n])
+		return n
+	}
+	rest := func(slept, armed bool) {
+		t.Helper()
+		if got := w.rest(); got != slept || w.armed != armed {
+			t.Fatalf("slept %t, armed %t; expected %t, %t", got, w.armed, slept, armed)
+		}
+	}
+	send()
+	for received() == 0 {
+	}
+	w.waiter.Wait(0)
+
+	rest(false, false) // spins
+	rest(false, false)
+	rest(false, true) // one more turn
+	rest(true, true)  // time is over
+	rest(true, true)
+	w.nap.least, w.nap.most = int64(time.Minute), int64(time.Minute)
+	send()
+	rest(true, false) // woken, and looks at its queues
+	if n := received(); n != 1 {
+		t.Fatalf("received %d", n)
+	}
+	send() // before the interrupts are on again
+	rest(false, true)
+	if n := received(); n != 1 {
+		t.Fatalf("received %d in the turn before the wait", n)
+	}
+	w.disarm()
+
+	w.idle = config.IdleBusy
+	for range 10 {
+		rest(false, false)
+	}
+}
+
+func measureRest(b *testing.B, idle config.Idle, nap backoff, interrupts bool) map[string]float64 {
+	if err := os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0); err != nil { // nobody sends but us
+		b.Fatal(err)
+	}
+	pool := dpdktest.Mempool(b, 4095)
+	f := &weirForwarder{done: make(chan struct{})}
+	var g *pipeline.Generation
+	var err error
+	if f.state, g, err = newGateway(1024, 1); err != nil {
+		b.Fatal(err)
+	}
+	defer f.state.Segment.Close()
+	defer g.Close()
+	f.gens[g.Number%generations] = *g
+	f.state.Publish(g.Number)
+	for _, device := range []string{"net_tap0,iface=tap0", "net_tap1,iface=tap1"} {
+		f.ports = append(f.ports, dpdktest.Open(b, dpdk.PortConfig{Name: device, Device: device, RxInterrupts: interrupts, Mempool: dpdktest.From(pool)}))
+	}
+	d := plane{ports: f.ports}
+	defer func() {
+		for _, w := range d.waiters {
+			w.Close()
+		}
+	}()
+	w := &worker{
+		core: 1, ports: f.ports, pool: pool, state: f.state, inject: f.state.Inject(0),
+		pipe: pipeline.NewWorker(f.state, 0, &f.gens[g.Number%generations], pipeline.WorkerConfig{MACs: benchMACs}),
+		gens: &f.gens, seen: g.Number, idle: idle, nap: nap, stop: &f.stopped, waiter: d.waiter(0),
+	}
+	if interrupts != (w.waiter != nil) {
+		b.Fatalf("interrupts %t, asked %t", w.waiter != nil, interrupts)
+	}
+	ready, thread := make(chan error, 1), make(chan int, 1)
+	go func() {
+		runtime.LockOSThread()
+		thread <- unix.Gettid()
+		w.run(ready, func() { close(f.done) })
+	}()
+	f.tid = <-thread
+	if err := <-ready; err != nil {
+		b.Fatal(err)
+	}
+	defer f.halt()
+
+	in, out := packetSocket(b, "tap0"), packetSocket(b, "tap1")
+	defer unix.Close(in)
+	defer unix.Close(out)
+	figures := map[string]float64{}
+	cpu := func() (own, process uint64) {
+		own, err := f.cpu()
+		if err != nil {
+			b.Fatal(err)
+		}
+		var u unix.Rusage
+		if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+			b.Fatal(err)
+		}
+		return own, uint64(u.Utime.Nano() + u.Stime.Nano())
+	}
+	var cpus unix.CPUSet
+	cpus.Set(0)
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	unix.SchedSetaffinity(0, &cpus)
+	start := time.Now()
+	own, process := cpu()
+	time.Sleep(3 * time.Second)
+	ownThen, processThen := cpu()
+	elapsed := float64(time.Since(start))
+	figures["%core"], figures["%process"] = float64(ownThen-own)/elapsed*100, float64(processThen-process)/elapsed*100
+
+	fl := flows{snat: true, first: firstSNAT, instances: 1, remotes: []uint32{1}}
+	frame := make([]byte, 64)
+	frame = frame[:fl.put(frame, flow{}, 0, 64, 0)]
+	back := make([]byte, 2048)
+	var took []float64
+	start = time.Now()
+	own, _ = cpu()
+	for i := range 1000 {
+		time.Sleep(time.Second / 97)
+		sent := time.Now()
+		if _, err := unix.Write(in, frame); err != nil {
+			b.Fatal(err)
+		}
+		for {
+			if n, err := unix.Read(out, back); err == nil && n == len(frame) {
+				break
+			}
+			if time.Since(sent) > 3*time.Second {
+				b.Fatalf("packet %d did not come back", i)
+			}
+		}
+		took = append(took, float64(time.Since(sent).Nanoseconds())/1000)
+	}
+	ownThen, _ = cpu()
+	figures["%core-at-97/s"] = float64(ownThen-own) / float64(time.Since(start)) * 100
+	slices.Sort(took)
+	for name, q := range map[string]int{"us-p50": 500, "us-p90": 900, "us-p99": 990, "us-max": 999} {
+		figures[name] = took[q]
+	}
+	return figures
+}
+
+// packetSocket reads and writes an interface's frames.
+func packetSocket(b *testing.B, name string) int {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		b.Fatal(err)
+	}
+	const every = uint16(unix.ETH_P_ALL<<8 | unix.ETH_P_ALL>>8) // in network order
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, int(every))
+	if err == nil {
+		err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: every, Ifindex: link.Attrs().Index})
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+	return fd
+}
