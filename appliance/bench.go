@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"runtime"
 	"runtime/debug"
+	"runtime/pprof"
 	"slices"
 	"strconv"
 	"time"
@@ -59,6 +60,7 @@ func benchCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.BoolVar(&b.json, "json", false, "print an array of objects, one for each measurement")
 	f.StringVar(&b.out, "out", "", "write what --json prints to `FILE`, and print the table too")
+	f.StringVar(&b.profile, "profile", "", "write a processor profile to `FILE`, as go tool pprof and go build -pgo read it")
 	f.StringVar(&b.match, "scenario", "", "only those whose name matches the `REGEXP`")
 	f.IntSliceVar(&b.sessions, "sessions", []int{1000, 65536, 1 << 20}, "how many sessions there are")
 	f.IntSliceVar(&b.burst, "burst", []int{burstSize}, "packets in a burst")
@@ -74,7 +76,7 @@ func benchCommand() *cobra.Command {
 // bench is one call of weir bench.
 type bench struct {
 	json, withDevices        bool
-	match, out               string
+	match, out, profile      string
 	sessions, burst, workers []int
 	frames                   []frameMix
 	time                     time.Duration
@@ -225,6 +227,17 @@ func (b *bench) run(out, progress io.Writer) (err error) {
 	}
 	defer b.stopThreads()
 	b.hz, b.overhead = tsc.Hz(50*time.Millisecond), tsc.Overhead()
+	if b.profile != "" {
+		f, err := os.Create(b.profile)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, f.Close()) }()
+		if err := pprof.StartCPUProfile(f); err != nil {
+			return err
+		}
+		defer pprof.StopCPUProfile()
+	}
 
 	for n := range b.runs {
 		for _, sessions := range b.sessions {

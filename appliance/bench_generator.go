@@ -179,7 +179,7 @@ func (g *generator) run(p phase) (r phaseResult, err error) {
 		}
 		r.Received += uint64(g.receive())
 	}
-	for end := time.Now(); r.Received < r.Sent && time.Since(end) < 200*time.Millisecond; {
+	for end := time.Now(); r.Received < r.Sent && time.Since(end) < 500*time.Millisecond; {
 		if n := g.receive(); n > 0 {
 			r.Received += uint64(n)
 			end = time.Now()
