@@ -190,13 +190,19 @@ func (l *lane) begin(set, from, n int) error {
 			}
 			l.order = append(l.order, flow{number: uint32(at + j), port: port, set: uint8(set)})
 		}
-		if f.tcp { // the handshake's second segment; any one later completes it
-			if err := l.make(1, count, func(l *lane, b []byte, port, j int) int {
-				return f.put(b, l.order[len(l.order)-count+j], port, 64, tcpSYN|tcpACK)
-			}); err != nil {
-				return err
+		if f.tcp { // the rest of the handshake
+			begun := l.order[len(l.order)-count:]
+			for _, next := range []struct {
+				port  int
+				flags byte
+			}{{1, tcpSYN | tcpACK}, {0, tcpACK}} {
+				if err := l.make(next.port, count, func(_ *lane, b []byte, port, j int) int {
+					return f.put(b, begun[j], port, 64, next.flags)
+				}); err != nil {
+					return err
+				}
+				l.process(next.port)
 			}
-			l.process(1)
 		}
 		at += count
 	}

@@ -123,7 +123,7 @@ func (w *Worker) short(inside bool, s *session.Session, p *Packet, hash uint64) 
 			return false
 		}
 		h := &l.hops[share(hash, l.n)%maxLiveHops]
-		port, mac = h.Port, h.mac
+		port, mac = h.port, h.mac
 	} else if port = s.InPort; port == noPort || s.Neighbor == NoNeighbor {
 		return false
 	} else if mac = w.resolved(s.Neighbor); mac == 0 {

@@ -36,7 +36,7 @@ func (w *Worker) queue(port uint8, mac uint64, handle uintptr, frame []byte) {
 	binary.LittleEndian.PutUint64(e[:], mac|src<<48) // destination, and the first two bytes of the source
 	binary.LittleEndian.PutUint32(e[8:], uint32(src>>16))
 	q := &w.Out[port]
-	n := q.N % queueSize
+	n := q.N & (queueSize - 1) // as q.N is
 	q.Handles[n], q.Frames[n] = handle, frame
 	q.N = n + 1
 	q.bytes += uint64(len(frame))

@@ -363,39 +363,39 @@ const MaxBatch = 64
 type Batch struct {
 	Keys    [MaxBatch]Key
 	Hashes  [MaxBatch]uint64 // out: the hash of each key
-	hashed  int
-	matched int
+	hashed  uint
+	matched uint
 	refs    [MaxBatch]uint32
-	lines   [MaxBatch]unsafe.Pointer // to ask for
+	lines   [MaxBatch]unsafe.Pointer // to ask for: buckets, and in their place sessions
 }
 
 // Reset forgets all keys.
 func (b *Batch) Reset() { b.hashed, b.matched = 0, 0 }
 
-// Hash hashes the keys below n that have not been yet, and prefetches their buckets.
-func (t *Table) Hash(b *Batch, n int) {
-	first := b.hashed
-	n = min(n, MaxBatch)
+// Hash hashes the keys below to that have not been yet, and prefetches their buckets.
+func (t *Table) Hash(b *Batch, to int) {
+	first, n := b.hashed, min(uint(to), MaxBatch)
+	if n <= first {
+		return
+	}
 	for i := first; i < n; i++ {
 		h := t.secret.hash(&b.Keys[i])
 		b.Hashes[i] = h
 		b.lines[i] = unsafe.Pointer(t.bucketOf(h))
 	}
-	if n > first {
-		b.hashed = n
-		prefetch.Lines(&b.lines[first], n-first)
-	}
+	b.hashed = n
+	prefetch.Lines(&b.lines[first], int(n-first))
 }
 
-// Match looks for the tags of keys below n, which Hash has seen, and prefetches the sessions that they name.
-func (t *Table) Match(b *Batch, n int) {
-	first := b.matched
-	if n = min(n, b.hashed, MaxBatch); n <= first {
+// Match looks for the tags of keys below to, which Hash has seen, and prefetches the sessions that they name.
+func (t *Table) Match(b *Batch, to int) {
+	first, n := b.matched, min(uint(to), b.hashed, MaxBatch)
+	if n <= first {
 		return
 	}
 	m := first
 	for i := first; i < n; i++ {
-		ref := t.bucketOf(b.Hashes[i]).first(tagOf(b.Hashes[i]))
+		ref := (*bucket)(b.lines[i]).first(tagOf(b.Hashes[i]))
 		b.refs[i] = ref
 		if ref != None {
 			b.lines[m] = unsafe.Pointer(&t.sessions[ref])
@@ -403,7 +403,7 @@ func (t *Table) Match(b *Batch, n int) {
 		}
 	}
 	b.matched = n
-	prefetch.Pairs(&b.lines[first], m-first)
+	prefetch.Pairs(&b.lines[first], int(m-first))
 }
 
 // Found returns the session that key i names a direction of, or None. Match has been asked about it.
