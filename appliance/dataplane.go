@@ -26,6 +26,7 @@ import (
 	"weir/dpdk"
 	"weir/pipeline"
 	"weir/pipeline/fault"
+	"weir/pipeline/memory"
 )
 
 func dataplaneCommand() *cobra.Command {
@@ -74,7 +75,8 @@ type plane struct {
 	gens    [generations]pipeline.Generation
 	current uint64
 	ports   []*dpdk.Port
-	pools   map[int]*dpdk.Mempool // by NUMA node
+	nodes   []int                 // by worker: the NUMA node of its memory, -1: any
+	pools   map[int]*dpdk.Mempool // by NUMA node; nil: that has no room for one
 	workers []*worker
 	waiters []*dpdk.Waiter
 	stop    atomic.Bool
@@ -128,13 +130,22 @@ func (d *plane) start(payload []byte, stateFD, genFD int) error {
 		handoff = pipeline.NewHandoff(n)
 	}
 	for i, core := range c.Dataplane.Workers {
-		w := &worker{
-			index: i, core: core, ports: d.ports, pool: d.pools[dpdk.SocketID(core)], state: d.state, inject: d.state.Inject(i),
-			pipe: pipeline.NewWorker(d.state, i, &d.gens[d.current%generations], pipeline.WorkerConfig{MACs: macs, Handoff: handoff}),
-			gens: &d.gens, seen: d.current, idle: c.Dataplane.Idle, nap: defaultBackoff, stop: &d.stop,
-			waiter: d.waiter(i),
+		own, err := d.buffers(&c, d.nodes[i])
+		if err != nil {
+			return err
 		}
-		if w.waiter != nil && handoff == nil {
+		var w *worker
+		refused := memory.On(d.nodes[i:i+1], func() {
+			w = &worker{
+				index: i, core: core, ports: d.ports, pool: own, state: d.state, inject: d.state.Inject(i),
+				pipe: pipeline.NewWorker(d.state, i, &d.gens[d.current%generations], pipeline.WorkerConfig{MACs: macs, Handoff: handoff}),
+				gens: &d.gens, seen: d.current, idle: c.Dataplane.Idle, nap: defaultBackoff, stop: &d.stop,
+			}
+		})
+		if refused != nil {
+			d.log.Warn("a worker's own memory may lie on another NUMA node than its core", "core", core, "reason", refused)
+		}
+		if w.waiter = d.waiter(i); w.waiter != nil && handoff == nil {
 			w.nap = wokenBackoff
 		}
 		d.workers = append(d.workers, w)
@@ -154,39 +165,26 @@ func (d *plane) start(payload []byte, stateFD, genFD int) error {
 // open starts EAL and the ports.
 func (d *plane) open(c *startConfig) error {
 	var pci []string
-	mtu := 0
 	for _, p := range c.Ports {
 		if pciAddress.MatchString(p.Device) {
 			pci = append(pci, p.Device)
 		}
-		mtu = max(mtu, p.MTU)
 	}
 	if err := dpdk.Init(dpdk.EALConfig{Memory: c.Dataplane.Memory, PCI: pci, Args: c.Dataplane.EALArgs, Log: d.log}); err != nil {
 		return err
 	}
 	d.started = true
-	// A port receives into memory of its own node; a worker sends what control says from memory of its own.
-	d.pools = map[int]*dpdk.Mempool{}
-	pool := func(socket int) (*dpdk.Mempool, error) {
-		if p := d.pools[socket]; p != nil {
-			return p, nil
-		}
-		p, err := dpdk.NewMempool(fmt.Sprint("packets", socket), poolSize(len(c.Ports), len(c.Dataplane.Workers)), dpdk.DataRoom(mtu), socket)
-		if err == nil {
-			d.pools[socket] = p
-		}
-		return p, err
-	}
-	for _, core := range c.Dataplane.Workers {
-		if _, err := pool(dpdk.SocketID(core)); err != nil {
-			return err
-		}
-	}
+	d.nodes, d.pools = memory.Nodes("/sys", c.Dataplane.Workers), map[int]*dpdk.Mempool{}
 	for _, p := range c.Ports {
 		if err := claim(p.Device); err != nil {
 			return fmt.Errorf("port %q: %w", p.Name, err)
 		}
-		port, err := openPort(p, d.spread(&p), len(c.Dataplane.Workers), c.Dataplane.Idle == config.IdleSleep, pool)
+		port, err := openPort(p, d.spread(&p), len(c.Dataplane.Workers), c.Dataplane.Idle == config.IdleSleep, func(node int) (*dpdk.Mempool, error) {
+			if node < 0 { // a virtual device is where its first worker is
+				node = d.nodes[0]
+			}
+			return d.buffers(c, node)
+		})
 		if err != nil {
 			return err
 		}
@@ -256,6 +254,32 @@ func (d *plane) waiter(i int) *dpdk.Waiter {
 		return nil
 	}
 	return w
+}
+
+// buffers returns the packet buffers on a NUMA node, -1 for any: a port receives into those of its device's node, a worker sends what control
+// says from those of its own. A node without room for them gets what others have.
+func (d *plane) buffers(c *startConfig, node int) (*dpdk.Mempool, error) {
+	if slices.Max(d.nodes) < 0 { // there is one node
+		node = -1
+	}
+	p, tried := d.pools[node]
+	if p != nil {
+		return p, nil
+	}
+	if !tried {
+		mtu := 0
+		for _, port := range c.Ports {
+			mtu = max(mtu, port.MTU)
+		}
+		var err error
+		p, err = dpdk.NewMempool(fmt.Sprint("packets", node), poolSize(len(c.Ports), len(c.Dataplane.Workers)), dpdk.DataRoom(mtu), node)
+		d.pools[node] = p
+		if err == nil || node < 0 {
+			return p, err
+		}
+		d.log.Warn("packet buffers lie on another NUMA node than their users; reserve huge pages on each", "node", node, "reason", err)
+	}
+	return d.buffers(c, -1)
 }
 
 // poolSize is enough for full receive and transmit queues of all ports, the workers' caches, and what is held.
@@ -467,6 +491,9 @@ func (d *plane) close() error {
 		errs = append(errs, p.Close())
 	}
 	for _, p := range d.pools {
+		if p == nil {
+			continue
+		}
 		errs = append(errs, p.Free())
 	}
 	if d.started {

@@ -24,6 +24,7 @@ import (
 	"weir/metrics"
 	"weir/pipeline"
 	"weir/pipeline/fault"
+	"weir/pipeline/memory"
 )
 
 func runCommand() *cobra.Command {
@@ -349,10 +350,13 @@ func (c *control) prepare(next *loaded) error {
 	var err error
 	c.state, err = pipeline.NewState(pipeline.StateConfig{
 		Workers: len(c.cfg.Dataplane.Workers), Sessions: c.cfg.Dataplane.Sessions, Instances: instances,
-		Addresses: pipeline.SNATAddresses(c.cfg), Huge: true,
+		Addresses: pipeline.SNATAddresses(c.cfg), Nodes: memory.Nodes("/sys", c.cfg.Dataplane.Workers), Huge: true,
 	})
 	if err != nil {
 		return err
+	}
+	if why := c.state.Segment.PlacementRefused(); why != nil {
+		c.log.Warn("workers' tables may lie on other NUMA nodes than their cores: packets cost more there", "reason", why)
 	}
 	if !c.state.Segment.Huge() {
 		c.log.Warn("no huge pages for the session table: look-ups in a large table cost more; reserve some in /proc/sys/vm/nr_hugepages",

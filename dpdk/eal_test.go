@@ -216,19 +216,6 @@ func TestFreeHugeMemory(t *testing.T) {
 	}
 }
 
-func TestSocketID(t *testing.T) {
-	sys := sysfs(t, map[string]string{
-		"devices/system/cpu/cpu0/node0/x":  "",
-		"devices/system/cpu/cpu12/node1/x": "",
-		"devices/system/cpu/cpu3/online":   "1",
-	})
-	for core, want := range map[int]int{0: 0, 12: 1, 3: 0, 99: 0} {
-		if got := socketID(sys, core); got != want {
-			t.Errorf("core %d: got %d, want %d", core, got, want)
-		}
-	}
-}
-
 func TestError(t *testing.T) {
 	e := &Error{Object: `port "in": device "net_x0"`, Call: "rte_dev_probe", Errno: syscall.EPERM, Log: []string{"a", "b"}, Hint: "do this"}
 	const want = `port "in": device "net_x0": rte_dev_probe: Operation not permitted (DPDK says: a; b): do this`

@@ -38,7 +38,7 @@ type PortConfig struct {
 
 	RxInterrupts bool // that a Waiter can wait for packets
 
-	// Mempool gives the pool that the port receives into, made for the NUMA node of its device (0 if that is unknown).
+	// Mempool gives the pool that the port receives into, made for the NUMA node of its device (-1 if that is unknown).
 	// The port borrows it until Close.
 	Mempool func(socket int) (*Mempool, error)
 }
@@ -338,7 +338,7 @@ func (p *Port) setMTU() error {
 }
 
 func (p *Port) setQueues() error {
-	socket := max(p.SocketID(), 0)
+	socket := p.SocketID()
 	pool, err := p.cfg.Mempool(socket)
 	if err != nil {
 		return fmt.Errorf("%s: %w", p.object, err)

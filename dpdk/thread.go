@@ -8,10 +8,7 @@ import "C"
 
 import (
 	"fmt"
-	"path/filepath"
 	"runtime"
-	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -55,16 +52,3 @@ func register(core int) error {
 
 // UnregisterThread gives the calling thread's caches and its number back to DPDK. No burst may be moved on it after.
 func UnregisterThread() { C.rte_thread_unregister() }
-
-// SocketID returns the NUMA node of a core, 0 where the kernel names none.
-func SocketID(core int) int { return socketID("/sys", core) }
-
-func socketID(sys string, core int) int {
-	nodes, _ := filepath.Glob(fmt.Sprintf("%s/devices/system/cpu/cpu%d/node[0-9]*", sys, core))
-	for _, dir := range nodes {
-		if n, err := strconv.Atoi(strings.TrimPrefix(filepath.Base(dir), "node")); err == nil {
-			return n
-		}
-	}
-	return 0
-}

@@ -91,6 +91,7 @@ type StateConfig struct {
 	Sessions  int       // all workers together
 	Instances int       // at the most, over all generations; a floor applies
 	Addresses int       // SNAT addresses of the first generation; there is room for a quarter more, and a floor
+	Nodes     []int     // by worker: the NUMA node that its part lies on, -1: any; nil: any for all
 	Huge      bool      // try huge pages
 	Seed      *[32]byte // nil: random secrets; else these, for tests and replays
 }
@@ -103,17 +104,32 @@ func NewState(c StateConfig) (*State, error) {
 	if c.Workers < 1 || c.Workers > maxWorkers {
 		return nil, fmt.Errorf("%d workers; expected 1 to %d", c.Workers, maxWorkers)
 	}
+	nodes := c.Nodes
+	if nodes == nil {
+		nodes = slices.Repeat([]int{-1}, c.Workers)
+	}
+	if len(nodes) != c.Workers {
+		return nil, fmt.Errorf("NUMA nodes of %d workers; expected %d", len(nodes), c.Workers)
+	}
 	instances := max(minInstances, 2*c.Instances)
 	neighbors := 1 << bits.Len(uint(4*instances-1))
 	var l memory.Layout
 	var h stateHeader
+	l.Place(nodes...) // what all share: by turns
 	memory.Add[stateHeader](&l, 1)
 	h.Workers = uint64(c.Workers)
 	h.NeighborCount, h.InstanceCount = uint64(neighbors), uint64(instances)
 	h.Neighbors = memory.Add[neighbor](&l, neighbors)
 	h.VPCs = memory.Add[usage](&l, vpcSlots)
 	h.Instances = memory.Add[usage](&l, instances)
+	h.Mappings = session.ReserveMappings(&l, max(64, c.Sessions), c.Addresses+max(minAddresses, c.Addresses/4))
+	var byNode []int
 	for w := range c.Workers {
+		byNode = append(byNode, w)
+	}
+	slices.SortStableFunc(byNode, func(a, b int) int { return nodes[a] - nodes[b] })
+	for _, w := range byNode {
+		l.Place(nodes[w])
 		h.Worker[w] = workerRegion{
 			Counters: memory.Add[Counters](&l, 1),
 			Punt:     memory.Add[ring](&l, 1),
@@ -123,8 +139,7 @@ func NewState(c StateConfig) (*State, error) {
 			Unconfirmed: memory.Add[unconfirmed](&l, instances),
 		}
 	}
-	h.Mappings = session.ReserveMappings(&l, max(64, c.Sessions), c.Addresses+max(minAddresses, c.Addresses/4))
-	s, err := memory.New("state", l.Size(), c.Huge)
+	s, err := l.New("state", c.Huge)
 	if err != nil {
 		return nil, err
 	}

@@ -6,11 +6,13 @@
 package memory
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"hash/fnv"
 	"os"
 	"reflect"
+	"slices"
 	"sync/atomic"
 	"unsafe"
 
@@ -28,21 +30,29 @@ type Segment struct {
 	size uintptr
 	fd   int
 	huge bool
+
+	refused error
 }
 
 // New makes a zeroed segment of at least size bytes behind a memfd, on huge pages if huge is set and enough
 // are free, and populates it: no later access faults, and a lack of memory is an error here, not a signal later.
 func New(name string, size uint64, huge bool) (*Segment, error) {
+	return (&Layout{size: size}).New(name, huge)
+}
+
+// New is the function New for a segment of the layout's size, with each section on the NUMA nodes that Place has said. What the kernel refuses
+// of that is no fault, and PlacementRefused says why.
+func (l *Layout) New(name string, huge bool) (*Segment, error) {
 	if huge {
-		if s, err := create(name, roundUp(size, HugePage), unix.MFD_HUGETLB); err == nil {
+		if s, err := create(name, roundUp(l.size, HugePage), l.parts, unix.MFD_HUGETLB); err == nil {
 			s.huge = true
 			return s, nil
 		}
 	}
-	return create(name, roundUp(size, uint64(os.Getpagesize())), 0)
+	return create(name, roundUp(l.size, uint64(os.Getpagesize())), l.parts, 0)
 }
 
-func create(name string, size uint64, flags int) (*Segment, error) {
+func create(name string, size uint64, parts []part, flags int) (*Segment, error) {
 	if err := fault.Error("segment." + name); err != nil {
 		return nil, fmt.Errorf("segment %s: %w", name, err)
 	}
@@ -50,8 +60,8 @@ func create(name string, size uint64, flags int) (*Segment, error) {
 	if err != nil {
 		return nil, fmt.Errorf("segment %s: memfd_create: %w", name, err)
 	}
-	// fallocate reserves every page now, so that populating cannot end in SIGBUS when memory is short.
-	if err := unix.Fallocate(fd, 0, 0, int64(size)); err != nil {
+	refused, err := allocate(fd, size, parts)
+	if err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("segment %s: no memory for %d MiB: %w; lower dataplane.sessions or free memory", name, size>>20, err)
 	}
@@ -59,7 +69,26 @@ func create(name string, size uint64, flags int) (*Segment, error) {
 	if err := s.Map(fd); err != nil {
 		return nil, fmt.Errorf("segment %s: %w", name, err)
 	}
+	s.refused = refused
 	return s, nil
+}
+
+// allocate takes every page of a new segment now, so that populating cannot end in SIGBUS when memory is short. The pages come from where the policy
+// of the thread says that calls fallocate. A policy of the mapping (mbind) would do for plain pages, and not for huge ones.
+func allocate(fd int, size uint64, parts []part) (refused, err error) {
+	begin, nodes := uint64(0), []int(nil)
+	for _, p := range append(slices.Clip(parts), part{begin: size}) {
+		if p.begin > begin && err == nil {
+			why := On(nodes, func() {
+				for err = unix.EINTR; err == unix.EINTR; { // by signals of Go's scheduler
+					err = unix.Fallocate(fd, 0, int64(begin), int64(p.begin-begin))
+				}
+			})
+			refused = cmp.Or(refused, why)
+		}
+		begin, nodes = p.begin, p.nodes
+	}
+	return refused, err
 }
 
 func roundUp(n, to uint64) uint64 { return (n + to - 1) / to * to }
@@ -99,6 +128,9 @@ func (s *Segment) Size() uint64 { return uint64(s.size) }
 
 // Huge reports whether New found huge pages for it.
 func (s *Segment) Huge() bool { return s.huge }
+
+// PlacementRefused tells why parts of a new segment may lie on other NUMA nodes than was asked; nil if none do.
+func (s *Segment) PlacementRefused() error { return s.refused }
 
 // Close unmaps the segment and closes its descriptor. Nothing that points into it may be used afterwards.
 func (s *Segment) Close() error {
@@ -142,7 +174,29 @@ func (s *Segment) check(off, size, align uint64) {
 
 // Layout adds sections one after the other and knows the size in the end. Every section starts at a cache line.
 type Layout struct {
-	size uint64
+	size  uint64
+	parts []part
+}
+
+// part is what lies on the same NUMA nodes, up to the next part.
+type part struct {
+	begin uint64
+	nodes []int
+}
+
+// Place says on which NUMA nodes the sections lie that are added from now on: on one, on several by turns, or, with none but -1, wherever the
+// kernel puts them. Where that changes a new page begins, as large as there may be.
+func (l *Layout) Place(nodes ...int) {
+	nodes = known(nodes)
+	var now []int
+	if n := len(l.parts); n > 0 {
+		now = l.parts[n-1].nodes
+	}
+	if slices.Equal(now, nodes) {
+		return
+	}
+	l.size = roundUp(l.size, HugePage)
+	l.parts = append(l.parts, part{l.size, nodes})
 }
 
 // Line is the size of a cache line.
