@@ -3,14 +3,17 @@
 package pipeline
 
 import (
+	"bytes"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 
 	"weir/config"
+	"weir/pipeline/inet"
 	"weir/pipeline/packettext"
 	"weir/pipeline/session"
 )
@@ -125,7 +128,14 @@ func (c *crew) owned() {
 
 // Whichever worker receives what, several do what one does, but for the SNAT ports they choose.
 func TestWorkersAgreeWithOne(t *testing.T) {
-	one, many := newCrew(t, 1, rigConfig), newCrew(t, 3, rigConfig)
+	for _, n := range []int{3, 8, config.MaxWorkers} {
+		t.Run(fmt.Sprint(n), func(t *testing.T) { workersAgreeWithOne(t, n) })
+	}
+}
+
+func workersAgreeWithOne(t *testing.T, n int) {
+	text := strings.Replace(rigConfig, "sessions: 4096", "sessions: 65536", 1) // each has room for what all flows to one remote address need
+	one, many := newCrew(t, 1, text), newCrew(t, n, text)
 	r := rand.New(rand.NewPCG(3, 1))
 	ports := map[string][2]string{} // private endpoint and protocol -> external port at each
 	private := map[[2]string]string{}
@@ -140,7 +150,7 @@ func TestWorkersAgreeWithOne(t *testing.T) {
 		if r.IntN(2) == 0 {
 			proto, flags = "tcp", " SYN"
 		}
-		w := r.IntN(3)
+		w := r.IntN(n)
 		var got, want string
 		if r.IntN(3) > 0 || len(ports) == 0 {
 			line := fmt.Sprintf("%s 10.0.0.%d:%d > %s:%d%s", proto, host, port, remote, 50+r.IntN(3), flags)
@@ -156,9 +166,9 @@ func TestWorkersAgreeWithOne(t *testing.T) {
 			}
 		} else {
 			var key string
-			n := r.IntN(len(ports))
+			skip := r.IntN(len(ports))
 			for key = range ports {
-				if n--; n < 0 {
+				if skip--; skip < 0 {
 					break
 				}
 			}
@@ -169,7 +179,7 @@ func TestWorkersAgreeWithOne(t *testing.T) {
 			got, want = many.send(w, 1, line(ports[key][1])), one.send(0, 1, line(ports[key][0]))
 		}
 		if got != want {
-			t.Fatalf("step %d: three workers: %s\none: %s", i, got, want)
+			t.Fatalf("step %d: %d workers: %s\none: %s", i, n, got, want)
 		}
 		switch {
 		case strings.HasPrefix(want, "drop"):
@@ -272,6 +282,168 @@ func TestWorkersTogether(t *testing.T) {
 	if sum.Handed == 0 || len(external) != 8 {
 		t.Errorf("%d packets were handed over, %d endpoints mapped; expected some, and 8", sum.Handed, len(external))
 	}
+}
+
+// remote returns an address of which worker w owns the flows.
+func (c *crew) remote(w int) string {
+	for i := range 1 << 16 {
+		a := netip.AddrFrom4([4]byte{8, 8, byte(i >> 8), byte(i)})
+		if int(c.workers[0].owner(&Packet{remote: inet.FromNetip(a)})) == w {
+			return a.String()
+		}
+	}
+	c.t.Fatalf("worker %d owns nothing", w)
+	return ""
+}
+
+// pass takes a copy of a frame in at worker at, gives its owner a turn and nobody else, and returns what leaves: one frame.
+func (c *crew) pass(at, owner, port int, frame []byte) []byte {
+	c.t.Helper()
+	var b Burst
+	b.Port, b.N = port, 1
+	b.Packets[0].Data, b.Packets[0].Handle = bytes.Clone(frame), 1
+	c.workers[at].Process(&b)
+	if at != owner {
+		c.workers[owner].Adopt(at)
+	}
+	var left [][]byte
+	for out := range c.workers[owner].Out {
+		q := &c.workers[owner].Out[out]
+		left = append(left, q.Frames[:q.N]...)
+	}
+	if len(left) != 1 {
+		c.t.Fatalf("%d frames leave at worker %d for %s; drops there: %v, at worker %d: %v", len(left), owner, packettext.Format(frame),
+			c.state.Counters(owner).Dropped, at, c.state.Counters(at).Dropped)
+	}
+	left[0] = bytes.Clone(left[0])
+	c.workers[owner].empty(c.t)
+	return left[0]
+}
+
+// What one worker cannot take is dropped and counted where it happens. The flows of another one go on byte for byte, also those that come to it
+// by the very worker that the flood comes in at, and new ones begin.
+func TestOverloadIsOneWorkers(t *testing.T) {
+	const entry, busy, calm = 0, 1, 2
+	c := newCrew(t, 3, strings.Replace(rigConfig, "sessions: 4096", "sessions: 1024", 1))
+	there, here := c.remote(busy), c.remote(calm)
+	var golden []goldenFlow
+	for _, line := range []string{
+		"udp 10.0.0.5:1000 > %s:53 df \"golden\"", "udp 10.0.0.6:1000 > %s:53 df \"golden\"", "icmp echo-request 10.0.0.6 > %s df id=7 \"golden\"",
+		"tcp 10.0.0.6:1000 > %s:443 SYN df seq=1",
+	} {
+		g := goldenFlow{request: parseLine(t, 0, fmt.Sprintf(line, here))}
+		g.left = c.pass(calm, calm, 0, g.request)
+		g.reply = mirror(t, g.left)
+		g.arrived = c.pass(entry, calm, 1, g.reply)
+		golden = append(golden, g)
+	}
+	clock, fresh := int64(1e9), 0
+	goesOn := func() {
+		t.Helper()
+		for at := range c.workers {
+			if at == busy { // it is not asked for anything
+				continue
+			}
+			for _, g := range golden {
+				if got := c.pass(at, calm, 0, g.request); !bytes.Equal(got, g.left) {
+					t.Fatalf("received by worker %d, a packet leaves as\n%s, before the flood as\n%s", at, packettext.Format(got), packettext.Format(g.left))
+				}
+				if got := c.pass(at, calm, 1, g.reply); !bytes.Equal(got, g.arrived) {
+					t.Fatalf("received by worker %d, a reply arrives as\n%s, before the flood as\n%s", at, packettext.Format(got), packettext.Format(g.arrived))
+				}
+			}
+		}
+		fresh++
+		for _, instance := range []string{"10.0.0.5", "10.0.0.6"} {
+			request := parseLine(t, 0, fmt.Sprintf("udp %s:%d > %s:53 \"new\"", instance, 50000+fresh, here))
+			reply := c.pass(entry, calm, 1, mirror(t, c.pass(entry, calm, 0, request)))
+			if got, want := bare(reply), fmt.Sprintf("udp %s:53 > %s:%d", here, instance, 50000+fresh); !strings.HasPrefix(got, want) {
+				t.Fatalf("the reply of a new flow arrives as %s, want %s", got, want)
+			}
+		}
+	}
+	// flood sends packets of n different lines in at a worker. Who it is for takes a turn after each if it can.
+	flood := func(at, n, port int, line string, turns bool) {
+		t.Helper()
+		for i := range n {
+			var b Burst
+			b.Port, b.N = port, 1
+			b.Packets[0].Data, b.Packets[0].Handle = parseLine(t, port, fmt.Sprintf(line, 1024+i)), 1
+			c.workers[at].Process(&b)
+			c.workers[at].empty(t)
+			for turns && at != busy && c.workers[busy].Adopt(at) > 0 {
+				c.workers[busy].empty(t)
+			}
+			if i%100 == 0 {
+				goesOn()
+			}
+		}
+		goesOn()
+	}
+	// booked checks that the flood was dropped at one worker under one reason, more than a few and nothing else anywhere, and that all adds up.
+	var before [3]Counters
+	booked := func(what string, at int, reason Reason, held uint64) {
+		t.Helper()
+		for w := range c.workers {
+			now := *c.state.Counters(w)
+			for r := range now.Dropped {
+				n := now.Dropped[r] - before[w].Dropped[r]
+				if wanted := w == at && Reason(r) == reason; wanted && n < 100 || !wanted && n > 0 {
+					t.Errorf("%s: worker %d dropped %d as %v", what, w, n, Reason(r))
+				}
+			}
+			before[w] = now
+		}
+		sum := c.sum()
+		if tot := sum.Totals(); tot.Received != tot.Forwarded+tot.Punted+tot.Dropped+tot.Held || tot.Transmitted != tot.Forwarded+tot.Originated || tot.Held != held {
+			t.Errorf("%s: %+v, want %d held", what, tot, held)
+		}
+		if t.Failed() {
+			t.FailNow()
+		}
+	}
+	goesOn()
+
+	// Its ring is full: it takes no turn.
+	flood(entry, 2*handoffSlots, 0, "udp 10.0.0.6:%d > "+there+":53", false)
+	booked("a full ring", entry, HandoffFull, handoffSlots)
+	for c.workers[busy].Adopt(entry) > 0 {
+		c.workers[busy].empty(t)
+	}
+	booked("a ring that is read again", -1, HandoffFull, 0)
+
+	// Its table is full: no SNAT session begins any more. 1:1 needs none.
+	flood(entry, 600, 0, "udp 10.0.0.6:%d > "+there+":53", true)
+	if table := c.state.Table(busy); table.Len() != table.Capacity() {
+		t.Errorf("%d of %d sessions in the table that was flooded", table.Len(), table.Capacity())
+	}
+	booked("a full table", busy, TableFull, 0)
+	flood(entry, 10, 0, "udp 10.0.0.5:%d > "+there+":54", true)
+	booked("1:1 with a full table", -1, TableFull, 0)
+
+	// Control does not read what it says.
+	for range 4 {
+		clock += 1e9
+		for _, w := range c.workers {
+			w.SetClock(clock)
+		}
+		flood(busy, 400, 1, "icmp echo-request "+there+" > 198.51.100.2 id=%d", true)
+	}
+	if used := c.state.Punt(busy).used(); used != ringSlots {
+		t.Errorf("%d of %d messages wait for control", used, ringSlots)
+	}
+	booked("a full ring to control", busy, PuntLimited, 0)
+	arp := parseLine(t, 1, "arp who-has 198.51.100.2 tell 198.51.100.9")
+	var b Burst
+	b.Port, b.N = 1, 1
+	b.Packets[0].Data, b.Packets[0].Handle = bytes.Clone(arp), 1
+	c.workers[calm].Process(&b)
+	c.workers[calm].empty(t)
+	if m := c.state.Punt(calm).Peek(); m == nil || !bytes.Equal(m.Data(), arp) {
+		t.Errorf("what another worker says to control is %+v", m)
+	}
+	booked("another ring to control", -1, PuntLimited, 0)
+	c.owned()
 }
 
 // A full ring drops and counts; the rest goes its way.
