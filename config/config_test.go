@@ -349,6 +349,30 @@ func TestTooManyVPCs(t *testing.T) {
 	}
 }
 
+// As many workers as there may be, and one more; a fault of one core does not hide that there are too many.
+func TestMaxWorkers(t *testing.T) {
+	parse := func(cores []int) (*Config, error) {
+		text := "version: 1\ndataplane: {workers: " + strings.ReplaceAll(fmt.Sprint(cores), " ", ", ") + "}\n"
+		c, _, err := Parse([]File{{"f.yaml", []byte(text)}})
+		return c, err
+	}
+	var cores []int
+	for i := range MaxWorkers {
+		cores = append(cores, 2*(MaxWorkers-i)) // in the order that they are named in
+	}
+	if c, err := parse(cores); err != nil || !slices.Equal(c.Dataplane.Workers, cores) {
+		t.Errorf("%d workers: %v", MaxWorkers, err)
+	}
+	const many = "f.yaml:2: dataplane.workers: 65 cores are named; expected at most 64"
+	if _, err := parse(append(slices.Clip(cores), 1)); err == nil || err.Error() != many {
+		t.Errorf("got %v, want %v", err, many)
+	}
+	const twice = "f.yaml:2: dataplane.workers[64]: core 2 stands already in the list; expected each core once"
+	if _, err := parse(append(slices.Clip(cores), 2)); err == nil || err.Error() != many+"\n"+twice {
+		t.Errorf("got %v, want %v and %v", err, many, twice)
+	}
+}
+
 // The same objects in another order, split over files and written another way, are the same Config.
 func TestOrderDoesNotMatter(t *testing.T) {
 	for _, c := range readCases(t, "testdata/same.txt") {
