@@ -8,7 +8,9 @@
 //	classify   is it whole and ours to handle, and where are its headers
 //	steer      to the worker that owns the flow, if that is another one
 //	reassemble bursts with fragments only: those behind the first get its ports, and go on behind it
-//	lookup     the session of every packet of the burst at once; those that have one go on to rewrite
+//	lookup     the session of every packet of the burst at once
+//	short      what is in the middle of its session goes from it to a queue in one step
+//	apply      the rewriting of other packets that have a session
 //	route      longest prefix match; tags the packet with an Internet gateway, or keeps it in the VPC
 //	select     the external address for that tag, and a session; no eligible address, no packet
 //	egress     the port and next hop, and whether the packet fits
@@ -16,8 +18,9 @@
 //	transmit   the neighbor's MAC; one queue per port
 //	turn       what goes to an external address of weir's own comes back, as if from outside, to lookup
 //
-// Each stage is one loop over the packets of the burst that are still alive. Every packet that leaves the way
-// does so through drop, punt or hold, which count it.
+// The first three take a few packets at a time, so that what look-ups ask of memory comes meanwhile. The others are one loop each over
+// packets that are still alive: those of the burst, or those between two that went the short way. Every packet that leaves the way does so
+// through drop, punt or hold, which count it.
 package pipeline
 
 import (

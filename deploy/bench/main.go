@@ -203,39 +203,45 @@ func number(n int) string {
 	return s
 }
 
-const picture = "established/snat/v4/out" // whose parts are shown
+// What is shown in parts: packets of sessions, and packets that begin one.
+const (
+	picture    = "established/snat/v4/out"
+	newPicture = "new/snat/v4"
+)
 
 func stagesTable(all results) [][]string {
-	sizes, _ := all.sizes(picture)
 	rows := [][]string{{"stage"}}
-	sums := []string{"sum"}
-	for _, n := range sizes {
-		rows[0] = append(rows[0], number(n))
+	for _, stage := range []string{"classify", "short", "apply", "route", "egress", "rewrite", "transmit", "flush"} {
+		rows = append(rows, []string{stage})
 	}
-	for _, stage := range []string{"received", "classify", "steer", "lookup", "route", "egress", "rewrite", "transmit", "flush"} {
-		row := []string{stage}
+	rows = append(rows, []string{"sum"})
+	for _, name := range []string{picture, newPicture} {
+		sizes, _ := all.sizes(name)
 		for _, n := range sizes {
-			if r := all.find(picture, n, 1); r != nil {
-				row = append(row, fmt.Sprintf("%.1f", r.Stages[stage]))
+			r := all.find(name, n, 1)
+			if r == nil {
+				continue
 			}
-		}
-		rows = append(rows, row)
-	}
-	for _, n := range sizes {
-		if r := all.find(picture, n, 1); r != nil {
+			rows[0] = append(rows[0], name+", "+number(n))
 			sum := 0.0
 			for _, x := range r.Stages {
 				sum += x
 			}
-			sums = append(sums, fmt.Sprintf("%.1f", sum))
+			for i := range rows[1:] {
+				x := sum
+				if i < len(rows)-2 {
+					x = r.Stages[rows[i+1][0]]
+				}
+				rows[i+1] = append(rows[i+1], fmt.Sprintf("%.1f", x))
+			}
 		}
 	}
-	return append(rows, sums)
+	return rows
 }
 
 func burstsTable(all results) [][]string {
 	rows := [][]string{{"us a burst of 32", "p50", "p90", "p99", "p99.9", "p99.99"}}
-	for _, prefix := range []string{picture, "established/mixed", "new/snat/v4"} {
+	for _, prefix := range []string{picture, "established/mixed", newPicture} {
 		sizes, _ := all.sizes(prefix)
 		for _, n := range sizes {
 			if r := all.find(prefix, n, 1); r != nil && r.Bursts != nil {
