@@ -34,7 +34,7 @@ type worker struct {
 
 	rx    dpdk.RxBurst
 	burst pipeline.Burst
-	mbufs [8 * dpdk.MaxBurst]dpdk.Mbuf
+	mbufs [pipeline.MaxSpare]dpdk.Mbuf
 	empty int // turns without work, in a row
 }
 
@@ -143,14 +143,13 @@ func (w *worker) send() {
 		if q.N == 0 {
 			continue
 		}
-		for i := range q.N {
-			m := dpdk.Mbuf(q.Handles[i])
+		mbufs := mbufsOf(q.Handles[:q.N])
+		for i, m := range mbufs {
 			m.SetLen(len(q.Frames[i])) // Ethernet padding was cut
-			w.mbufs[i] = m
 		}
-		n := port.Transmit(w.index, w.mbufs[:q.N])
+		n := port.Transmit(w.index, mbufs)
 		if n < q.N { // once more, then it is the queue's fault
-			n += port.Transmit(w.index, w.mbufs[n:q.N])
+			n += port.Transmit(w.index, mbufs[n:])
 		}
 		w.pipe.Sent(p, n)
 	}
@@ -158,16 +157,13 @@ func (w *worker) send() {
 }
 
 func (w *worker) free() {
-	done := w.pipe.Done
-	for len(done) > 0 {
-		n := min(len(done), len(w.mbufs))
-		for i, h := range done[:n] {
-			w.mbufs[i] = dpdk.Mbuf(h)
-		}
-		dpdk.Free(w.mbufs[:n])
-		done = done[n:]
-	}
+	dpdk.Free(mbufsOf(w.pipe.Done))
 	w.pipe.Done = w.pipe.Done[:0]
+}
+
+// mbufsOf returns the buffers that the pipeline knows by their numbers. It is the same memory.
+func mbufsOf(handles []uintptr) []dpdk.Mbuf {
+	return unsafe.Slice((*dpdk.Mbuf)(unsafe.Pointer(unsafe.SliceData(handles))), len(handles))
 }
 
 // stock fills up the buffers that the pipeline takes for further fragments. A pool that has none left is no fault: it does
