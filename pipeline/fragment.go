@@ -9,6 +9,7 @@ import (
 
 	"weir/pipeline/header"
 	"weir/pipeline/inet"
+	"weir/pipeline/session"
 )
 
 // Only the first fragment of a datagram has ports. reassemble puts no datagram together: it remembers the ports of
@@ -77,6 +78,8 @@ type datagram struct {
 	numRanges             uint8
 	numWaiting            uint8
 	head, tail            uint16 // pieces that wait
+
+	segment segment // of TCP, as the first piece has it; end: less that piece's size
 }
 
 type byteRange struct{ from, to uint16 }
@@ -244,6 +247,10 @@ func (w *Worker) reassembleOne(b *Burst, p *Packet) Reason {
 	if p.kind != kindPiece {
 		d.began, d.first = true, w.pieces.call
 		d.proto, d.localPort, d.remotePort = p.proto, p.localPort, p.remotePort
+		if p.kind == kindTCP {
+			d.segment = p.segment()
+			d.segment.end -= uint32(p.size)
+		}
 		if d.class == waiting && !w.release(t, i) {
 			return FragmentLimit
 		}
@@ -702,9 +709,36 @@ func (w *Worker) follow(first *Burst) {
 	}
 	v.followers = v.followers[:0]
 	for _, d := range v.complete {
+		if d.proto == protoTCP && d.verdict == Pass && !d.dead {
+			w.trackWhole(d, inside)
+		}
 		side.forget(side.find(&d.key, d.hash))
 	}
 	v.complete = v.complete[:0]
+}
+
+// trackWhole tracks a TCP segment once all its pieces have passed: the first has counted, as any segment, with its own bytes only.
+// Who sees nothing of a connection gains nothing by pieces, since the whole is held against the same numbers again.
+func (w *Worker) trackWhole(d *datagram, inside bool) {
+	g := d.segment
+	g.end += d.total
+	k := &d.key
+	if !inside {
+		if s := w.liveSession(session.OutsideKey(k.local, k.remote, d.localPort, d.remotePort, protoTCP)); s != nil {
+			w.turnTCP(s, &g, false)
+		}
+		return
+	}
+	s := w.liveSession(session.InsideKey(k.vpc, k.local, k.remote, d.localPort, d.remotePort, protoTCP))
+	if s == nil {
+		return
+	}
+	w.turnTCP(s, &g, true)
+	if s.Flags&session.Hairpin != 0 { // and it has come in by another session, if that is this worker's
+		if s = w.liveSession(session.OutsideKey(s.Remote, s.External, s.RemotePort(), s.ExternalPort(), protoTCP)); s != nil {
+			w.turnTCP(s, &g, false)
+		}
+	}
 }
 
 // condemn remembers why the first piece of a datagram was dropped: the others share its fate.

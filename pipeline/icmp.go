@@ -171,8 +171,8 @@ func (p *Packet) refused() Reason {
 	return p.quote.fault
 }
 
-// quotedSession returns the live session of the quoted packet, or nil.
-func (w *Worker) quotedSession(k session.Key) *session.Session {
+// liveSession returns the live session that a key names, or nil.
+func (w *Worker) liveSession(k session.Key) *session.Session {
 	ref := w.sessions.Find(&k)
 	if ref == session.None || !w.usable(ref, w.sessions.At(ref)) {
 		return nil
@@ -195,7 +195,7 @@ func (w *Worker) errorOut(p *Packet, in *instanceRecord, tag uint32) Reason {
 	case q.remote != p.remote: // an error goes to who sent what it is about
 		return ICMPUnrelated
 	case q.local == p.local:
-		s := w.quotedSession(session.InsideKey(w.gen.vpcs[in.VPC].Slot, q.local, q.remote, q.localPort, q.remotePort, q.proto))
+		s := w.liveSession(session.InsideKey(w.gen.vpcs[in.VPC].Slot, q.local, q.remote, q.localPort, q.remotePort, q.proto))
 		if s != nil {
 			p.act, p.newAddr, p.newPort, p.ports, p.shared = actOut, s.External, s.ExternalPort(), s.Ports, s.Flags&session.SNAT != 0
 			p.setDeltas(p.local, s.External, q.localPort, p.newPort)
@@ -239,7 +239,7 @@ func (w *Worker) errorIn(p *Packet, h *host) Reason {
 		return ICMPUnrelated
 	}
 	p.act = actIn
-	if s := w.quotedSession(session.OutsideKey(q.local, q.remote, q.localPort, q.remotePort, q.proto)); s != nil {
+	if s := w.liveSession(session.OutsideKey(q.local, q.remote, q.localPort, q.remotePort, q.proto)); s != nil {
 		p.newAddr, p.newPort, p.outPort, p.neighbor = s.Private, s.PrivatePort(), s.InPort, s.Neighbor
 	} else {
 		if h.Kind == hostSNAT {
