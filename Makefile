@@ -45,7 +45,8 @@ test: need-root packages-test build lint ## everything: lint, tests, races, live
 	@# One package at a time: the live tests share the cores with workers that poll.
 	$(GO) test -count=1 -p 1 -timeout 10m ./...
 	CGO_ENABLED=0 $(GO) test -count=1 -run '^$$' $(PURE)
-	$(GO) test -count=1 -race -timeout 10m $(PURE)
+	@# Short: the long loops of single goroutines have run above, and the detector sees nothing in them.
+	$(GO) test -count=1 -race -short -timeout 10m $(PURE)
 	$(MAKE) --no-print-directory replay
 	$(MAKE) --no-print-directory run DURATION=5s
 

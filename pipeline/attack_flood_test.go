@@ -70,7 +70,7 @@ func redirect(i int, frame []byte) {
 // else is refused anything.
 func TestX01PortBlock(t *testing.T) {
 	n := 100_000
-	if testing.Short() || raceEnabled {
+	if testing.Short() {
 		n = 10_000
 	}
 	for _, mapping := range []string{"endpoint-independent", "address-and-port-dependent"} {
@@ -122,7 +122,7 @@ func (a *arena) punted(kind MessageKind) (n int) {
 // their time, and then there is room again.
 func TestX02SYNFloodFromInside(t *testing.T) {
 	n := 1_000_000
-	if testing.Short() || raceEnabled {
+	if testing.Short() {
 		n = 20_000
 	}
 	a := newArenaOn(t, attackConfig+"sessions: {limits: {per_instance: 0}}\n")
@@ -156,7 +156,7 @@ func TestX02SYNFloodFromInside(t *testing.T) {
 // unconfirmed, and none after 30 s.
 func TestX03SYNFloodFromOutside(t *testing.T) {
 	n := 1_000_000
-	if testing.Short() || raceEnabled {
+	if testing.Short() {
 		n = 20_000
 	}
 	a := newArenaOn(t, attackConfig+"sessions: {limits: {per_instance: 1000}}\n")
@@ -186,7 +186,7 @@ func TestX03SYNFloodFromOutside(t *testing.T) {
 // a flood of one-packet UDP flows stays within its VPC's limit, is refused with few ICMP errors, and is over five minutes later.
 func TestX04OnePacketFlows(t *testing.T) {
 	n := 200_000
-	if testing.Short() || raceEnabled {
+	if testing.Short() {
 		n = 20_000
 	}
 	a := newArenaOn(t, strings.Replace(attackConfig, "  - name: v\n", "  - name: v\n    limits: {per_vpc: 500}\n", 1))

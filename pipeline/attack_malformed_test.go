@@ -42,9 +42,9 @@ func ip6(port int, next byte, src, dst string, payload []byte) []byte {
 	return frame
 }
 
-// stride is how far apart the values are that are tried: each, but not under the race detector, which has nothing to see in one goroutine.
+// stride is how far apart the values are that are tried: each, in short runs every n-th.
 func stride(n int) int {
-	if raceEnabled {
+	if testing.Short() {
 		return n
 	}
 	return 1
@@ -684,7 +684,7 @@ func resum(f []byte) {
 // right.
 func TestM20Random(t *testing.T) {
 	frames := 1_000_000
-	if testing.Short() || raceEnabled {
+	if testing.Short() {
 		frames = 50_000
 	}
 	a := newArena(t)

@@ -50,7 +50,7 @@ func TestS01ForeignSources(t *testing.T) {
 func TestS02SameAddresses(t *testing.T) {
 	const tenants, flows = 30, 20
 	rounds := 85
-	if testing.Short() || raceEnabled {
+	if testing.Short() {
 		rounds = 10
 	}
 	var ports, vpcs strings.Builder

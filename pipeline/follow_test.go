@@ -124,10 +124,12 @@ func (g *Generation) meaning(cfg *config.Config, s *State) []string {
 func (s *State) known() []string {
 	var lines []string
 	for slot := range s.Neighbors.entries {
-		if state, mac := s.Neighbors.Get(uint32(slot)); state != NeighborNone {
-			port, a := s.Neighbors.At(uint32(slot))
-			lines = append(lines, fmt.Sprintf("%v by %d: %v %v", a, port, state, mac))
+		if s.Neighbors.entries[slot].word == 0 {
+			continue
 		}
+		state, mac := s.Neighbors.Get(uint32(slot))
+		port, a := s.Neighbors.At(uint32(slot))
+		lines = append(lines, fmt.Sprintf("%v by %d: %v %v", a, port, state, mac))
 	}
 	slices.Sort(lines)
 	return lines
@@ -192,7 +194,11 @@ func (m townsman) vpc(v int) string {
 // same neighbors, the same slots. A generation that is discarded leaves nothing.
 func TestFollow(t *testing.T) {
 	followed, whole, discarded := 0, 0, 0
-	for seed := range uint64(60) {
+	seeds := 60
+	if testing.Short() {
+		seeds = 6
+	}
+	for seed := range uint64(seeds) {
 		m := townsman{rand.New(rand.NewPCG(seed, 7))}
 		var states [2]*State
 		var compilers [2]*Compiler
@@ -301,7 +307,7 @@ func TestFollow(t *testing.T) {
 		}
 	}
 	t.Logf("%d followed, %d compiled, %d discarded", followed, whole, discarded)
-	if followed < 300 || whole < 300 || discarded < 100 {
+	if followed < 5*seeds || whole < 5*seeds || discarded < seeds {
 		t.Error("the changes are too easy, or too hard")
 	}
 }

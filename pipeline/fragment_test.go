@@ -508,7 +508,7 @@ func TestFragmentFlood(t *testing.T) {
 	} {
 		t.Run(f.name, func(t *testing.T) {
 			frames := 100_000
-			if testing.Short() || raceEnabled {
+			if testing.Short() {
 				frames = 10_000
 			}
 			p := newPost(t, tenants)

@@ -158,7 +158,7 @@ var leakSeeds = [2][]string{
 // Frames of a million, each a valid one with some bits changed, and half of them with the header checksum mended.
 func TestMutations(t *testing.T) {
 	frames := 1_000_000
-	if testing.Short() || raceEnabled {
+	if testing.Short() {
 		frames = 50_000
 	}
 	r := newRig(t, rigConfig, config.MAC{})

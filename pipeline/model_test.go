@@ -859,7 +859,7 @@ func portOf(frame []byte) uint16 {
 
 func TestAgreesWithModel(t *testing.T) {
 	configs := 3000
-	if testing.Short() || raceEnabled {
+	if testing.Short() {
 		configs = 150
 	}
 	g := &generator{Rand: rand.New(rand.NewPCG(7, 7))}

@@ -602,7 +602,7 @@ func story(text string, events []event) string {
 // The fast NAT and the slow one agree over a million random events: packets in both directions, time, and configurations.
 func TestAgreesWithReference(t *testing.T) {
 	total := *refEvents
-	if testing.Short() || raceEnabled {
+	if testing.Short() {
 		total = min(total, 40_000)
 	}
 	const perWorld, parts = 5_000, 8

@@ -106,7 +106,7 @@ func someCandidates(n int) (list []inet.Addr) {
 // Each of n candidates gets its share of many flows, within 2 % of all.
 func TestRendezvousBalance(t *testing.T) {
 	flows := 100_000
-	if raceEnabled {
+	if testing.Short() {
 		flows = 20_000
 	}
 	r := rand.New(rand.NewPCG(1, 1))

@@ -240,7 +240,7 @@ func TestTranslation(t *testing.T) {
 	r := newRig(t, unclampedConfig, config.MAC{})
 	rnd := rand.New(rand.NewPCG(3, 3))
 	n := 40_000
-	if testing.Short() || raceEnabled {
+	if testing.Short() {
 		n = 4_000
 	}
 	for i := range n {

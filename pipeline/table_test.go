@@ -100,7 +100,7 @@ func randomAddr(r *rand.Rand, six bool) netip.Addr {
 func TestRangeTables(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 9))
 	tables := 3000
-	if testing.Short() || raceEnabled {
+	if testing.Short() {
 		tables = 300
 	}
 	for range tables {

@@ -197,7 +197,11 @@ func checkDelta(t *testing.T, r *rand.Rand) {
 
 func TestDelta(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 3))
-	for range 100_000 {
+	rounds := 100_000
+	if testing.Short() {
+		rounds = 10_000
+	}
+	for range rounds {
 		checkDelta(t, r)
 	}
 }

@@ -62,7 +62,11 @@ func TestMappingsAgreeWithMaps(t *testing.T) {
 	ranges := []PortRange{{2000, 2007}, {60, 69}} // over the edge of a word
 	now := uint32(0xffff_f000)                    // the clock wraps
 	refused := 0
-	for step := range 200_000 {
+	steps := 200_000
+	if testing.Short() {
+		steps = 20_000
+	}
+	for step := range steps {
 		now += r.Uint32N(20)
 		e := endpoint{1 + r.Uint32N(2), r.IntN(4), uint16(r.UintN(4)), PortSpace(r.UintN(3)), r.Uint32N(2)}
 		switch k := live[e]; {
@@ -297,6 +301,9 @@ func TestPortsAtTheEdges(t *testing.T) {
 	for _, ranges := range [][]PortRange{{{1, 1}}, {{65535, 65535}}, {{63, 64}}, {{1, 65535}}, {{5, 9}, {100, 131}, {9000, 9000}}} {
 		m, _ := newMappings(t, 65535)
 		total := int(Ports(ranges))
+		if testing.Short() {
+			total = min(total, 4096)
+		}
 		seen := map[uint16]bool{}
 		for i := range total {
 			ref, result := m.Create(1, private(i), 1, EchoIdentifiers, 3, ranges, newRand(uint64(i)), 1)
@@ -309,7 +316,7 @@ func TestPortsAtTheEdges(t *testing.T) {
 			}
 			seen[port] = true
 		}
-		if _, result := m.Create(1, private(total), 1, EchoIdentifiers, 3, ranges, newRand(1), 1); result != NoPort && total < 65535 {
+		if _, result := m.Create(1, private(total), 1, EchoIdentifiers, 3, ranges, newRand(1), 1); result != NoPort && total == int(Ports(ranges)) && total < 65535 {
 			t.Errorf("%v: a full range gives one more (%d)", ranges, result)
 		}
 	}

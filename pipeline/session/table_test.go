@@ -78,9 +78,13 @@ func TestAgreesWithMaps(t *testing.T) {
 		return None
 	}
 	var b Batch
-	for i := range 200_000 {
+	rounds := 200_000
+	if testing.Short() {
+		rounds = 20_000
+	}
+	for i := range rounds {
 		switch f := smallFlow(r); {
-		case r.IntN(20_000) == 0:
+		case r.IntN(rounds/10) == 0:
 			table.Rebuild(func(ref uint32, s *Session) bool {
 				if _, ok := live[ref]; !ok {
 					t.Fatalf("session %d is live and was never added", ref)
