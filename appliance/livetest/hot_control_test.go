@@ -231,11 +231,12 @@ func TestHotAttach(t *testing.T) {
 
 // A control that is killed at any point of a reload leaves a whole configuration in force: the old one, or the new one.
 func TestHotControlKilledInReload(t *testing.T) {
-	n := newNetwork(t)
-	n.guest.address(t, "eth0", "172.30.0.9/24")
-	serveEcho(t, n.internet, remote4)
 	for _, point := range reloadPoints {
 		t.Run(point, func(t *testing.T) {
+			t.Parallel()
+			n := newNetwork(t)
+			n.guest.address(t, "eth0", "172.30.0.9/24")
+			serveEcho(t, n.internet, remote4)
 			l := newLatches(t)
 			w := startWeir(t, n, baseConfig, l.env())
 			plane := w.dataplane(t)

@@ -99,6 +99,7 @@ func TestHotReloadDuringReload(t *testing.T) {
 func TestHotTerminateInReload(t *testing.T) {
 	for _, point := range reloadPoints {
 		t.Run(point, func(t *testing.T) {
+			t.Parallel()
 			n := newNetwork(t)
 			serveEcho(t, n.internet, remote4)
 			l := newLatches(t)

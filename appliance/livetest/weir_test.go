@@ -5,6 +5,7 @@ package livetest
 import (
 	"bytes"
 	"context"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -44,6 +45,11 @@ func TestMain(m *testing.M) {
 		program = filepath.Join(dir, "weir")
 		if out, err := exec.Command("go", "build", "-tags", "faultpoints", "-o", program, "weir/appliance").CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "go build weir/appliance: %v\n%s", err, out)
+			return 1
+		}
+		// What runs side by side waits most of the time, so the number of cores is no measure.
+		if err := flag.Set("test.parallel", "8"); err != nil {
+			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
 		return m.Run()
