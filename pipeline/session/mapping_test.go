@@ -25,7 +25,7 @@ func newMappings(t testing.TB, capacity int) (*Mappings, func() *Mappings) {
 	}
 	t.Cleanup(func() { s.Close() })
 	m := OpenMappings(s, r)
-	m.Init(Secret{1, 2, 3, 4, 5, 6, 7, 8})
+	m.Init(randomSecret(rand.New(rand.NewPCG(3, 4))))
 	return m, func() *Mappings { return OpenMappings(s, r) }
 }
 
@@ -301,9 +301,6 @@ func TestPortsAtTheEdges(t *testing.T) {
 	for _, ranges := range [][]PortRange{{{1, 1}}, {{65535, 65535}}, {{63, 64}}, {{1, 65535}}, {{5, 9}, {100, 131}, {9000, 9000}}} {
 		m, _ := newMappings(t, 65535)
 		total := int(Ports(ranges))
-		if testing.Short() {
-			total = min(total, 4096)
-		}
 		seen := map[uint16]bool{}
 		for i := range total {
 			ref, result := m.Create(1, private(i), 1, EchoIdentifiers, 3, ranges, newRand(uint64(i)), 1)
@@ -316,7 +313,7 @@ func TestPortsAtTheEdges(t *testing.T) {
 			}
 			seen[port] = true
 		}
-		if _, result := m.Create(1, private(total), 1, EchoIdentifiers, 3, ranges, newRand(1), 1); result != NoPort && total == int(Ports(ranges)) && total < 65535 {
+		if _, result := m.Create(1, private(total), 1, EchoIdentifiers, 3, ranges, newRand(1), 1); result != NoPort && total < 65535 {
 			t.Errorf("%v: a full range gives one more (%d)", ranges, result)
 		}
 	}
