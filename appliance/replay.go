@@ -119,14 +119,9 @@ func (r *replay) schedule(cfg *config.Config) ([]arrival, error) {
 		if file == "" {
 			continue
 		}
-		f, err := os.Open(file)
+		records, err := packettext.ReadPcapFile(file)
 		if err != nil {
 			return nil, err
-		}
-		records, err := packettext.ReadPcap(f)
-		f.Close()
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", file, err)
 		}
 		var at time.Duration
 		for n, rec := range records {
@@ -310,14 +305,9 @@ func (r *replay) reload(cfg *config.Config, c *pipeline.Compiler, path string) (
 
 // restamp gives the frames that net_pcap wrote, with the wall clock's time, those of the captures' clock.
 func restamp(name string, stamps []time.Duration) error {
-	f, err := os.Open(name)
+	records, err := packettext.ReadPcapFile(name)
 	if err != nil {
 		return err
-	}
-	records, err := packettext.ReadPcap(f)
-	f.Close()
-	if err != nil {
-		return fmt.Errorf("%s: %w", name, err)
 	}
 	if len(records) != len(stamps) {
 		return fmt.Errorf("%s: %d frames were written, %d sent", name, len(records), len(stamps))
@@ -325,7 +315,8 @@ func restamp(name string, stamps []time.Duration) error {
 	for i := range records {
 		records[i].Time = stamps[i]
 	}
-	if f, err = os.Create(name); err != nil {
+	f, err := os.Create(name)
+	if err != nil {
 		return err
 	}
 	return errors.Join(packettext.WritePcap(f, records), f.Close())

@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"fmt"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -28,13 +27,9 @@ func caseFrames(t testing.TB) (frames [][]byte) {
 		t.Fatalf("%d captures of cases: %v", len(files), err)
 	}
 	for _, file := range files {
-		data, err := os.ReadFile(file)
+		records, err := packettext.ReadPcapFile(file)
 		if err != nil {
 			t.Fatal(err)
-		}
-		records, err := packettext.ReadPcap(bytes.NewReader(data))
-		if err != nil {
-			t.Fatalf("%s: %v", file, err)
 		}
 		for _, r := range records {
 			frames = append(frames, r.Frame)

@@ -112,9 +112,7 @@ func TestHotControl(t *testing.T) {
 	}
 	endAll(streams)
 	for _, s := range streams {
-		if lost, sent := s.lost(); lost > 0 {
-			t.Errorf("%v: %d of %d datagrams are lost", s.c.LocalAddr(), lost, sent)
-		}
+		s.endWhole(t)
 		if list := s.sources(); len(list) != 1 {
 			t.Errorf("%v: came from %v, expected one address and port", s.c.LocalAddr(), list)
 		}
@@ -195,8 +193,7 @@ func TestHotAttach(t *testing.T) {
 	}
 	plane := spawn(t, n.gateway, w.env(), "dataplane", "--socket", w.socket)
 	w.ready(t)
-	s := startStream(t, n.guest, batch4, remote4, 5*time.Millisecond)
-	eventually(t, patience, "the stream flows", func() error { return atLeast(s.echoed(), 20) })
+	s := startFlowing(t, n.guest, batch4, remote4)
 
 	second := spawn(t, n.gateway, w.env(), "run", "--attach", "--config", w.config, "--socket", w.socket)
 	expectRefused(t, second, "another weir run commands this data plane")
@@ -217,10 +214,7 @@ func TestHotAttach(t *testing.T) {
 		}
 	}
 	w.expectGeneration(t, 1, true)
-	s.end()
-	if lost, sent := s.lost(); lost > 0 {
-		t.Errorf("%d of %d datagrams are lost", lost, sent)
-	}
+	s.endWhole(t)
 	w.signal(t, syscall.SIGTERM)
 	w.wait(t, patience)
 	plane.signal(t, syscall.SIGTERM)
@@ -240,8 +234,7 @@ func TestHotControlKilledInReload(t *testing.T) {
 			l := newLatches(t)
 			w := startWeir(t, n, baseConfig, l.env())
 			plane := w.dataplane(t)
-			s := startStream(t, n.guest, batch4, remote4, 5*time.Millisecond)
-			eventually(t, patience, "the stream flows", func() error { return atLeast(s.echoed(), 20) })
+			s := startFlowing(t, n.guest, batch4, remote4)
 			l.close(t, point)
 			w.write(t, baseConfig+late)
 			l.reached(t, point)
@@ -258,10 +251,7 @@ func TestHotControlKilledInReload(t *testing.T) {
 			if seen, err := echoUDP(n.guest, netip.MustParseAddr("172.30.0.9"), remote4); err != nil || seen.Addr() != netip.MustParseAddr("192.0.2.9") {
 				t.Errorf("the new instance: %v, %v; expected 192.0.2.9", seen, err)
 			}
-			s.end()
-			if lost, sent := s.lost(); lost > 0 {
-				t.Errorf("%d of %d datagrams are lost", lost, sent)
-			}
+			s.endWhole(t)
 			w.expectBalance(t)
 			w.expectTables(t)
 			w.stop(t)
@@ -277,8 +267,7 @@ func TestHotNoMemory(t *testing.T) {
 	serveEcho(t, n.internet, remote4)
 	l := newLatches(t)
 	w := startWeir(t, n, baseConfig, l.env())
-	s := startStream(t, n.guest, batch4, remote4, 5*time.Millisecond)
-	eventually(t, patience, "the stream flows", func() error { return atLeast(s.echoed(), 20) })
+	s := startFlowing(t, n.guest, batch4, remote4)
 	generation := 1.0
 	text := map[bool]string{true: baseConfig + late, false: baseConfig}
 	for i, c := range []struct {
@@ -312,10 +301,7 @@ func TestHotNoMemory(t *testing.T) {
 			expectLate(t, n, i%2 == 0)
 		})
 	}
-	s.end()
-	if lost, sent := s.lost(); lost > 0 {
-		t.Errorf("%d of %d datagrams are lost", lost, sent)
-	}
+	s.endWhole(t)
 	w.expectBalance(t)
 	w.expectTables(t)
 	w.stop(t)

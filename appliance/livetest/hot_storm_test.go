@@ -35,8 +35,7 @@ func TestHotStorm(t *testing.T) {
 	n.guest.address(t, "eth0", "172.30.0.9/24")
 	serveEcho(t, n.internet, remote4)
 	w := startWeir(t, n, baseConfig)
-	s := startStream(t, n.guest, batch4, remote4, 5*time.Millisecond)
-	eventually(t, patience, "the stream flows", func() error { return atLeast(s.echoed(), 20) })
+	s := startFlowing(t, n.guest, batch4, remote4)
 	start := time.Now()
 	for i := range writes {
 		w.write(t, baseConfig+lateAt(fmt.Sprint("192.0.2.", 100+i%100)))
@@ -60,10 +59,7 @@ func TestHotStorm(t *testing.T) {
 		t.Errorf("%d writes in %v made %d generations, expected at most %d", writes, took, reloads, limit)
 	}
 	w.expectGeneration(t, float64(1+reloads), true)
-	s.end()
-	if lost, sent := s.lost(); lost > 0 {
-		t.Errorf("%d of %d datagrams are lost", lost, sent)
-	}
+	s.endWhole(t)
 	t.Logf("%d writes in %v, %d reloads", writes, took.Round(time.Millisecond), reloads)
 	w.expectBalance(t)
 	w.expectTables(t)
@@ -138,8 +134,7 @@ func TestHotTwoFiles(t *testing.T) {
 	}
 	w.run(t)
 	w.ready(t)
-	s := startStream(t, n.guest, batch4, remote4, 5*time.Millisecond)
-	eventually(t, patience, "the stream flows", func() error { return atLeast(s.echoed(), 20) })
+	s := startFlowing(t, n.guest, batch4, remote4)
 
 	parts[0] = replace(t, parts[0], "name: default", "name: other")
 	if err := writeParts(w.config, parts[:1]); err != nil {
@@ -152,10 +147,7 @@ func TestHotTwoFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.expectGeneration(t, 2, true)
-	s.end()
-	if lost, sent := s.lost(); lost > 0 {
-		t.Errorf("%d of %d datagrams are lost", lost, sent)
-	}
+	s.endWhole(t)
 	w.expectBalance(t)
 	w.expectTables(t)
 	w.stop(t)

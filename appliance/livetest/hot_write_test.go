@@ -171,8 +171,7 @@ func TestHotWriting(t *testing.T) {
 			}
 			w.run(t)
 			w.ready(t)
-			s := startStream(t, n.guest, batch4, remote4, 5*time.Millisecond)
-			eventually(t, patience, "the stream flows", func() error { return atLeast(s.echoed(), 10) })
+			s := startFlowing(t, n.guest, batch4, remote4)
 
 			var slowest time.Duration
 			for round := 1; round <= rounds; round++ {
@@ -196,10 +195,7 @@ func TestHotWriting(t *testing.T) {
 			if at := strings.Index(w.log(), "reload refused"); at >= 0 {
 				t.Errorf("something half-written was taken for a configuration: %.200s", w.log()[at:])
 			}
-			s.end()
-			if lost, sent := s.lost(); lost > 0 {
-				t.Errorf("%d of %d datagrams are lost", lost, sent)
-			}
+			s.endWhole(t)
 			t.Logf("%d rounds, the slowest in force after %v", rounds, slowest.Round(time.Millisecond))
 			w.expectBalance(t)
 			w.expectTables(t)

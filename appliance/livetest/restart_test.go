@@ -119,8 +119,7 @@ func TestControlKilled(t *testing.T) {
 	n.guest.address(t, "eth0", "172.30.0.9/24")
 	serveEcho(t, n.internet, remote4)
 	w := startWeir(t, n, baseConfig)
-	s := startStream(t, n.guest, batch4, remote4, 5*time.Millisecond)
-	eventually(t, patience, "the stream flows", func() error { return atLeast(s.echoed(), 20) })
+	s := startFlowing(t, n.guest, batch4, remote4)
 	plane := w.dataplane(t)
 
 	w.signal(t, syscall.SIGKILL)
@@ -141,10 +140,7 @@ func TestControlKilled(t *testing.T) {
 	if seen, err := echoUDP(n.guest, netip.MustParseAddr("172.30.0.9"), remote4); err != nil || seen.Addr() != netip.MustParseAddr("192.0.2.9") {
 		t.Errorf("the new instance: %v, %v; expected 192.0.2.9", seen, err)
 	}
-	s.end()
-	if lost, sent := s.lost(); lost > 0 {
-		t.Errorf("%d of %d datagrams are lost", lost, sent)
-	}
+	s.endWhole(t)
 	if list := s.sources(); len(list) != 1 {
 		t.Errorf("the stream came from %v, expected one address and port", list)
 	}
@@ -192,8 +188,7 @@ func TestTerminate(t *testing.T) {
 	n := newNetwork(t)
 	serveEcho(t, n.internet, remote4)
 	w := startWeir(t, n, baseConfig)
-	s := startStream(t, n.guest, web4, remote4, 5*time.Millisecond)
-	eventually(t, patience, "the stream flows", func() error { return atLeast(s.echoed(), 20) })
+	startFlowing(t, n.guest, web4, remote4)
 	w.signal(t, syscall.SIGTERM)
 	if code := w.wait(t, restartLimit); code != 0 {
 		t.Errorf("weir run exits with %d, expected 0", code)
@@ -228,8 +223,7 @@ func TestDataplaneFirst(t *testing.T) {
 	if pid := w.dataplane(t); pid != plane.cmd.Process.Pid {
 		t.Fatalf("data plane %d runs, expected %d", pid, plane.cmd.Process.Pid)
 	}
-	s := startStream(t, n.guest, batch4, remote4, 5*time.Millisecond)
-	eventually(t, patience, "the stream flows", func() error { return atLeast(s.echoed(), 20) })
+	s := startFlowing(t, n.guest, batch4, remote4)
 
 	w.signal(t, syscall.SIGTERM)
 	if code := w.wait(t, restartLimit); code != 0 {
@@ -239,10 +233,7 @@ func TestDataplaneFirst(t *testing.T) {
 	eventually(t, patience, "the stream flows without control", func() error { return atLeast(s.echoed(), before+100) })
 	w.run(t)
 	w.ready(t)
-	s.end()
-	if lost, sent := s.lost(); lost > 0 {
-		t.Errorf("%d of %d datagrams are lost", lost, sent)
-	}
+	s.endWhole(t)
 	w.expectBalance(t)
 	w.signal(t, syscall.SIGTERM)
 	w.wait(t, restartLimit)

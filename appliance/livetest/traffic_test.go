@@ -211,6 +211,14 @@ func startStream(t *testing.T, n *namespace, from, remote netip.Addr, interval t
 	return s
 }
 
+// startFlowing is startStream with a datagram each 5 ms, and returns when it flows.
+func startFlowing(t *testing.T, n *namespace, from, remote netip.Addr) *stream {
+	t.Helper()
+	s := startStream(t, n, from, remote, 5*time.Millisecond)
+	eventually(t, patience, "the stream flows", func() error { return atLeast(s.echoed(), 20) })
+	return s
+}
+
 func (s *stream) send(interval time.Duration) {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
@@ -312,6 +320,15 @@ func endAll(streams []*stream) {
 
 // lost returns how many datagrams have not come back. Call it after end.
 func (s *stream) lost() (lost, sent int) { return s.sent - len(s.back), s.sent }
+
+// endWhole ends the stream, and fails the test if a datagram of it is lost.
+func (s *stream) endWhole(t *testing.T) {
+	t.Helper()
+	s.end()
+	if lost, sent := s.lost(); lost > 0 {
+		t.Errorf("%v: %d of %d datagrams are lost", s.c.LocalAddr(), lost, sent)
+	}
+}
 
 // churn begins short UDP flows from an address, one after the other, until the test or stop ends it.
 func churn(t *testing.T, n *namespace, from, remote netip.Addr, interval time.Duration) (stop func()) {

@@ -48,7 +48,7 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		// What runs side by side waits most of the time, so the number of cores is no measure.
-		if err := flag.Set("test.parallel", "8"); err != nil {
+		if err := flag.Set("test.parallel", "4"); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}

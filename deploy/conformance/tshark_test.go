@@ -32,13 +32,9 @@ func captures(t *testing.T) (frames []frameOf) {
 		t.Fatalf("%d captures of cases (%v), expected a hundred at least", len(files), err)
 	}
 	for _, file := range files {
-		data, err := os.ReadFile(file)
+		records, err := packettext.ReadPcapFile(file)
 		if err != nil {
 			t.Fatal(err)
-		}
-		records, err := packettext.ReadPcap(bytes.NewReader(data))
-		if err != nil {
-			t.Fatalf("%s: %v", file, err)
 		}
 		for _, r := range records {
 			frames = append(frames, frameOf{strings.TrimPrefix(file, filepath.Join(root, "pipeline/testdata/cases")+"/"), r})

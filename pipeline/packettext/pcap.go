@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"os"
 	"time"
 
 	"github.com/gopacket/gopacket"
@@ -48,6 +49,20 @@ func ReadPcap(r io.Reader) ([]Record, error) {
 		}
 		records = append(records, Record{time.Duration(info.Timestamp.UnixNano()), frame})
 	}
+}
+
+// ReadPcapFile is ReadPcap of the file with this name, which errors tell.
+func ReadPcapFile(name string) ([]Record, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	records, err := ReadPcap(f)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return records, nil
 }
 
 // WritePcap writes a nanosecond pcap file of Ethernet frames, little-endian. Times go from 0 to 2^32-1 seconds.

@@ -5,6 +5,8 @@ package packettext
 import (
 	"bytes"
 	"encoding/binary"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -80,6 +82,18 @@ func TestWritePcap(t *testing.T) {
 	} {
 		if err := WritePcap(&file, []Record{{}, c.record}); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%v, want %q", err, c.want)
+		}
+	}
+}
+
+func TestReadPcapFile(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "short.pcap")
+	if err := os.WriteFile(name, []byte("no pcap"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{name, name + ".missing"} {
+		if _, err := ReadPcapFile(name); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("%v; expected an error that names %s", err, name)
 		}
 	}
 }
