@@ -43,10 +43,11 @@ replay: build ## replay captured packets through the playground's configuration;
 .PHONY: test
 test: need-root packages-test build lint ## everything: lint, tests, races, live tests, playground, deployment
 	@# One package at a time: the live tests share the cores with workers that poll.
-	$(GO) test -count=1 -p 1 -timeout 10m ./...
+	$(GO) test -count=1 -p 1 -timeout 10m $$($(GO) list ./... | grep -vxFf <($(GO) list $(PURE)))
 	CGO_ENABLED=0 $(GO) test -count=1 -run '^$$' $(PURE)
-	@# Short: the long loops of single goroutines have run above, and the detector sees nothing in them.
-	$(GO) test -count=1 -race -short -timeout 10m $(PURE)
+	@# Side by side: each keeps one core busy. Short, since the race detector sees nothing in the long loops of single goroutines.
+	$(GO) test -count=1 -race -short -timeout 10m $(PURE) & race=$$!; plain=0; \
+	$(GO) test -count=1 -timeout 10m $(PURE) || plain=1; wait $$race && exit $$plain
 	$(MAKE) --no-print-directory replay
 	$(MAKE) --no-print-directory run DURATION=5s
 
