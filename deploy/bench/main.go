@@ -133,6 +133,9 @@ var tables = map[string]func(results) [][]string{
 		rows := all.bySessions("unknown/", func(r *result) string { return fmt.Sprintf("%.0f (%.0f-%.0f)", r.Nanos, r.Min, r.Max) })
 		return append(rows, all.bySessions("fragments/", func(r *result) string { return fmt.Sprintf("%.0f (%.0f-%.0f)", r.Nanos, r.Min, r.Max) })[1:]...)
 	},
+	"memory": func(all results) [][]string {
+		return all.bySessions("memory", func(r *result) string { return fmt.Sprintf("%.1f (%.1f-%.1f)", r.Nanos, r.Min, r.Max) })
+	},
 	"stages":   stagesTable,
 	"bursts":   burstsTable,
 	"shapes":   shapesTable,
