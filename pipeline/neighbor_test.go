@@ -3,6 +3,7 @@
 package pipeline
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -10,6 +11,7 @@ import (
 
 	"weir/config"
 	"weir/pipeline/inet"
+	"weir/pipeline/session"
 )
 
 type neighborKey struct {
@@ -230,5 +232,20 @@ func TestBucket(t *testing.T) {
 	now -= 1e9
 	if n := take(); n != 0 {
 		t.Errorf("%d after the clock went back, want 0", n)
+	}
+}
+
+// Processes of different versions share memory when its layout is the same. What numbers in it mean is no part of the types, and not all of
+// it: where this fails, memory.meaning has to change with what is written here.
+func TestMeaningOfSharedMemory(t *testing.T) {
+	const flags = session.SNAT | session.FromOutside<<1 | session.Hairpin<<2 | session.Asked<<3 | session.OnLink<<4
+	word := session.Word(1, 2, 3, 4, session.Unconfirmed)
+	got := fmt.Sprintf("%012x %x %x %d", macWord(config.MAC{1, 2, 3, 4, 5, 6}), flags, word, NeighborStatic)
+	if want := "060504030201 a805 704000300020001 3"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+	// This one had MACs the other way round, and sessions that did not say whether their remote address is on the link.
+	if stateLayout == 0x526b7af9071e2391 {
+		t.Errorf("the state has the layout hash %x of one with another meaning", stateLayout)
 	}
 }

@@ -249,7 +249,7 @@ func (s *Segment) Check(layout uint64) error {
 
 // meaning goes into every layout hash. Linked in with another value (-ldflags "-X weir/pipeline/memory.meaning=..."), it makes
 // a program that refuses the segments of others though the types are the same: for when a field's meaning changes, and for tests.
-var meaning = "1"
+var meaning = "2"
 
 // Hash returns a number that changes when any of the types' layout changes. It panics on a type that
 // cannot lie in a segment.
