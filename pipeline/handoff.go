@@ -3,6 +3,7 @@
 package pipeline
 
 import (
+	"math/bits"
 	"sync/atomic"
 	"unsafe"
 
@@ -23,11 +24,11 @@ type handoffLane struct {
 	turned handoffRing[handedPacket]
 }
 
-// Slots of the rings: a few bursts, and a few packets.
-const (
-	handoffSlots = 256
-	turnedSlots  = 32
-)
+// handoffSlots is how many frames a ring holds: a few bursts.
+const handoffSlots = 256
+
+// turnedSlots is how many of those that turned back: as many between few workers, fewer between more, whose rings are many.
+func turnedSlots(workers int) int { return min(handoffSlots, 2048>>bits.Len(uint(workers-1))) }
 
 // handedFrame is a frame that a worker has found to be good, as it came by a port.
 type handedFrame struct {
@@ -69,7 +70,12 @@ func (r *handoffRing[T]) slot() *T {
 	return s
 }
 
-func (r *handoffRing[T]) announce() { atomic.StoreUint64(&r.head, r.next) }
+// announce leaves the reader's copy of the line alone where nothing is new.
+func (r *handoffRing[T]) announce() {
+	if r.head != r.next {
+		atomic.StoreUint64(&r.head, r.next)
+	}
+}
 
 // waiting returns how many there are for the reader; at is the i-th of them, and taken gives n back.
 func (r *handoffRing[T]) waiting() int  { return int(atomic.LoadUint64(&r.head) - r.tail) }
@@ -83,7 +89,7 @@ func NewHandoff(workers int) *Handoff {
 	for i := range h.lanes {
 		if i/workers != i%workers {
 			h.lanes[i].frames.open(handoffSlots)
-			h.lanes[i].turned.open(turnedSlots)
+			h.lanes[i].turned.open(turnedSlots(workers))
 		}
 	}
 	return h
@@ -138,16 +144,22 @@ func (l *handoffLane) give(b *Burst, p *Packet) bool {
 }
 
 // Adopt takes a burst that another worker handed over all its way, as Process does, and returns how many packets it had. The driver calls
-// it every turn for each other worker, and empties the queues after it.
+// it every turn for each other worker, and empties the queues after it. Where both rings have something they take turns: neither waits for a
+// flood in the other to end.
 func (w *Worker) Adopt(from int) int {
 	l := &w.handoff.lanes[from*w.handoff.workers+w.index]
 	b := &w.adopted
-	if n := l.frames.waiting(); n > 0 {
-		w.adoptFrames(b, &l.frames, n)
-	} else if n := l.turned.waiting(); n > 0 {
-		w.adoptTurned(b, &l.turned, n)
-	} else {
+	frames, turned, bit := l.frames.waiting(), l.turned.waiting(), uint64(1)<<from
+	if frames+turned == 0 {
 		return 0
+	}
+	w.Timed.begin()
+	if turned > 0 && (frames == 0 || w.alternate&bit == 0) {
+		w.alternate |= bit
+		w.adoptTurned(b, &l.turned, turned)
+	} else {
+		w.alternate &^= bit
+		w.adoptFrames(b, &l.frames, frames)
 	}
 	w.finish(b)
 	return b.N

@@ -42,6 +42,7 @@ type Worker struct {
 	toeplitz  *toeplitz
 	adopted   Burst // what another worker handed over
 	frames    [MaxBurst]unsafe.Pointer
+	alternate uint64 // a bit for each other worker: what was taken from it last had turned back
 	state     *State
 	gen       *Generation
 	sessions  *session.Table
