@@ -209,6 +209,10 @@ func (w *Worker) forward(b *Burst) {
 	w.created = false
 	w.live[inet.V4].known, w.live[inet.V6].known = false, false
 	all, done := b.live, 0
+	long := uint16(session.Hairpin | session.Asked)
+	if b.inside {
+		long |= session.OnLink
+	}
 	for k, i := range all {
 		if k%step == 0 {
 			w.sessions.Match(&w.batch, k+ahead)
@@ -218,13 +222,13 @@ func (w *Worker) forward(b *Burst) {
 			continue
 		}
 		ref := w.sessions.Found(&w.batch, k)
-		if ref == session.None {
+		if ref == session.None || !w.settled(ref, long) {
 			continue
 		}
 		if done < k {
 			w.run(b, all[done:k], done)
 			done = k
-			if ref = w.sessions.Found(&w.batch, k); ref == session.None { // ended just now
+			if ref = w.sessions.Found(&w.batch, k); ref == session.None || !w.settled(ref, long) { // not any more
 				continue
 			}
 		}

@@ -106,13 +106,18 @@ func sumOK(ip *[header.IPv4Size]byte) bool {
 	return sum%0xffff == 0
 }
 
-// short takes a plain packet of session s to a queue, or reports that it must go the long way; then nothing has changed. hash is that of
+// settled reports whether a session is in the middle of its life, is of the generation in use, and has none of the flags for which its packets must
+// go the long way.
+func (w *Worker) settled(ref uint32, long uint16) bool {
+	const states = 1<<session.UDP | 1<<session.TCPOpen
+	s := w.sessions.At(ref)
+	return s.Generation == uint32(w.gen.Number) && s.Flags&long == 0 && states>>(s.State()%64)&1 != 0
+}
+
+// short takes a plain packet of session s, which is settled, to a queue, or reports that it must go the long way; then nothing has changed. hash is that of
 // the key by which the session was found.
 func (w *Worker) short(inside bool, s *session.Session, p *Packet, hash uint64) bool {
-	const long = session.Hairpin | session.Asked | session.OnLink
-	const states = 1<<session.UDP | 1<<session.TCPOpen
-	// The generation comes first: Timer is an index into its own table.
-	if s.Generation != uint32(w.gen.Number) || s.Flags&long != 0 || states>>(s.State()%64)&1 == 0 || w.over(s) {
+	if w.over(s) {
 		return false
 	}
 	var port uint8
