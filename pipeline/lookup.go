@@ -10,8 +10,8 @@ import (
 	"weir/pipeline/session"
 )
 
-// lookup asks for the sessions of the packets from the first-th live one on: here for the buckets that they are found by, and for the
-// sessions of those before, whose buckets should have come. Packets from a port that no VPC is attached to end here.
+// lookup asks for the sessions of the packets from the first-th live one on: first for the buckets that they are found by, and for the
+// sessions of those a step before, whose buckets should have come. Packets from a port that no VPC is attached to end here.
 func (w *Worker) lookup(b *Burst, first int) {
 	live := b.live[first:]
 	vpc := uint32(0)
@@ -36,7 +36,7 @@ func (w *Worker) lookup(b *Burst, first int) {
 		}
 	}
 	w.sessions.Hash(&w.batch, len(b.live))
-	w.sessions.Match(&w.batch, first)
+	w.sessions.Match(&w.batch, max(0, first-step))
 }
 
 // apply gives those packets of a run that have a live session their rewriting: they need neither route nor select. act stays actNone
