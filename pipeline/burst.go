@@ -27,6 +27,12 @@ type Burst struct {
 	turned    [MaxBurst]uint8
 }
 
+// begin forgets the notes about packets of before. inside says from which side those come that are in the burst now, or will be.
+func (b *Burst) begin(inside bool) {
+	b.inside, b.fragments = inside, false
+	b.live, b.back = b.index[:0], b.turned[:0]
+}
+
 // Packet is one frame and what the stages found out about it. "Local" is the VPC's side of a flow: private
 // addresses inside, ours outside; "remote" is the Internet's.
 type Packet struct {

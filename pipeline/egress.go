@@ -98,7 +98,6 @@ type liveHops struct {
 type liveHop struct {
 	mac uint64
 	*hopRecord
-	port uint8 // the record's, at hand
 }
 
 // liveHops returns the next hops of a family.
@@ -118,7 +117,7 @@ func (l *liveHops) find(w *Worker, f inet.Family) {
 			continue
 		}
 		if mac := w.resolved(h.Neighbor); mac != 0 {
-			l.hops[l.n] = liveHop{mac, h, h.Port}
+			l.hops[l.n] = liveHop{mac, h}
 			l.n++
 			l.ports |= 1 << h.Port
 		}

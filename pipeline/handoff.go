@@ -165,16 +165,11 @@ func (w *Worker) Adopt(from int) int {
 	return b.N
 }
 
-// begin empties a burst for packets of one port and side.
-func (b *Burst) begin(port uint8, inside bool) {
-	b.Port, b.inside, b.N = int(port), inside, 0
-	b.live, b.back, b.fragments = b.index[:0], b.turned[:0], false
-}
-
 // adoptFrames takes those that came by the same port as the first, n at most.
 func (w *Worker) adoptFrames(b *Burst, r *handoffRing[handedFrame], n int) {
 	first := r.at(0)
-	b.begin(first.port, first.inside)
+	b.Port, b.N = int(first.port), 0
+	b.begin(first.inside)
 	for n = min(n, MaxBurst); b.N < n; b.N++ {
 		s := r.at(b.N)
 		if int(s.port) != b.Port || s.inside != b.inside {
@@ -192,7 +187,8 @@ func (w *Worker) adoptFrames(b *Burst, r *handoffRing[handedFrame], n int) {
 
 // adoptTurned takes those that turned back at the same port as the first, n at most.
 func (w *Worker) adoptTurned(b *Burst, r *handoffRing[handedPacket], n int) {
-	b.begin(r.at(0).port, false)
+	b.Port, b.N = int(r.at(0).port), 0
+	b.begin(false)
 	for n = min(n, MaxBurst); b.N < n && int(r.at(b.N).port) == b.Port; b.N++ {
 		b.Packets[b.N] = r.at(b.N).Packet
 		b.live = append(b.live, uint8(b.N))

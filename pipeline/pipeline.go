@@ -266,8 +266,7 @@ func (w *Worker) run(b *Burst, live []uint8, first int) {
 // received counts the burst at once, so that what a dying process had in hand can be told.
 func (w *Worker) received(b *Burst) {
 	w.counters.Received[b.Port] += uint64(b.N)
-	b.live, b.back, b.fragments = b.index[:0], b.turned[:0], false
-	b.inside = w.gen.ports[b.Port].Side == uint8(config.Inside)
+	b.begin(w.gen.ports[b.Port].Side == uint8(config.Inside))
 }
 
 // drop ends a packet's way under a reason.

@@ -128,7 +128,7 @@ func (w *Worker) short(inside bool, s *session.Session, p *Packet, hash uint64) 
 			return false
 		}
 		h := &l.hops[share(hash, l.n)%maxLiveHops]
-		port, mac = h.port, h.mac
+		port, mac = h.Port, h.mac
 	} else if port = s.InPort; port == noPort || s.Neighbor == NoNeighbor {
 		return false
 	} else if mac = w.resolved(s.Neighbor); mac == 0 {
@@ -138,7 +138,7 @@ func (w *Worker) short(inside bool, s *session.Session, p *Packet, hash uint64) 
 		return false
 	}
 	if p.kind == kindTCP {
-		track(inside, s, p)
+		w.trackTCP(s, p, inside)
 	}
 	if inside {
 		s.Last = w.tick
@@ -150,21 +150,6 @@ func (w *Worker) short(inside bool, s *session.Session, p *Packet, hash uint64) 
 	}
 	w.queue(port, mac, p.Handle, p.Data)
 	return true
-}
-
-// track is trackTCP for a segment that changes no state.
-func track(inside bool, s *session.Session, p *Packet) {
-	var g segment
-	if d := p.Data; p.family == inet.V4 {
-		g = segmentOf((*[header.TCPSize]byte)((*[plain4 + header.TCPSize]byte)(d)[plain4:]), len(d)-plain4, tcpACK)
-	} else {
-		g = segmentOf((*[header.TCPSize]byte)((*[plain6 + header.TCPSize]byte)(d)[plain6:]), len(d)-plain6, tcpACK)
-	}
-	if inside {
-		sent(s, &g)
-	} else {
-		came(s, &g)
-	}
 }
 
 // rewrite4 is rewrite for a plain IPv4 packet.

@@ -31,13 +31,8 @@ type segment struct {
 
 func (p *Packet) segment() segment {
 	t := p.Data[p.transport:]
-	return segmentOf((*[header.TCPSize]byte)(t), len(t), p.tcpFlags)
-}
-
-// segmentOf reads a TCP header with size bytes from its start on.
-func segmentOf(t *[header.TCPSize]byte, size int, flags uint8) segment {
-	g := segment{binary.BigEndian.Uint32(t[4:]), 0, binary.BigEndian.Uint32(t[8:]), flags}
-	g.end = g.seq + uint32(size) - uint32(t[12]>>4)*4
+	g := segment{binary.BigEndian.Uint32(t[4:]), 0, binary.BigEndian.Uint32(t[8:]), p.tcpFlags}
+	g.end = g.seq + uint32(len(t)) - uint32(t[12]>>4)*4
 	if g.flags&tcpSYN != 0 {
 		g.end++
 	}
