@@ -235,21 +235,10 @@ func (a *arena) everyError(flow, outer, quote string) {
 }
 
 // only0 is the one session of the attackers.
-func (a *arena) only0() (found *session.Session) {
+func (a *arena) only0() *session.Session {
 	a.t.Helper()
 	calm := a.gen.vpcs[a.gen.ports[2].VPC].Slot
-	for ref := range uint32(a.sessions.Capacity()) {
-		if s := a.sessions.At(ref); s.State() != session.Free && s.VPC != calm {
-			if found != nil {
-				a.t.Fatal("more than one session")
-			}
-			found = s
-		}
-	}
-	if found == nil {
-		a.t.Fatal("no session")
-	}
-	return found
+	return a.onlyOf(func(s *session.Session) bool { return s.VPC != calm })
 }
 
 // S-7 and S-8, and RFC 4787 REQ-12, RFC 5382 REQ-10: ICMP of no type and code, whoever sends it and whatever it quotes, changes a

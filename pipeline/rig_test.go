@@ -238,9 +238,14 @@ func (r *rig) forget() {
 // only returns the one session there is.
 func (r *rig) only() *session.Session {
 	r.t.Helper()
-	var found *session.Session
+	return r.onlyOf(func(*session.Session) bool { return true })
+}
+
+// onlyOf returns the one session there is of those that count.
+func (r *rig) onlyOf(counts func(*session.Session) bool) (found *session.Session) {
+	r.t.Helper()
 	for ref := range uint32(r.sessions.Capacity()) {
-		if s := r.sessions.At(ref); s.State() != session.Free {
+		if s := r.sessions.At(ref); s.State() != session.Free && counts(s) {
 			if found != nil {
 				r.t.Fatal("more than one session")
 			}
