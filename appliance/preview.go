@@ -101,7 +101,7 @@ func (p *preview) compare(live comparison, cfg *config.Config, state *pipeline.S
 	}
 	defer after.Close()
 	tally := pipeline.NewTally(live.cfg, cfg, before, after, changes)
-	fates := state.Fates(live.compiler, after, tally)
+	fates := live.compiler.Fates(after, tally)
 	for i := range p.Changes {
 		p.Changes[i].Sessions = &tally.Fates[i]
 	}

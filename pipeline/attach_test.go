@@ -24,7 +24,7 @@ ports:
 		t.Fatal(err)
 	}
 	// fresh returns new segments, and what gives their descriptors away as a socket does.
-	fresh := func(t *testing.T) (state *memory.Segment, generation *memory.Segment) {
+	fresh := func(t *testing.T) (ofState *memory.Segment, ofGeneration *memory.Segment) {
 		s, err := NewState(StateConfig{Workers: 1, Sessions: 64})
 		if err != nil {
 			t.Fatal(err)

@@ -113,17 +113,17 @@ func opinion(frame []byte) (u tuple, ok, cut bool, strange string) {
 			return u, ok && (u.src.Is4() || len(l.Contents)+len(l.Payload) >= 8), cut, strange
 		}
 	}
-	if u.proto == protoTCP || u.proto == protoUDP || u.proto == protoICMP && u.src.Is4() || u.proto == protoICMPv6 && u.src.Is6() {
+	if u.proto == header.ProtocolTCP || u.proto == header.ProtocolUDP || u.proto == header.ProtocolICMP && u.src.Is4() || u.proto == header.ProtocolICMPv6 && u.src.Is6() {
 		ok = false // there is no such layer
 	}
 	if fragment {
 		strange = "a fragment, in which gopacket does not look for ports"
 	}
-	cut = cut || u.proto == protoDCCP || u.proto == protoLite // whose headers it does not read
+	cut = cut || u.proto == header.ProtocolDCCP || u.proto == header.ProtocolUDPLite // whose headers it does not read
 	if u.src.Is6() && slices.Contains([]uint8{header.ProtocolMobility, header.ProtocolHIP, header.ProtocolShim6, header.ProtocolExperiment1, header.ProtocolExperiment2}, u.proto) {
 		strange = "an extension header that gopacket does not know"
 	}
-	if (options || u.src.Is6() && u.proto == protoAH) && p.ErrorLayer() != nil {
+	if (options || u.src.Is6() && u.proto == header.ProtocolAH) && p.ErrorLayer() != nil {
 		strange = "options, or an AH, that only their receiver reads"
 	}
 	return u, ok, cut, strange

@@ -55,7 +55,7 @@ func TestM01ShortFrames(t *testing.T) {
 	a := newArena(t)
 	allLines(func(port int, line string) {
 		for n, f := range truncations(parseLine(t, port, line)) {
-			if n >= etherLen && strings.HasPrefix(line, "arp") {
+			if n >= header.EthernetSize && strings.HasPrefix(line, "arp") {
 				if got := a.throw(port, f); got != "punt" && got != "drop punt_limited" { // control reads it, or not
 					t.Fatalf("%d bytes of %s: %s", n, line, got)
 				}
@@ -100,8 +100,8 @@ func TestM02BadIPHeaders(t *testing.T) {
 			}
 		}
 	}
-	a.refused(0, ether(0, typeIPv6, parseLine(t, 0, "udp 10.0.0.5:1000 > 8.8.8.8:53 len=30")[14:]), BadIPHeader)
-	a.refused(0, ether(0, typeIPv4, parseLine(t, 0, "udp [fd00::5]:1000 > [2001:4860::8]:53")[14:]), BadIPHeader)
+	a.refused(0, ether(0, header.EtherTypeIPv6, parseLine(t, 0, "udp 10.0.0.5:1000 > 8.8.8.8:53 len=30")[14:]), BadIPHeader)
+	a.refused(0, ether(0, header.EtherTypeIPv4, parseLine(t, 0, "udp [fd00::5]:1000 > [2001:4860::8]:53")[14:]), BadIPHeader)
 	a.rule(2)
 }
 
@@ -169,14 +169,14 @@ func TestM05TransportHeaders(t *testing.T) {
 		payload  []byte
 		shortest int
 	}{
-		{protoTCP, "10.0.0.5", "8.8.8.8", []byte{3, 232, 0, 53, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 2, 0, 0, 0, 0, 0, 0}, 20},
-		{protoUDP, "10.0.0.5", "8.8.8.8", []byte{3, 232, 0, 53, 0, 8, 0, 0}, 8},
-		{protoICMP, "10.0.0.5", "8.8.8.8", []byte{8, 0, 0, 0, 0, 7, 0, 0}, 8},
-		{protoDCCP, "10.0.0.5", "8.8.8.8", []byte{3, 232, 0, 53, 4, 0, 0, 0}, 8},
-		{protoLite, "10.0.0.5", "8.8.8.8", []byte{3, 232, 0, 53, 0, 8, 0, 0}, 8},
-		{protoTCP, "fd00::5", "2001:4860::8", []byte{3, 232, 0, 53, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 2, 0, 0, 0, 0, 0, 0}, 20},
-		{protoUDP, "fd00::5", "2001:4860::8", []byte{3, 232, 0, 53, 0, 8, 1, 1}, 8},
-		{protoICMPv6, "fd00::5", "2001:4860::8", []byte{128, 0, 0, 0, 0, 7, 0, 0}, 8},
+		{header.ProtocolTCP, "10.0.0.5", "8.8.8.8", []byte{3, 232, 0, 53, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 2, 0, 0, 0, 0, 0, 0}, 20},
+		{header.ProtocolUDP, "10.0.0.5", "8.8.8.8", []byte{3, 232, 0, 53, 0, 8, 0, 0}, 8},
+		{header.ProtocolICMP, "10.0.0.5", "8.8.8.8", []byte{8, 0, 0, 0, 0, 7, 0, 0}, 8},
+		{header.ProtocolDCCP, "10.0.0.5", "8.8.8.8", []byte{3, 232, 0, 53, 4, 0, 0, 0}, 8},
+		{header.ProtocolUDPLite, "10.0.0.5", "8.8.8.8", []byte{3, 232, 0, 53, 0, 8, 0, 0}, 8},
+		{header.ProtocolTCP, "fd00::5", "2001:4860::8", []byte{3, 232, 0, 53, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 2, 0, 0, 0, 0, 0, 0}, 20},
+		{header.ProtocolUDP, "fd00::5", "2001:4860::8", []byte{3, 232, 0, 53, 0, 8, 1, 1}, 8},
+		{header.ProtocolICMPv6, "fd00::5", "2001:4860::8", []byte{128, 0, 0, 0, 0, 7, 0, 0}, 8},
 	} {
 		build := func(payload []byte) []byte {
 			if strings.Contains(c.src, ":") {
@@ -194,7 +194,7 @@ func TestM05TransportHeaders(t *testing.T) {
 			}
 		}
 		switch c.proto {
-		case protoTCP:
+		case header.ProtocolTCP:
 			for offset := range 16 {
 				whole[12] = byte(offset << 4)
 				for n := 20; n < 64; n++ {
@@ -205,7 +205,7 @@ func TestM05TransportHeaders(t *testing.T) {
 					}
 				}
 			}
-		case protoUDP:
+		case header.ProtocolUDP:
 			for _, length := range []int{0, 1, 7, 8, 9, 31, 32, 33, 34, 0x7fff, 0x8000, 0xffff} {
 				binary.BigEndian.PutUint16(whole[4:], uint16(length))
 				if f := build(whole[:32]); length < 8 || length > 32 {
@@ -328,7 +328,7 @@ func TestM08IPv4Options(t *testing.T) {
 				for len(options)%4 != 0 {
 					options = append(options, 0)
 				}
-				f := ip4(0, protoUDP, "10.0.0.5", "8.8.8.8", options, udp)
+				f := ip4(0, header.ProtocolUDP, "10.0.0.5", "8.8.8.8", options, udp)
 				route := kind == 131 || kind == 137
 				lies := kind > 1 && (length < 2 || length > len(options)-len(before))
 				got := a.throw(0, f)
@@ -341,11 +341,11 @@ func TestM08IPv4Options(t *testing.T) {
 	// A source route anywhere among others, and the payload found behind options of every length.
 	for n := range 10 {
 		noops := bytes.Repeat([]byte{1}, 4*n)
-		if got := a.throw(0, ip4(0, protoUDP, "10.0.0.5", "8.8.8.8", noops, udp)); !strings.Contains(got, "udp 192.0.2.5:1000 > 8.8.8.8:53") {
+		if got := a.throw(0, ip4(0, header.ProtocolUDP, "10.0.0.5", "8.8.8.8", noops, udp)); !strings.Contains(got, "udp 192.0.2.5:1000 > 8.8.8.8:53") {
 			t.Fatalf("%d words of options: %s", n, got)
 		}
 		if n > 0 {
-			a.refused(0, ip4(0, protoUDP, "10.0.0.5", "8.8.8.8", append(noops[1:], 131, 3, 4, 0, 0)[:4*n+4], udp), BadIPHeader)
+			a.refused(0, ip4(0, header.ProtocolUDP, "10.0.0.5", "8.8.8.8", append(noops[1:], 131, 3, 4, 0, 0)[:4*n+4], udp), BadIPHeader)
 		}
 	}
 	a.rule(1)
@@ -462,7 +462,7 @@ func TestM11VLANTags(t *testing.T) {
 			}
 			tags = binary.BigEndian.AppendUint16(tags, vid)
 			f := ether(0, types[0], append(tags, packet...))
-			for n := etherLen; n <= len(f); n++ {
+			for n := header.EthernetSize; n <= len(f); n++ {
 				a.refused(0, f[:n], VLANTag)
 				a.refused(1, append([]byte{2, 0, 0, 0, 0, 2}, f[6:n]...), VLANTag)
 			}
@@ -478,10 +478,10 @@ func TestM12EtherTypes(t *testing.T) {
 	for kind := 0; kind < 65536; kind += stride(16) {
 		f := ether(0, uint16(kind), packet)
 		switch kind {
-		case typeIPv4, typeARP:
+		case header.EtherTypeIPv4, header.EtherTypeARP:
 		case 0x8100, 0x88a8, 0x9100:
 			a.refused(0, f, VLANTag)
-		case typeIPv6:
+		case header.EtherTypeIPv6:
 			a.refused(0, f, BadIPHeader)
 		default:
 			a.refused(0, f, BadEtherType)
@@ -632,8 +632,8 @@ func TestM19QuotedPackets(t *testing.T) {
 			inner[c.at] = byte(proto)
 			f := bytes.Clone(inner)
 			if c.at == 9 {
-				mend(append(ether(0, typeIPv4, nil), f...))
-				f = append(ether(0, typeIPv4, nil), f...)
+				mend(append(ether(0, header.EtherTypeIPv4, nil), f...))
+				f = append(ether(0, header.EtherTypeIPv4, nil), f...)
 				mend(f)
 				f = f[14:]
 			}
@@ -673,7 +673,7 @@ func resum(f []byte) {
 	}
 	binary.BigEndian.PutUint16(f[18:], uint16(len(f)-54))
 	f[56], f[57] = 0, 0
-	pseudo := len(f) - 54 + protoICMPv6
+	pseudo := len(f) - 54 + header.ProtocolICMPv6
 	for i := 22; i < 54; i += 2 {
 		pseudo += int(f[i])<<8 + int(f[i+1])
 	}

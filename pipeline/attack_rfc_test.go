@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"weir/config"
+	"weir/pipeline/header"
 	"weir/pipeline/packettext"
 )
 
@@ -20,7 +21,7 @@ import (
 func TestEveryProtocol(t *testing.T) {
 	a := newArena(t)
 	for proto := range 256 {
-		ports := proto == protoTCP || proto == protoUDP
+		ports := proto == header.ProtocolTCP || proto == header.ProtocolUDP
 		for _, f := range []struct {
 			v6               bool
 			one, shared, out string
@@ -30,15 +31,15 @@ func TestEveryProtocol(t *testing.T) {
 			{true, "fd00::5", "fd00::6", "2001:4860::8", "2001:db8:1::5"},
 		} {
 			extension := f.v6 && strings.Contains(" 0 43 44 60 135 139 140 253 254 ", fmt.Sprintf(" %d ", proto))
-			if ports || proto == protoICMP && !f.v6 || proto == protoICMPv6 && f.v6 || extension {
+			if ports || proto == header.ProtocolICMP && !f.v6 || proto == header.ProtocolICMPv6 && f.v6 || extension {
 				continue // M-5, M-10, M-19
 			}
 			payload := []byte{9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10}
 			build := func(port int, src, dst string) []byte {
 				switch proto { // right sums, so that the verifier looks at what leaves
-				case protoLite:
+				case header.ProtocolUDPLite:
 					payload[4], payload[5] = 0, 0
-				case protoDCCP:
+				case header.ProtocolDCCP:
 					payload[4], payload[5] = 3, 0
 				}
 				frame := ip4
@@ -49,7 +50,7 @@ func TestEveryProtocol(t *testing.T) {
 			}
 			out := a.process(0, build(0, f.one, f.out))[0]
 			back := a.process(1, build(1, f.out, f.address))[0]
-			if proto == protoAH || f.v6 && proto == 59 {
+			if proto == header.ProtocolAH || f.v6 && proto == 59 {
 				if out.port >= 0 || back.port >= 0 {
 					t.Errorf("protocol %d passes 1:1", proto)
 				}
@@ -66,7 +67,7 @@ func TestEveryProtocol(t *testing.T) {
 
 // summed writes the sum of a protocol with a pseudo-header at byte 6 of its header, and leaves other protocols alone.
 func summed(frame []byte, proto byte, at int) []byte {
-	if proto != protoLite && proto != protoDCCP {
+	if proto != header.ProtocolUDPLite && proto != header.ProtocolDCCP {
 		return frame
 	}
 	frame[at+6], frame[at+7] = 0, 0

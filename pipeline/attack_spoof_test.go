@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"weir/config"
+	"weir/pipeline/header"
 	"weir/pipeline/packettext"
 	"weir/pipeline/session"
 )
@@ -158,7 +159,7 @@ func TestS03SNATScan(t *testing.T) {
 			at := 14 + 20 + 2
 			if f[12] == 0x86 {
 				at = 14 + 40 + 2
-			} else if f[23] == protoICMP {
+			} else if f[23] == header.ProtocolICMP {
 				at = 14 + 20 + 4
 			}
 			binary.BigEndian.PutUint16(f[at:], uint16(port))

@@ -126,7 +126,7 @@ func (f *flows) put(b []byte, i int) []byte {
 // makeTCP turns the flows, of IPv4, into TCP: SYNs at first.
 func (f *flows) makeTCP() {
 	for _, b := range f.templates {
-		b[23] = protoTCP
+		b[23] = header.ProtocolTCP
 		b[24], b[25] = 0, 0
 		binary.BigEndian.PutUint16(b[24:], ^header.Checksum(b[14:34], 0))
 		b[34+12] = 5 << 4

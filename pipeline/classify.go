@@ -9,22 +9,6 @@ import (
 	"weir/pipeline/inet"
 )
 
-const (
-	etherLen = 14
-
-	typeIPv4 = 0x0800
-	typeARP  = 0x0806
-	typeIPv6 = 0x86dd
-
-	protoICMP   = 1
-	protoTCP    = 6
-	protoUDP    = 17
-	protoDCCP   = 33
-	protoAH     = 51
-	protoICMPv6 = 58
-	protoLite   = 136
-)
-
 // punted marks, among classify's results, a frame that is weir's own to read.
 const punted = NumReasons
 
@@ -57,10 +41,10 @@ func (w *Worker) parse(p *Packet, inside bool, mac uint64) Reason {
 	if p.Long {
 		return Oversized
 	}
-	if len(d) < etherLen {
+	if len(d) < header.EthernetSize {
 		return ShortFrame
 	}
-	e := (*[etherLen]byte)(d)
+	e := (*[header.EthernetSize]byte)(d)
 	// Source: not a group, not zero, not our own (a loop).
 	dst, src := binary.LittleEndian.Uint64(e[:])&macMask, binary.LittleEndian.Uint64(e[4:])>>16
 	if src&macGroup != 0 || src == 0 || src == mac {
@@ -71,18 +55,18 @@ func (w *Worker) parse(p *Packet, inside bool, mac uint64) Reason {
 		return NotOurMAC
 	}
 	switch binary.BigEndian.Uint16(e[12:]) {
-	case typeIPv4:
+	case header.EtherTypeIPv4:
 		if group {
 			return NotOurMAC
 		}
 		return p.parse4(inside)
-	case typeIPv6:
+	case header.EtherTypeIPv6:
 		r := p.parse6(inside)
 		if group && r == Pass {
 			return NotOurMAC // neighbor discovery is all that weir hears on a group address
 		}
 		return r
-	case typeARP:
+	case header.EtherTypeARP:
 		return punted
 	case 0x8100, 0x88a8, 0x9100:
 		return VLANTag
@@ -91,7 +75,7 @@ func (w *Worker) parse(p *Packet, inside bool, mac uint64) Reason {
 }
 
 func (p *Packet) parse4(inside bool) Reason {
-	d := p.Data[etherLen:]
+	d := p.Data[header.EthernetSize:]
 	if len(d) < header.IPv4Size {
 		return ShortFrame
 	}
@@ -103,7 +87,7 @@ func (p *Packet) parse4(inside bool) Reason {
 	if total > len(d) {
 		return ShortFrame
 	}
-	p.Data = p.Data[:etherLen+total] // Ethernet padding ends here
+	p.Data = p.Data[:header.EthernetSize+total] // Ethernet padding ends here
 	if hlen == header.IPv4Size {
 		if !sumOK(h) {
 			return BadIPChecksum
@@ -125,15 +109,15 @@ func (p *Packet) parse4(inside bool) Reason {
 	} else {
 		p.local, p.remote = dst, src
 	}
-	p.expired, p.pinned = h[8] <= 1, h[9] == protoAH
-	if r := p.parseTransport(h[9], etherLen+hlen, inside); r != Pass {
+	p.expired, p.pinned = h[8] <= 1, h[9] == header.ProtocolAH
+	if r := p.parseTransport(h[9], header.EthernetSize+hlen, inside); r != Pass {
 		return r
 	}
 	return Pass
 }
 
 func (p *Packet) parse6(inside bool) Reason {
-	d := p.Data[etherLen:]
+	d := p.Data[header.EthernetSize:]
 	if len(d) < 40 {
 		return ShortFrame
 	}
@@ -145,7 +129,7 @@ func (p *Packet) parse6(inside bool) Reason {
 		return ShortFrame
 	}
 	d = d[:total]
-	p.Data = p.Data[:etherLen+total]
+	p.Data = p.Data[:header.EthernetSize+total]
 	p.family = inet.V6
 	src, dst := inet.From16(d[8:24]), inet.From16(d[24:40])
 	if src.Is4() || dst.Is4() { // IPv4-mapped addresses are never on a wire (RFC 4291 §2.5.5.2)
@@ -157,7 +141,7 @@ func (p *Packet) parse6(inside bool) Reason {
 		p.local, p.remote = dst, src
 	}
 	proto, offset, pinned := d[6], 40, false
-	if proto != protoTCP && proto != protoUDP && proto != protoICMPv6 {
+	if proto != header.ProtocolTCP && proto != header.ProtocolUDP && proto != header.ProtocolICMPv6 {
 		chain, fault := header.IPv6(d).Walk()
 		switch {
 		case fault == header.ChainTruncated && chain.IsFragment(): // RFC 7112 §5
@@ -172,7 +156,7 @@ func (p *Packet) parse6(inside bool) Reason {
 		}
 		proto, offset, pinned = chain.Protocol, chain.Offset, chain.Pinned
 	}
-	if r := p.parseTransport(proto, etherLen+offset, inside); r != Pass {
+	if r := p.parseTransport(proto, header.EthernetSize+offset, inside); r != Pass {
 		return r
 	}
 	p.expired, p.pinned = d[7] <= 1, pinned
@@ -198,7 +182,7 @@ func (p *Packet) parseTransport(proto uint8, offset int, inside bool) Reason {
 	if p.fragmented {
 		if p.at != 0 {
 			p.kind = kindPiece
-			if proto == protoTCP && p.at == 8 { // it would lie over the flags
+			if proto == header.ProtocolTCP && p.at == 8 { // it would lie over the flags
 				return BadFragment
 			}
 			return Pass
@@ -206,7 +190,7 @@ func (p *Packet) parseTransport(proto uint8, offset int, inside bool) Reason {
 		cut = BadFragment
 	}
 	switch {
-	case proto == protoTCP:
+	case proto == header.ProtocolTCP:
 		if len(d) < 20 {
 			return cut
 		}
@@ -217,7 +201,7 @@ func (p *Packet) parseTransport(proto uint8, offset int, inside bool) Reason {
 			return cut
 		}
 		p.kind, p.tcpFlags = kindTCP, d[13]
-	case proto == protoUDP:
+	case proto == header.ProtocolUDP:
 		if len(d) < 8 {
 			return cut
 		}
@@ -228,9 +212,9 @@ func (p *Packet) parseTransport(proto uint8, offset int, inside bool) Reason {
 			return BadTransport
 		}
 		p.kind = kindUDP
-	case proto == protoICMP && p.family == inet.V4, proto == protoICMPv6 && p.family == inet.V6:
+	case proto == header.ProtocolICMP && p.family == inet.V4, proto == header.ProtocolICMPv6 && p.family == inet.V6:
 		return p.parseICMP(d, inside)
-	case proto == protoLite, proto == protoDCCP:
+	case proto == header.ProtocolUDPLite, proto == header.ProtocolDCCP:
 		if len(d) < 8 {
 			return cut
 		}
@@ -266,7 +250,7 @@ func (p *Packet) parseICMP(d []byte, inside bool) Reason {
 	case p.family == inet.V6 && t >= 133 && t <= 137:
 		// Neighbor discovery (RFC 4861 §6.1, §7.1): from this link, which a hop limit of 255 proves. weir is a
 		// router that is told its neighbors; it hears solicitations and advertisements only.
-		if p.Data[etherLen+7] != 255 || t != 135 && t != 136 {
+		if p.Data[header.EthernetSize+7] != 255 || t != 135 && t != 136 {
 			return ICMPUnsupported
 		}
 		return punted

@@ -54,21 +54,21 @@ type compiled struct {
 }
 
 // NewCompiler returns a compiler for state. With a seed the secrets of generations are always the same.
-func NewCompiler(state *State, seed *[32]byte) *Compiler {
-	mappings := state.Mappings()
+func NewCompiler(s *State, seed *[32]byte) *Compiler {
+	mappings := s.Mappings()
 	return &Compiler{
-		state:     state,
-		vpcs:      newSlots("VPC", vpcSlots, state.VPCSessions),
-		instances: newSlots("instance", len(state.instances), state.InstanceSessions),
-		addresses: newSlots("SNAT address", int(state.h.Mappings.Addresses), func(slot uint32) int { return mappings.InUse(slot) }),
+		state:     s,
+		vpcs:      newSlots("VPC", vpcSlots, s.VPCSessions),
+		instances: newSlots("instance", len(s.instances), s.InstanceSessions),
+		addresses: newSlots("SNAT address", mappings.Addresses(), func(slot uint32) int { return mappings.InUse(slot) }),
 		neighbors: map[uint32]int{},
-		random:    secrets(seed),
+		random:    newRandom(seed).Uint64,
 	}
 }
 
-// Resume returns a compiler that goes on from generation g, which another process compiled for state.
-func Resume(state *State, g *Generation) *Compiler {
-	c := NewCompiler(state, nil)
+// Resume returns a compiler that goes on from generation g, which another process compiled for s.
+func Resume(s *State, g *Generation) *Compiler {
+	c := NewCompiler(s, nil)
 	c.number = g.Number
 	for i := range g.vpcs {
 		c.vpcs.resume(g.name(i), g.vpcs[i].Slot)
@@ -93,11 +93,7 @@ func Resume(state *State, g *Generation) *Compiler {
 	for i := range g.hops {
 		c.neighbors[g.hops[i].Neighbor]++
 	}
-	for slot := range state.Neighbors.entries {
-		if s, _ := state.Neighbors.Get(uint32(slot)); s != NeighborNone {
-			state.Neighbors.used++
-		}
-	}
+	s.Neighbors.recount()
 	c.vpcs.passOver()
 	c.instances.passOver()
 	c.addresses.passOver()

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -198,8 +199,10 @@ func TestSweep(t *testing.T) {
 			for range 5 {
 				r.punts.Put(PuntFrame, 0, Pass, 0, inet.Addr{}, []byte{1})
 			}
-			r.punts.r.head += 100
-			r.state.Inject(0).r.tail = 99
+			// The first word of a ring is its head; its tail is on the next cache line.
+			punts, inject := r.punts, r.state.Inject(0)
+			(*(**[9]uint64)(unsafe.Pointer(&punts)))[0] += 100
+			(*(**[9]uint64)(unsafe.Pointer(&inject)))[8] = 99
 		}, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -5,6 +5,7 @@ package pipeline
 import (
 	"sync/atomic"
 
+	"weir/pipeline/header"
 	"weir/pipeline/inet"
 )
 
@@ -20,7 +21,7 @@ func (w *Worker) egress(b *Burst) {
 		}
 		if p.hairpin {
 			// Only now does the packet still say who sent it.
-			if mtu := w.gen.beyond(p.remote); len(p.Data)-etherLen > int(mtu) && (p.family == inet.V6 || p.Data[etherLen+6]&0x40 != 0) {
+			if mtu := w.gen.beyond(p.remote); len(p.Data)-header.EthernetSize > int(mtu) && (p.family == inet.V6 || p.Data[header.EthernetSize+6]&0x40 != 0) {
 				w.answer(b.Port, p, TooBig, mtu)
 				w.drop(p, TooBig)
 				continue
@@ -39,8 +40,8 @@ func (w *Worker) egress(b *Burst) {
 		} else if p.neighbor == NoNeighbor {
 			p.neighbor = w.neighbors.Find(p.outPort, p.hop)
 		}
-		if mtu := w.gen.ports[p.outPort].MTU; len(p.Data)-etherLen > int(mtu) {
-			if p.family == inet.V6 || p.Data[etherLen+6]&0x40 != 0 { // DF
+		if mtu := w.gen.ports[p.outPort].MTU; len(p.Data)-header.EthernetSize > int(mtu) {
+			if p.family == inet.V6 || p.Data[header.EthernetSize+6]&0x40 != 0 { // DF
 				w.answer(b.Port, p, TooBig, mtu)
 				w.drop(p, TooBig)
 				continue

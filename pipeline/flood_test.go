@@ -29,7 +29,7 @@ var floodConfig = strings.Replace(responderConfig, "pools:\n", "  - {name: yin, 
 // newFlooded starts a worker and control on text, whose ports are those of floodConfig.
 func newFlooded(t testing.TB, text string) *control {
 	r := newRig(t, text, config.MAC{})
-	c := &control{r, NewResponder(r.state, []config.MAC{{2, 0, 0, 0, 0, 1}, {2, 0, 0, 0, 0, 2}, {2, 0, 0, 0, 0, 3}})}
+	c := &control{r, NewResponder(r.state, testMACs)}
 	c.Configure(r.cfg, r.gen)
 	return c
 }
@@ -250,13 +250,13 @@ func TestHeldAsksAgain(t *testing.T) {
 
 // ask4 lets a packet want 10.0.hi.lo on a port.
 func (c *control) ask4(port uint8, n int) {
-	c.handle(&Message{Kind: PuntResolve, Port: port, Addr: inside4(n)}, c.nanos)
+	c.Handle(&Message{Kind: PuntResolve, Port: port, Addr: inside4(n)}, c.nanos)
 	c.state().Inject(0).reset()
 }
 
 // answer4 lets 10.0.hi.lo on a port answer.
 func (c *control) answer4(port uint8, n int) {
-	c.learn(port, inside4(n).Netip(), [6]byte{2, 0, 0, 0, 3, byte(n)}, c.nanos)
+	c.Learn(port, inside4(n).Netip(), [6]byte{2, 0, 0, 0, 3, byte(n)}, c.nanos)
 }
 
 // known is the state of 10.0.hi.lo on a port.
@@ -364,7 +364,7 @@ func TestResponderInherits(t *testing.T) {
 				c.answer4(2, 9<<8+i)
 			}
 			used := c.state().Neighbors.used
-			c.Responder = NewResponder(c.state(), c.macs)
+			c.Responder = NewResponder(c.state(), testMACs)
 			c.Configure(c.rig.cfg, c.rig.gen)
 			silent := func(i int) bool { return i%3 == 0 }
 			asked := map[inet.Addr]int{}

@@ -121,15 +121,15 @@ func (g *Generation) meaning(cfg *config.Config, s *State) []string {
 }
 
 // known lists what is known of neighbors.
-func (s *State) known() []string {
+func known(n *Neighbors) []string {
 	var lines []string
-	for slot := range s.Neighbors.entries {
-		if s.Neighbors.entries[slot].word == 0 {
+	for slot := range n.entries {
+		if n.entries[slot].word == 0 {
 			continue
 		}
-		state, mac := s.Neighbors.Get(uint32(slot))
-		port, a := s.Neighbors.At(uint32(slot))
-		lines = append(lines, fmt.Sprintf("%v by %d: %v %v", a, port, state, mac))
+		now, mac := n.Get(uint32(slot))
+		port, a := n.At(uint32(slot))
+		lines = append(lines, fmt.Sprintf("%v by %d: %v %v", a, port, now, mac))
 	}
 	slices.Sort(lines)
 	return lines
@@ -236,13 +236,13 @@ func TestFollow(t *testing.T) {
 				return g
 			}
 			if running != nil && m.IntN(4) == 0 {
-				last, known := compilers[0].last, states[0].known()
+				last, before := compilers[0].last, known(states[0].Neighbors)
 				current, neighbors := maps.Clone(compilers[0].instances.current), maps.Clone(compilers[0].neighbors)
 				g := follow()
 				compilers[0].Discard()
 				g.Close()
 				discarded++
-				if compilers[0].last != last || !maps.Equal(compilers[0].instances.current, current) || !maps.Equal(compilers[0].neighbors, neighbors) || !slices.Equal(states[0].known(), known) {
+				if compilers[0].last != last || !maps.Equal(compilers[0].instances.current, current) || !maps.Equal(compilers[0].neighbors, neighbors) || !slices.Equal(known(states[0].Neighbors), before) {
 					t.Fatalf("seed %d, round %d: what was discarded has left something", seed, round)
 				}
 			}
@@ -264,7 +264,7 @@ func TestFollow(t *testing.T) {
 			}
 			compilers[0].Retire()
 			compilers[1].Retire()
-			if d := cmp.Diff(states[1].known(), states[0].known()); d != "" {
+			if d := cmp.Diff(known(states[1].Neighbors), known(states[0].Neighbors)); d != "" {
 				t.Fatalf("seed %d, round %d: neighbors (-Compile +Follow):\n%s", seed, round, d)
 			}
 			if !maps.Equal(compilers[0].neighbors, compilers[1].neighbors) && len(compilers[0].neighbors) != len(compilers[1].neighbors) {

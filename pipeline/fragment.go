@@ -194,7 +194,7 @@ func (w *Worker) reassembleOne(b *Burst, p *Packet) Reason {
 			return Fragment
 		}
 	}
-	if p.family == inet.V4 && p.proto != protoTCP && p.proto != protoUDP && p.proto != protoICMP {
+	if p.family == inet.V4 && p.proto != header.ProtocolTCP && p.proto != header.ProtocolUDP && p.proto != header.ProtocolICMP {
 		return Pass // no ports anywhere
 	}
 	t := w.pieces.side(b.inside)
@@ -331,7 +331,7 @@ func (w *Worker) fragmentWay(b *Burst, p *Packet) (tracked, plain bool) {
 // mayHavePorts reports whether a protocol behind an IPv6 Fragment header has ports, or may be followed by one that has.
 func mayHavePorts(proto uint8) bool {
 	switch proto {
-	case protoTCP, protoUDP, protoICMPv6, header.ProtocolHopByHop, header.ProtocolRouting, header.ProtocolDestination, header.ProtocolAH,
+	case header.ProtocolTCP, header.ProtocolUDP, header.ProtocolICMPv6, header.ProtocolHopByHop, header.ProtocolRouting, header.ProtocolDestination, header.ProtocolAH,
 		header.ProtocolMobility, header.ProtocolHIP, header.ProtocolShim6, header.ProtocolExperiment1, header.ProtocolExperiment2:
 		return true
 	}
@@ -709,7 +709,7 @@ func (w *Worker) follow(first *Burst) {
 	}
 	v.followers = v.followers[:0]
 	for _, d := range v.complete {
-		if d.proto == protoTCP && d.verdict == Pass && !d.dead {
+		if d.proto == header.ProtocolTCP && d.verdict == Pass && !d.dead {
 			w.trackWhole(d, inside)
 		}
 		side.forget(side.find(&d.key, d.hash))
@@ -724,18 +724,18 @@ func (w *Worker) trackWhole(d *datagram, inside bool) {
 	g.end += d.total
 	k := &d.key
 	if !inside {
-		if s := w.liveSession(session.OutsideKey(k.local, k.remote, d.localPort, d.remotePort, protoTCP)); s != nil {
+		if s := w.liveSession(session.OutsideKey(k.local, k.remote, d.localPort, d.remotePort, header.ProtocolTCP)); s != nil {
 			w.turnTCP(s, &g, false)
 		}
 		return
 	}
-	s := w.liveSession(session.InsideKey(k.vpc, k.local, k.remote, d.localPort, d.remotePort, protoTCP))
+	s := w.liveSession(session.InsideKey(k.vpc, k.local, k.remote, d.localPort, d.remotePort, header.ProtocolTCP))
 	if s == nil {
 		return
 	}
 	w.turnTCP(s, &g, true)
 	if s.Flags&session.Hairpin != 0 { // and it has come in by another session, if that is this worker's
-		if s = w.liveSession(session.OutsideKey(s.Remote, s.External, s.RemotePort(), s.ExternalPort(), protoTCP)); s != nil {
+		if s = w.liveSession(session.OutsideKey(s.Remote, s.External, s.RemotePort(), s.ExternalPort(), header.ProtocolTCP)); s != nil {
 			w.turnTCP(s, &g, false)
 		}
 	}
@@ -799,7 +799,7 @@ type Spare struct {
 // reports that there are too few buffers.
 func (w *Worker) split(port uint8, mac uint64, handle uintptr, frame []byte) bool {
 	mtu := int(w.gen.ports[port].MTU)
-	ip := frame[etherLen:]
+	ip := frame[header.EthernetSize:]
 	hlen := int(ip[0]&0x0f) * 4
 	word := binary.BigEndian.Uint16(ip[6:])
 	data := ip[hlen:]
@@ -814,13 +814,13 @@ func (w *Worker) split(port uint8, mac uint64, handle uintptr, frame []byte) boo
 	}
 	binary.BigEndian.PutUint16(ip[6:], word|header.IPv4MoreFragments)
 	finishIPv4(ip[:hlen+first])
-	w.queue(port, mac, handle, frame[:etherLen+hlen+first])
+	w.queue(port, mac, handle, frame[:header.EthernetSize+hlen+first])
 	for at := first; at < len(data); at += room {
 		n := min(room, len(data)-at)
 		s.N--
-		piece := s.Data[s.N][:etherLen+llen+n]
-		binary.BigEndian.PutUint16(piece[12:], typeIPv4)
-		ip := piece[etherLen:]
+		piece := s.Data[s.N][:header.EthernetSize+llen+n]
+		binary.BigEndian.PutUint16(piece[12:], header.EtherTypeIPv4)
+		ip := piece[header.EthernetSize:]
 		copy(ip, later[:llen])
 		copy(ip[llen:], data[at:at+n])
 		flags := word + uint16(at/8)

@@ -97,9 +97,9 @@ func (p *post) pass(d time.Duration) []leaving {
 // cut makes fragments of a frame, at these offsets of what lies behind its IP header.
 func cut(frame []byte, id uint32, at ...int) (pieces [][]byte) {
 	six := frame[12] == 0x86
-	head := etherLen + 40
+	head := header.EthernetSize + 40
 	if !six {
-		head = etherLen + int(frame[etherLen]&15)*4
+		head = header.EthernetSize + int(frame[header.EthernetSize]&15)*4
 	}
 	data := frame[head:]
 	at = append(append([]int{0}, at...), len(data))
@@ -112,18 +112,18 @@ func cut(frame []byte, id uint32, at ...int) (pieces [][]byte) {
 			if more {
 				word |= 1
 			}
-			f := binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint16([]byte{piece[etherLen+6], 0}, word), id)
-			piece[etherLen+6] = header.ProtocolFragment
+			f := binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint16([]byte{piece[header.EthernetSize+6], 0}, word), id)
+			piece[header.EthernetSize+6] = header.ProtocolFragment
 			piece = append(append(piece, f...), data[at[i]:at[i+1]]...)
-			binary.BigEndian.PutUint16(piece[etherLen+4:], uint16(len(piece)-etherLen-40))
+			binary.BigEndian.PutUint16(piece[header.EthernetSize+4:], uint16(len(piece)-header.EthernetSize-40))
 		} else {
 			if more {
 				word |= 0x2000
 			}
 			piece = append(piece, data[at[i]:at[i+1]]...)
-			binary.BigEndian.PutUint16(piece[etherLen+4:], uint16(id))
-			binary.BigEndian.PutUint16(piece[etherLen+6:], word)
-			ip := header.IPv4(piece[etherLen:])
+			binary.BigEndian.PutUint16(piece[header.EthernetSize+4:], uint16(id))
+			binary.BigEndian.PutUint16(piece[header.EthernetSize+6:], word)
+			ip := header.IPv4(piece[header.EthernetSize:])
 			ip.SetTotalLength(uint16(len(ip)))
 			ip.UpdateChecksum()
 		}
@@ -134,7 +134,7 @@ func cut(frame []byte, id uint32, at ...int) (pieces [][]byte) {
 
 // fragmentOf tells what of a datagram a frame holds, by the RFCs and not by weir's parser.
 func fragmentOf(frame []byte) (id uint32, at int, more bool, data []byte) {
-	ip := frame[etherLen:]
+	ip := frame[header.EthernetSize:]
 	if frame[12] == 0x86 {
 		f := ip[40:]
 		if ip[6] != 44 {
@@ -164,18 +164,18 @@ func join(t testing.TB, frames [][]byte) []byte {
 		}
 		id, at, more, data := fragmentOf(f)
 		if i == 0 {
-			head := etherLen + 40
+			head := header.EthernetSize + 40
 			if f[12] != 0x86 {
-				head = etherLen + int(f[etherLen]&15)*4
+				head = header.EthernetSize + int(f[header.EthernetSize]&15)*4
 			}
 			whole, first = bytes.Clone(f[:head]), id
-			if f[12] == 0x86 && f[etherLen+6] == 44 {
-				whole[etherLen+6] = f[etherLen+40]
+			if f[12] == 0x86 && f[header.EthernetSize+6] == 44 {
+				whole[header.EthernetSize+6] = f[header.EthernetSize+40]
 			}
 		}
-		head := etherLen + 40
+		head := header.EthernetSize + 40
 		if f[12] != 0x86 {
-			head = etherLen + int(whole[etherLen]&15)*4
+			head = header.EthernetSize + int(whole[header.EthernetSize]&15)*4
 		}
 		if len(whole)-head != at || id != first || more != (i < len(frames)-1) || !bytes.Equal(f[:12], frames[0][:12]) {
 			t.Fatalf("piece %d of %d does not fit behind %d bytes of datagram %d: %s", i, len(frames), len(whole)-head, first, packettext.Format(f))
@@ -183,7 +183,7 @@ func join(t testing.TB, frames [][]byte) []byte {
 		whole = append(whole, data...)
 	}
 	if whole[12] == 0x86 {
-		binary.BigEndian.PutUint16(whole[etherLen+4:], uint16(len(whole)-etherLen-40))
+		binary.BigEndian.PutUint16(whole[header.EthernetSize+4:], uint16(len(whole)-header.EthernetSize-40))
 	} else {
 		unnamed(whole)
 	}
@@ -196,7 +196,7 @@ func join(t testing.TB, frames [][]byte) []byte {
 // unnamed takes fragment fields and identification off an IPv4 frame, but DF.
 func unnamed(frame []byte) []byte {
 	if frame[12] != 0x86 {
-		ip := header.IPv4(frame[etherLen:])
+		ip := header.IPv4(frame[header.EthernetSize:])
 		ip.SetID(0)
 		ip.SetFragment(binary.BigEndian.Uint16(ip[6:])&header.IPv4DontFragment, 0)
 		ip.SetTotalLength(uint16(len(ip)))
@@ -672,25 +672,25 @@ func TestFragmentation(t *testing.T) {
 					last := -1
 					for i, f := range got {
 						_, at, _, _ := fragmentOf(f)
-						if len(f)-etherLen > mtu || at <= last {
-							t.Fatalf("mtu %d, %q: a piece of %d at %d, behind one at %d", mtu, options, len(f)-etherLen, at, last)
+						if len(f)-header.EthernetSize > mtu || at <= last {
+							t.Fatalf("mtu %d, %q: a piece of %d at %d, behind one at %d", mtu, options, len(f)-header.EthernetSize, at, last)
 						}
 						last = at
-						if i > 0 && bytes.Contains(f[etherLen+20:etherLen+int(f[etherLen]&15)*4], []byte{7, 7}) {
+						if i > 0 && bytes.Contains(f[header.EthernetSize+20:header.EthernetSize+int(f[header.EthernetSize]&15)*4], []byte{7, 7}) {
 							t.Errorf("mtu %d: a record route option in a later piece", mtu)
 						}
-						if strings.Contains(options, "94040000") && !bytes.Contains(f[etherLen+20:etherLen+int(f[etherLen]&15)*4], []byte{0x94, 4, 0, 0}) {
+						if strings.Contains(options, "94040000") && !bytes.Contains(f[header.EthernetSize+20:header.EthernetSize+int(f[header.EthernetSize]&15)*4], []byte{0x94, 4, 0, 0}) {
 							t.Errorf("mtu %d: no router alert in piece %d", mtu, i)
 						}
 					}
 					// Not in pieces by another link: translated alike.
 					want := bytes.Clone(frame)
 					copy(want[26:30], []byte{192, 0, 2, 5})
-					want[etherLen+8]--
+					want[header.EthernetSize+8]--
 					joined := join(t, got)
 					copy(want, joined[:12])
-					u := header.UDP(want[etherLen+hlen:])
-					copy(u[6:8], joined[etherLen+hlen+6:])
+					u := header.UDP(want[header.EthernetSize+hlen:])
+					copy(u[6:8], joined[header.EthernetSize+hlen+6:])
 					if !bytes.Equal(joined, unnamed(want)) {
 						t.Fatalf("mtu %d, %q:\ngot  %s\nwant %s", mtu, options, packettext.Format(joined), packettext.Format(want))
 					}

@@ -6,6 +6,7 @@ import (
 	"math/bits"
 
 	"weir/config"
+	"weir/pipeline/header"
 	"weir/pipeline/inet"
 	"weir/pipeline/memory"
 	"weir/pipeline/session"
@@ -290,7 +291,7 @@ func (g *Generation) host(domain uint32, a inet.Addr) *host {
 
 // timer returns which of the UDP timeouts by remote port is a session's, or 0.
 func (h *genHeader) timer(proto uint8, remotePort uint16) uint8 {
-	if proto != protoUDP {
+	if proto != header.ProtocolUDP {
 		return 0
 	}
 	lo, hi := 1, 1+int(h.UDPCount)

@@ -2,7 +2,10 @@
 
 package pipeline
 
-import "weir/pipeline/inet"
+import (
+	"weir/pipeline/header"
+	"weir/pipeline/inet"
+)
 
 // turnBack makes those packets of a burst that go to an external address of weir's own, translated as they would be for the Internet,
 // packets from outside (RFC 4787 REQ-9): their receiver sees the sender's external address and port.
@@ -48,7 +51,7 @@ func (p *Packet) turn() {
 	}
 	p.local, p.remote = p.remote, sender
 	switch {
-	case p.kind == kindEchoRequest, p.kind == kindEchoReply, p.kind == kindPiece && (p.proto == protoICMP || p.proto == protoICMPv6):
+	case p.kind == kindEchoRequest, p.kind == kindEchoReply, p.kind == kindPiece && (p.proto == header.ProtocolICMP || p.proto == header.ProtocolICMPv6):
 		p.localPort = port
 	default:
 		p.localPort, p.remotePort = p.remotePort, port

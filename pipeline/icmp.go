@@ -77,12 +77,12 @@ func (p *Packet) readQuote(d []byte, inside bool) Reason {
 		}
 		b = b[:min(len(b), int(ip.TotalLength()))]
 		src, dst = inet.From4(b[header.IPv4SrcOffset:]), inet.From4(b[header.IPv4DstOffset:])
-		if q.proto = ip.Protocol(); q.proto == protoAH {
+		if q.proto = ip.Protocol(); q.proto == header.ProtocolAH {
 			return ICMPUnrelated // nothing that was translated
 		}
 	} else {
-		outer := p.Data[etherLen:]
-		sum := header.PseudoHeader(outer[header.IPv6SrcOffset:header.IPv6DstOffset], outer[header.IPv6DstOffset:header.IPv6Size], protoICMPv6, len(d))
+		outer := p.Data[header.EthernetSize:]
+		sum := header.PseudoHeader(outer[header.IPv6SrcOffset:header.IPv6DstOffset], outer[header.IPv6DstOffset:header.IPv6Size], header.ProtocolICMPv6, len(d))
 		m := header.ICMPv6(d)
 		if b = m.Quoted(); !m.ChecksumOK(sum) || len(b) < header.IPv6Size || b[0]>>4 != 6 {
 			return BadICMP
@@ -104,9 +104,9 @@ func (p *Packet) readQuote(d []byte, inside bool) Reason {
 	q.transport, q.end = q.ip+uint16(transport), q.ip+uint16(len(b))
 	t := b[transport:]
 	switch {
-	case q.proto == protoTCP:
+	case q.proto == header.ProtocolTCP:
 		q.kind = kindTCP
-	case q.proto == protoUDP:
+	case q.proto == header.ProtocolUDP:
 		q.kind = kindUDP
 	case q.proto == p.proto: // ICMP of the family
 		q.kind = kindICMP
@@ -294,7 +294,7 @@ func (p *Packet) translateQuote(out bool) (sum header.Delta) {
 		sum = p.headerDelta
 	}
 	d := header.Delta(0).Replace16(q.localPort, p.newPort) // to the quoted transport's checksum
-	if q.proto != protoICMP {
+	if q.proto != header.ProtocolICMP {
 		d = d.Add(p.headerDelta)
 	}
 	port, field, apply := -1, 0, header.Delta.Apply
@@ -303,9 +303,9 @@ func (p *Packet) translateQuote(out bool) (sum header.Delta) {
 		port, field = header.TCPSrcPortOffset, header.TCPChecksumOffset
 	case q.kind == kindUDP:
 		port, field, apply = header.UDPSrcPortOffset, header.UDPChecksumOffset, header.Delta.ApplyUDP
-	case q.kind == kindOther && q.proto == protoLite:
+	case q.kind == kindOther && q.proto == header.ProtocolUDPLite:
 		field, apply = 6, header.Delta.ApplyUDP
-	case q.kind == kindOther && q.proto == protoDCCP:
+	case q.kind == kindOther && q.proto == header.ProtocolDCCP:
 		field = 6
 	case q.kind == kindOther:
 		return sum

@@ -42,7 +42,7 @@ func (e icmpError) frame(port int) []byte {
 		binary.BigEndian.PutUint16(ip[10:], ^onesComplement(ip))
 		b = append(append(b, 8, 0), ip...)
 	} else {
-		sum = slowSum(e.from, e.to, protoICMPv6, m)
+		sum = slowSum(e.from, e.to, header.ProtocolICMPv6, m)
 		ip := []byte{0x60, 0, 0, 0, 0, 0, 58, 61}
 		binary.BigEndian.PutUint16(ip[4:], uint16(len(m)))
 		b = append(append(append(append(b, 0x86, 0xdd), ip...), e.from.AsSlice()...), e.to.AsSlice()...)
@@ -83,7 +83,7 @@ func sixth(six bool) int {
 
 // hop is the packet of a frame behind one more router: with one less TTL.
 func hop(frame []byte) []byte {
-	b := bytes.Clone(frame[etherLen:])
+	b := bytes.Clone(frame[header.EthernetSize:])
 	if b[0]>>4 == 6 {
 		b[7]--
 		return b
@@ -95,10 +95,10 @@ func hop(frame []byte) []byte {
 
 func addresses(frame []byte) (src, dst netip.Addr) {
 	if frame[12] == 0x86 {
-		ip := header.IPv6(frame[etherLen:])
+		ip := header.IPv6(frame[header.EthernetSize:])
 		return ip.Src(), ip.Dst()
 	}
-	ip := header.IPv4(frame[etherLen:])
+	ip := header.IPv4(frame[header.EthernetSize:])
 	return ip.Src(), ip.Dst()
 }
 
@@ -151,8 +151,8 @@ func checkErrors(t testing.TB, r *rig, s sample, typ, code byte, size int, exten
 		want      []byte // the packet that it has to be about
 		from, to  netip.Addr
 	}{
-		{1, icmpError{from: router, to: external, quote: left[etherLen:]}, named(hop(sent), left[etherLen:]), router, private},
-		{0, icmpError{from: private, to: remote, quote: came[etherLen:]}, hop(answer), external, remote},
+		{1, icmpError{from: router, to: external, quote: left[header.EthernetSize:]}, named(hop(sent), left[header.EthernetSize:]), router, private},
+		{0, icmpError{from: private, to: remote, quote: came[header.EthernetSize:]}, hop(answer), external, remote},
 	} {
 		e.typ, e.code, e.rest = typ, code, 0x0000_0578
 		n := min(size, len(e.quote))
@@ -178,7 +178,7 @@ func checkErrors(t testing.TB, r *rig, s sample, typ, code byte, size int, exten
 			t.Fatalf("in  %s\nout %s\n%v", packettext.Format(in), packettext.Format(out), err)
 		}
 		wanted := icmpError{from: e.from, to: e.to, typ: typ, code: code, rest: e.rest, quote: want, behind: e.behind}.frame(e.port)
-		wanted = append(bytes.Clone(out[:etherLen]), named(hop(wanted), out[etherLen:])...)
+		wanted = append(bytes.Clone(out[:header.EthernetSize]), named(hop(wanted), out[header.EthernetSize:])...)
 		if s.sum == sumZero && !bytes.Equal(out, wanted) { // a checksum of 0 may have come back as its other form
 			continue
 		}
@@ -216,9 +216,9 @@ func TestErrorsAreAboutWhatWasSent(t *testing.T) {
 		}
 		typ := errorTypes[sixth(s.six)][g.IntN(3+sixth(s.six))]
 		transport, _ := s.parts(s.frame(t))
-		size := transport - etherLen + []int{8, 12, 16, 18, 20, 28, 100, 528, 548, 4000}[g.IntN(10)]
+		size := transport - header.EthernetSize + []int{8, 12, 16, 18, 20, 28, 100, 528, 548, 4000}[g.IntN(10)]
 		// Behind a shorter quote nobody knows where the padding to 128 bytes begins.
-		extended := g.IntN(3) == 0 && (typ != 2 && typ != 4 || !s.six) && size >= transport-etherLen+20
+		extended := g.IntN(3) == 0 && (typ != 2 && typ != 4 || !s.six) && size >= transport-header.EthernetSize+20
 		checkErrors(t, r, s, typ, byte(g.IntN(16)), size, extended)
 		r.forget()
 	}
@@ -248,8 +248,8 @@ func TestEveryTypeAboutALiveFlow(t *testing.T) {
 						port int
 						icmpError
 					}{
-						{1, icmpError{from: remote, to: external, quote: left[etherLen:]}},
-						{0, icmpError{from: private, to: remote, quote: came[etherLen:]}},
+						{1, icmpError{from: remote, to: external, quote: left[header.EthernetSize:]}},
+						{0, icmpError{from: private, to: remote, quote: came[header.EthernetSize:]}},
 					} {
 						e.typ, e.code = byte(typ), byte(code)
 						if slices.Contains([][]int{{0, 8, 13, 14}, {128, 129}}[sixth(six)], typ) { // a query is a flow of its own
@@ -271,7 +271,7 @@ func TestEveryTypeAboutALiveFlow(t *testing.T) {
 					}
 				}
 			}
-			if f := r.process(1, answer)[0]; f.port != 0 || !bytes.Equal(f.frame[etherLen:], came[etherLen:]) {
+			if f := r.process(1, answer)[0]; f.port != 0 || !bytes.Equal(f.frame[header.EthernetSize:], came[header.EthernetSize:]) {
 				t.Errorf("the flow's next packet: %s", packettext.Format(f.frame))
 			}
 		}
@@ -325,18 +325,18 @@ func TestQuotesCutAnywhere(t *testing.T) {
 					if q := &r.Out[1-port]; q.N > 0 {
 						passed++
 						// The error's own checksum, the quoted header's, and nothing behind the transport's checksum.
-						icmp := etherLen + 20 + 20*sixth(six)
+						icmp := header.EthernetSize + 20 + 20*sixth(six)
 						src, dst := addresses(b)
 						sum := onesComplement(b[icmp:])
 						if six {
-							sum = slowSum(src, dst, protoICMPv6, b[icmp:])
+							sum = slowSum(src, dst, header.ProtocolICMPv6, b[icmp:])
 						} else if onesComplement(b[icmp+8:icmp+28]) != 0xffff {
 							t.Fatalf("quoted header checksum of %x", b)
 						}
 						if sum != 0xffff || !bytes.Equal(b[min(len(b), icmp+8+40+20*sixth(six)+24):], was[min(len(was), icmp+8+40+20*sixth(six)+24):]) {
 							t.Fatalf("in  %x\nout %x", was, b)
 						}
-						if bytes.Contains(b[etherLen:icmp+8+20+20*sixth(six)], private.AsSlice()) == (port == 0) {
+						if bytes.Contains(b[header.EthernetSize:icmp+8+20+20*sixth(six)], private.AsSlice()) == (port == 0) {
 							t.Fatalf("the private address is on the wrong side: %x", b)
 						}
 					}

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"weir/config"
+	"weir/pipeline/header"
 	"weir/pipeline/inet"
 	"weir/pipeline/session"
 )
@@ -120,7 +121,7 @@ func TestHairpinTooBig(t *testing.T) {
 	}
 	r.punts.reset()
 	r.expect(0, "udp 10.0.0.5:1000 > 192.0.2.40:53 df len=1450", "drop too_big")
-	if m := r.punts.Peek(); m == nil || m.Kind != PuntError || m.Reason != TooBig || m.MTU != 1400 || inet.From4(m.Data()[etherLen+12:]).Netip().String() != "10.0.0.5" {
+	if m := r.punts.Peek(); m == nil || m.Kind != PuntError || m.Reason != TooBig || m.MTU != 1400 || inet.From4(m.Data()[header.EthernetSize+12:]).Netip().String() != "10.0.0.5" {
 		t.Errorf("control is told %+v; expected an error about 10.0.0.5's packet, MTU 1400", m)
 	}
 }

@@ -71,13 +71,13 @@ func (w *leakWatch) source(frame []byte) (netip.Addr, error) {
 // address; the zero Addr if frame is none.
 func quotedDestination(frame []byte) netip.Addr {
 	if frame[12] == 0x08 {
-		ip := header.IPv4(frame[etherLen:])
+		ip := header.IPv4(frame[header.EthernetSize:])
 		if m := header.ICMPv4(ip.Payload()); ip.Protocol() == header.ProtocolICMP && len(m) >= header.ICMPSize+header.IPv4Size && m.IsError() {
 			return header.IPv4(m.Payload()).Dst()
 		}
 		return netip.Addr{}
 	}
-	ip := header.IPv6(frame[etherLen:])
+	ip := header.IPv6(frame[header.EthernetSize:])
 	if chain, fault := ip.Walk(); fault == header.ChainOK && chain.Protocol == header.ProtocolICMPv6 && !chain.IsFragment() {
 		if m := header.ICMPv6(ip[chain.Offset:]); len(m) >= header.ICMPSize+header.IPv6Size && m.IsError() {
 			return header.IPv6(m.Payload()).Dst()
@@ -217,14 +217,14 @@ func mend(f []byte) {
 	if len(f) < 34 || f[12] != 8 || f[13] != 0 || f[14]&15 < 5 {
 		return
 	}
-	header := min(len(f), 14+int(f[14]&15)*4)
+	size := min(len(f), 14+int(f[14]&15)*4)
 	end := min(len(f), 14+int(binary.BigEndian.Uint16(f[16:])))
-	if f[23] == protoICMP && end >= header+28 {
-		m := f[header:end]
+	if f[23] == header.ProtocolICMP && end >= size+28 {
+		m := f[size:end]
 		mendSum(m[8:min(len(m), 8+max(20, int(m[8]&15)*4))], 10)
 		mendSum(m, 2)
 	}
-	mendSum(f[14:header], 10)
+	mendSum(f[14:size], 10)
 }
 
 // mendSum makes the checksum at an offset of b right.

@@ -105,6 +105,16 @@ func (n *Neighbors) Set(port uint8, a inet.Addr, state NeighborState, mac config
 	return NoNeighbor, fmt.Errorf("neighbor table: no room for %s on port %d among %d entries", a.Netip(), port, n.used)
 }
 
+// recount counts the entries that are in use, for a process that has just mapped them.
+func (n *Neighbors) recount() {
+	n.used = 0
+	for slot := range n.entries {
+		if s, _ := n.Get(uint32(slot)); s != NeighborNone {
+			n.used++
+		}
+	}
+}
+
 // Remove ends an entry; its place may serve another neighbor from then on.
 func (n *Neighbors) Remove(slot uint32) {
 	atomic.StoreUint64(&n.entries[slot].word, 0)

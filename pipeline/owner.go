@@ -61,14 +61,17 @@ func (t *toeplitz) hash(a inet.Addr) uint32 {
 
 // RSS returns what a network card needs to hand each packet to the queue of the worker that owns it: a key, and a table of queues.
 func (s *State) RSS() (key []byte, queues []uint16) {
-	o := &s.h.Ownership
+	o := s.Ownership()
 	for _, w := range o.Owners {
 		queues = append(queues, uint16(w))
 	}
 	return o.Key[:], queues
 }
 
+// Ownership returns who owns which remote addresses.
+func (s *State) Ownership() *ownership { return &s.h.Ownership }
+
 // owner returns the worker that a packet is for.
 func (w *Worker) owner(p *Packet) uint8 {
-	return w.state.h.Ownership.Owners[w.toeplitz.hash(p.remoteOwner())%ownerSlots]
+	return w.state.Ownership().Owners[w.toeplitz.hash(p.remoteOwner())%ownerSlots]
 }

@@ -105,7 +105,7 @@ func NewWorker(s *State, w int, g *Generation, c WorkerConfig) *Worker {
 	k := &Worker{
 		index:       w,
 		handoff:     c.Handoff,
-		toeplitz:    newToeplitz(&s.h.Ownership.Key),
+		toeplitz:    newToeplitz(&s.Ownership().Key),
 		state:       s,
 		gen:         g,
 		sessions:    s.Table(w),

@@ -45,12 +45,14 @@ type Fate struct {
 	End   int `json:"end"`
 }
 
-func (f *Fate) add(o Fate) { f.Keep, f.Drain, f.End = f.Keep+o.Keep, f.Drain+o.Drain, f.End+o.End }
+// Add adds the counts of another Fate.
+func (f *Fate) Add(o Fate) { f.Keep, f.Drain, f.End = f.Keep+o.Keep, f.Drain+o.Drain, f.End+o.End }
 
 // Fates walks the live sessions and counts, by "VPC/instance", what generation g would do with them. A session of an
 // instance that the compiler does not know any more stands under "". The workers go on meanwhile. Of a session that some of
 // the changes concerns, t, unless nil, takes note.
-func (s *State) Fates(c *Compiler, g *Generation, t *Tally) map[string]Fate {
+func (c *Compiler) Fates(g *Generation, t *Tally) map[string]Fate {
+	s := c.state
 	names := make(map[uint32]string, len(c.instances.known))
 	for name, slot := range c.instances.known {
 		names[slot] = name
@@ -74,7 +76,7 @@ func (s *State) Fates(c *Compiler, g *Generation, t *Tally) map[string]Fate {
 				one.Keep = 1
 			}
 			f := fates[names[e.Instance]]
-			f.add(one)
+			f.Add(one)
 			fates[names[e.Instance]] = f
 			if t != nil {
 				copied = *e
@@ -163,13 +165,18 @@ func (s *side) poolOf(a netip.Addr) int {
 
 // count notes what becomes of a session.
 func (t *Tally) count(e *session.Session, f Fate) {
+	for _, i := range t.Concerned(e) {
+		t.Fates[i].Add(f)
+	}
+}
+
+// Concerned returns the indexes of the changes that concern a session, until the next call.
+func (t *Tally) Concerned(e *session.Session) []int {
 	t.concerned = append(t.concerned[:0], t.everything...)
 	t.concern(&t.before, e)
 	t.concern(&t.after, e)
 	slices.Sort(t.concerned)
-	for _, i := range slices.Compact(t.concerned) {
-		t.Fates[i].add(f)
-	}
+	return slices.Compact(t.concerned)
 }
 
 // concern adds the changes that concern a session on one side.

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"weir/config"
+	"weir/pipeline/header"
 	"weir/pipeline/inet"
 	"weir/pipeline/packettext"
 	"weir/pipeline/session"
@@ -491,7 +492,7 @@ func (r *run) left(q question, o outcome, f fate) error {
 		w.quoted = o.quoted
 	}
 	want := r.frame(w.text() + " ttl=63")
-	if !bytes.Equal(f.frame[etherLen:], want[etherLen:]) {
+	if !bytes.Equal(f.frame[header.EthernetSize:], want[header.EthernetSize:]) {
 		if got, want := bare(f.frame), bare(want); got != want {
 			return fmt.Errorf("left as %s, expected %s", got, want)
 		}

@@ -231,8 +231,8 @@ func TestPreviewAgrees(t *testing.T) {
 			}
 			changes := config.Changes(parseConfig(t, current), parseConfig(t, next))
 			tally := NewTally(parseConfig(t, current), parseConfig(t, next), old, g, changes)
-			said := r.state.Fates(clone, g, tally)
-			expectTally(t, tally, changes, said, r)
+			said := clone.Fates(g, tally)
+			expectTally(t, old, g, tally, changes, said, r)
 			old.Close()
 			g.Close()
 			current = next
@@ -595,11 +595,11 @@ func TestRestartChoosesAlike(t *testing.T) {
 
 // expectTally fails the test if a change counts more sessions than there are, or if a session that does not stay, and would have
 // stayed without a change, counts with none.
-func expectTally(t *testing.T, tally *Tally, changes []config.Change, said map[string]Fate, r *rig) {
+func expectTally(t *testing.T, before, after *Generation, tally *Tally, changes []config.Change, said map[string]Fate, r *rig) {
 	t.Helper()
 	var total Fate
 	for _, f := range said {
-		total.add(f)
+		total.Add(f)
 	}
 	for i, f := range tally.Fates {
 		if f.Keep > total.Keep || f.Drain > total.Drain || f.End > total.End {
@@ -612,8 +612,8 @@ func expectTally(t *testing.T, tally *Tally, changes []config.Change, said map[s
 			continue
 		}
 		unchanged, changed := *e, *e
-		moves := tally.before.gen.recheck(&unchanged, 0) && (!tally.after.gen.recheck(&changed, 0) || (unchanged.Flags^changed.Flags)&session.Draining != 0)
-		if tally.count(e, Fate{}); moves && len(tally.concerned) == 0 {
+		moves := before.recheck(&unchanged, 0) && (!after.recheck(&changed, 0) || (unchanged.Flags^changed.Flags)&session.Draining != 0)
+		if moves && len(tally.Concerned(e)) == 0 {
 			t.Errorf("no change concerns a session from %v by %v to %v, which does not stay", e.Private, e.External, e.Remote)
 		}
 	}
@@ -682,7 +682,7 @@ vpcs:
 			defer after.Close()
 			changes := config.Changes(old, next)
 			tally := NewTally(old, next, before, after, changes)
-			r.state.Fates(r.compiler, after, tally)
+			r.compiler.Fates(after, tally)
 			got := map[string]Fate{}
 			for i, ch := range changes {
 				got[ch.Text] = tally.Fates[i]

@@ -87,7 +87,7 @@ func (r *Responder) Configure(cfg *config.Config, g *Generation) {
 	}
 	for i := range g.hops {
 		h := &g.hops[i]
-		if state, _ := r.state.Neighbors.Get(h.Neighbor); state != NeighborStatic {
+		if now, _ := r.state.Neighbors.Get(h.Neighbor); now != NeighborStatic {
 			r.probes[probeKey{h.Port, h.Addr}] = &probe{hop: true}
 		}
 	}
@@ -96,8 +96,8 @@ func (r *Responder) Configure(cfg *config.Config, g *Generation) {
 // inherit takes over the neighbors that an earlier responder resolved: they are asked again one after the other.
 func (r *Responder) inherit(named map[uint32]bool) {
 	for slot := range r.state.Neighbors.entries {
-		state, _ := r.state.Neighbors.Get(uint32(slot))
-		if state == NeighborNone || state == NeighborStatic || state == NeighborIncomplete && named[uint32(slot)] {
+		now, _ := r.state.Neighbors.Get(uint32(slot))
+		if now == NeighborNone || now == NeighborStatic || now == NeighborIncomplete && named[uint32(slot)] {
 			continue
 		}
 		port, addr := r.state.Neighbors.At(uint32(slot))
@@ -115,7 +115,7 @@ func (r *Responder) Poll(now int64) {
 	for w := range r.state.Workers() {
 		ring := r.state.Punt(w)
 		for m := ring.Peek(); m != nil; m = ring.Peek() {
-			r.handle(m, now)
+			r.Handle(m, now)
 			ring.Pop()
 		}
 	}
@@ -133,7 +133,11 @@ func (r *Responder) Poll(now int64) {
 // Lost returns how many frames found no room on the way to a worker.
 func (r *Responder) Lost() uint64 { return r.lost }
 
-func (r *Responder) handle(m *Message, now int64) {
+// Probing returns how many neighbors are asked for, now or later.
+func (r *Responder) Probing() int { return len(r.probes) }
+
+// Handle does what a message from a worker asks for.
+func (r *Responder) Handle(m *Message, now int64) {
 	if int(m.Port) >= len(r.macs) {
 		return
 	}
@@ -148,16 +152,16 @@ func (r *Responder) handle(m *Message, now int64) {
 			return
 		}
 		switch e.Type() {
-		case typeARP:
+		case header.EtherTypeARP:
 			r.arp(m.Port, e, now)
-		case typeIPv4:
+		case header.EtherTypeIPv4:
 			if ip, ok := header.ParseIPv4(e.Payload()); ok {
-				b := r.frame(e.Src(), m.Port, typeIPv4)
+				b := r.frame(e.Src(), m.Port, header.EtherTypeIPv4)
 				if b, ok = header.AppendEchoReplyIPv4(b, ip); ok {
 					r.send(m.Port, b)
 				}
 			}
-		case typeIPv6:
+		case header.EtherTypeIPv6:
 			if ip, ok := header.ParseIPv6(e.Payload()); ok {
 				r.ipv6(m.Port, e, ip, now)
 			}
@@ -184,17 +188,17 @@ func (r *Responder) arp(port uint8, e header.Ethernet, now int64) {
 		return // malformed, or somebody claims one of our addresses
 	}
 	if a.Sender().IsValid() && !a.Sender().IsUnspecified() {
-		r.learn(port, a.Sender(), a.SenderMAC(), now)
+		r.Learn(port, a.Sender(), a.SenderMAC(), now)
 	}
 	if a.Operation() == header.ARPRequest && r.answers(port, a.Target()) {
-		r.send(port, header.AppendARPReply(r.frame(a.SenderMAC(), port, typeARP), header.MAC(r.macs[port]), a))
+		r.send(port, header.AppendARPReply(r.frame(a.SenderMAC(), port, header.EtherTypeARP), header.MAC(r.macs[port]), a))
 	}
 }
 
 func (r *Responder) ipv6(port uint8, e header.Ethernet, ip header.IPv6, now int64) {
 	if s, ok := header.ParseNeighborSolicitation(ip); ok {
 		if mac, ok := s.LinkLayer(); ok && mac == e.Src() && !mac.IsGroup() && !r.ours(port, ip.Src()) {
-			r.learn(port, ip.Src(), mac, now)
+			r.Learn(port, ip.Src(), mac, now)
 		}
 		if r.answers(port, s.Target()) {
 			flags := uint8(header.NDPRouter | header.NDPSolicited | header.NDPOverride)
@@ -202,7 +206,7 @@ func (r *Responder) ipv6(port uint8, e header.Ethernet, ip header.IPv6, now int6
 			if ip.Src().IsUnspecified() { // duplicate detection: all nodes shall hear it
 				to = header.MulticastMAC(netip.IPv6LinkLocalAllNodes())
 			}
-			r.send(port, header.AppendNeighborAdvertisement(r.frame(to, port, typeIPv6), header.MAC(r.macs[port]), flags, s.Target(), ip.Src(), s.Target()))
+			r.send(port, header.AppendNeighborAdvertisement(r.frame(to, port, header.EtherTypeIPv6), header.MAC(r.macs[port]), flags, s.Target(), ip.Src(), s.Target()))
 		}
 		return
 	}
@@ -212,11 +216,11 @@ func (r *Responder) ipv6(port uint8, e header.Ethernet, ip header.IPv6, now int6
 			mac = e.Src()
 		}
 		if !mac.IsGroup() && !r.ours(port, a.Target()) {
-			r.learn(port, a.Target(), mac, now)
+			r.Learn(port, a.Target(), mac, now)
 		}
 		return
 	}
-	b := r.frame(e.Src(), port, typeIPv6)
+	b := r.frame(e.Src(), port, header.EtherTypeIPv6)
 	if b, ok := header.AppendEchoReplyIPv6(b, ip); ok {
 		r.send(port, b)
 	}
@@ -261,13 +265,13 @@ func (r *Responder) answers(port uint8, a netip.Addr) bool {
 }
 
 // learn takes a neighbor's MAC if anybody wants to know it. A configured MAC stays.
-func (r *Responder) learn(port uint8, a netip.Addr, mac header.MAC, now int64) {
+func (r *Responder) Learn(port uint8, a netip.Addr, mac header.MAC, now int64) {
 	x := inet.FromNetip(a)
 	slot := r.state.Neighbors.Find(port, x)
 	if slot == NoNeighbor || r.Passive {
 		return
 	}
-	if state, _ := r.state.Neighbors.Get(slot); state == NeighborStatic {
+	if now, _ := r.state.Neighbors.Get(slot); now == NeighborStatic {
 		return
 	}
 	if _, err := r.state.Neighbors.Set(port, x, NeighborReachable, config.MAC(mac)); err != nil {
@@ -361,11 +365,11 @@ func (r *Responder) ask(k probeKey, p *probe, now int64) {
 	}
 	mac := header.MAC(r.macs[k.port])
 	if target.Is4() {
-		r.send(k.port, header.AppendARPRequest(r.frame(header.Broadcast, k.port, typeARP), mac, src, target))
+		r.send(k.port, header.AppendARPRequest(r.frame(header.Broadcast, k.port, header.EtherTypeARP), mac, src, target))
 		return
 	}
 	group := header.SolicitedNode(target)
-	r.send(k.port, header.AppendNeighborSolicitation(r.frame(header.MulticastMAC(group), k.port, typeIPv6), mac, src, group, target))
+	r.send(k.port, header.AppendNeighborSolicitation(r.frame(header.MulticastMAC(group), k.port, header.EtherTypeIPv6), mac, src, group, target))
 }
 
 // source returns weir's own address on a port that is fit to speak to target: on its prefix, else any of its family.
@@ -391,14 +395,14 @@ func (r *Responder) sendReset(m *Message, e header.Ethernet) {
 	var segment header.TCP
 	length := 0
 	switch data := e.Payload(); e.Type() { // may be cut: all but the lengths in the headers is there
-	case typeIPv4:
+	case header.EtherTypeIPv4:
 		ip := header.IPv4(data)
 		if len(ip) < header.IPv4Size || len(ip) < ip.HeaderLength()+header.TCPSize || !header.MayAnswerIPv4(ip, e.Dst()) {
 			return
 		}
 		src, dst = ip.Dst(), ip.Src()
 		segment, length = header.TCP(ip.Payload()), int(ip.TotalLength())-ip.HeaderLength()
-	case typeIPv6:
+	case header.EtherTypeIPv6:
 		ip := header.IPv6(data)
 		if len(ip) < header.IPv6Size || !header.MayAnswerIPv6(ip, e.Dst(), header.HostUnreachable) {
 			return
@@ -445,21 +449,21 @@ func (r *Responder) sendError(m *Message) {
 	}
 	// The ring cuts long packets: a quote is shorter anyway, but the lengths that parsers check would lie.
 	switch data := e.Payload(); e.Type() {
-	case typeIPv4:
+	case header.EtherTypeIPv4:
 		ip := header.IPv4(data)
 		if len(ip) < header.IPv4Size || len(ip) < ip.HeaderLength() || !header.MayAnswerIPv4(ip, e.Dst()) || kind == header.PacketTooBig && !ip.DontFragment() {
 			return
 		}
 		if src, ok := r.errorSource(m.Port, ip.Src(), ip.Dst()); ok {
-			r.send(m.Port, header.AppendICMPv4Error(r.frame(e.Src(), m.Port, typeIPv4), kind, src, m.MTU, ip))
+			r.send(m.Port, header.AppendICMPv4Error(r.frame(e.Src(), m.Port, header.EtherTypeIPv4), kind, src, m.MTU, ip))
 		}
-	case typeIPv6:
+	case header.EtherTypeIPv6:
 		ip := header.IPv6(data)
 		if len(ip) < header.IPv6Size || !header.MayAnswerIPv6(ip, e.Dst(), kind) {
 			return
 		}
 		if src, ok := r.errorSource(m.Port, ip.Src(), ip.Dst()); ok {
-			r.send(m.Port, header.AppendICMPv6Error(r.frame(e.Src(), m.Port, typeIPv6), kind, src, uint32(m.MTU), ip))
+			r.send(m.Port, header.AppendICMPv6Error(r.frame(e.Src(), m.Port, header.EtherTypeIPv6), kind, src, uint32(m.MTU), ip))
 		}
 	}
 }

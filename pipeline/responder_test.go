@@ -26,10 +26,12 @@ var responderConfig = strings.NewReplacer(
 	"{address: 198.51.100.1, mac: \"02:00:00:00:02:01\"}", "198.51.100.1", "{address: \"2001:db8::1\", mac: \"02:00:00:00:02:01\"}", "\"2001:db8::1\"",
 	"mac: \"02:00:00:00:01:05\", ", "").Replace(rigConfig)
 
+// testMACs are our own on the ports.
+var testMACs = []config.MAC{{2, 0, 0, 0, 0, 1}, {2, 0, 0, 0, 0, 2}, {2, 0, 0, 0, 0, 3}}
+
 func newControl(t testing.TB, text string) *control {
 	r := newRig(t, text, config.MAC{})
-	macs := []config.MAC{{2, 0, 0, 0, 0, 1}, {2, 0, 0, 0, 0, 2}}
-	c := &control{r, NewResponder(r.state, macs)}
+	c := &control{r, NewResponder(r.state, testMACs)}
 	c.Configure(r.cfg, r.gen)
 	return c
 }
@@ -62,9 +64,9 @@ func (c *control) ask(port int, line string) []string {
 // quiet takes away what control has to ask for at its start.
 func (c *control) quiet() {
 	c.poll()
-	for i := range c.gen.hops {
-		h := &c.gen.hops[i]
-		c.learn(h.Port, h.Addr.Netip(), [6]byte{2, 0, 0, 0, 2, 1}, c.nanos)
+	for i := range c.rig.gen.hops {
+		h := &c.rig.gen.hops[i]
+		c.Learn(h.Port, h.Addr.Netip(), [6]byte{2, 0, 0, 0, 2, 1}, c.nanos)
 	}
 	c.poll()
 }
@@ -196,7 +198,7 @@ func TestNextHopProbing(t *testing.T) {
 	arp := "1: 02:00:00:00:00:02 > ff:ff:ff:ff:ff:ff arp who-has 198.51.100.1 tell 198.51.100.2"
 	ns := "1: 02:00:00:00:00:02 > 33:33:ff:00:00:01 nd solicit 2001:db8::2 > ff02::1:ff00:1 target=2001:db8::1 slla=02:00:00:00:00:02"
 	hop := c.rig.gen.hops[0]
-	state := func() NeighborState { s, _ := c.state().Neighbors.Get(hop.Neighbor); return s }
+	stateOf := func() NeighborState { s, _ := c.state().Neighbors.Get(hop.Neighbor); return s }
 	for i := range 6 {
 		if said := c.second(); !slices.Equal(said, []string{ns, arp}) {
 			t.Fatalf("second %d: %q", i, said)
@@ -204,8 +206,8 @@ func TestNextHopProbing(t *testing.T) {
 	}
 	c.expect(0, "udp 10.0.0.5:1 > 8.8.8.8:53", "held")
 	c.ask(1, "arp reply 198.51.100.1 is-at "+neighborMAC+" to 198.51.100.2")
-	if state() != NeighborReachable {
-		t.Fatalf("answered, and %v", state())
+	if stateOf() != NeighborReachable {
+		t.Fatalf("answered, and %v", stateOf())
 	}
 	c.Release()
 	if c.Out[1].N != 1 {
@@ -223,12 +225,12 @@ func TestNextHopProbing(t *testing.T) {
 		if i < 9 && asked > 0 {
 			t.Fatalf("asked again after %d s", i+1)
 		}
-		if asked < probeTries && state() != NeighborReachable {
+		if asked < probeTries && stateOf() != NeighborReachable {
 			t.Fatalf("given up after %d questions", asked)
 		}
 	}
-	if state() != NeighborIncomplete || asked < 10 {
-		t.Errorf("state %v, asked %d times in 30 s of silence", state(), asked)
+	if stateOf() != NeighborIncomplete || asked < 10 {
+		t.Errorf("state %v, asked %d times in 30 s of silence", stateOf(), asked)
 	}
 }
 
@@ -273,7 +275,7 @@ func TestDynamicNeighbors(t *testing.T) {
 	c.quiet()
 	used := c.state().Neighbors.used
 	for i := range maxDynamic + 500 {
-		c.handle(&Message{Kind: PuntResolve, Port: 0, Addr: inside4(1000 + i)}, c.nanos)
+		c.Handle(&Message{Kind: PuntResolve, Port: 0, Addr: inside4(1000 + i)}, c.nanos)
 	}
 	made := c.state().Neighbors.used - used
 	if made == 0 || made > maxDynamic {
@@ -296,8 +298,8 @@ func TestDynamicNeighbors(t *testing.T) {
 	if c.state().Neighbors.Find(0, named) != slot {
 		t.Error("the entry that the configuration names is gone")
 	}
-	if len(c.probes) > len(c.gen.hops) {
-		t.Errorf("%d probes are left", len(c.probes))
+	if c.Probing() > len(c.rig.gen.hops) {
+		t.Errorf("%d probes are left", c.Probing())
 	}
 }
 
@@ -314,8 +316,8 @@ func TestAttachmentsRouterIsKeptResolved(t *testing.T) {
 	}
 	c.ask(0, "arp reply 10.0.0.2 is-at 02:00:00:00:01:09 to 10.0.0.1")
 	slot := c.state().Neighbors.Find(0, inet.FromNetip(netip.MustParseAddr("10.0.0.2")))
-	if state, _ := c.state().Neighbors.Get(slot); state != NeighborReachable {
-		t.Fatalf("state %d after its answer", state)
+	if now, _ := c.state().Neighbors.Get(slot); now != NeighborReachable {
+		t.Fatalf("state %d after its answer", now)
 	}
 	c.rig.after(11 * time.Second)
 	if !asked() {

@@ -16,7 +16,7 @@ const ttlDelta header.Delta = 0xfeff
 func (w *Worker) rewrite(b *Burst) {
 	for _, i := range b.live {
 		p := &b.Packets[i]
-		ip := p.Data[etherLen:]
+		ip := p.Data[header.EthernetSize:]
 		if p.act == actOut || p.act == actIn {
 			p.translate(ip)
 			if p.tcpFlags&tcpSYN != 0 && !p.hairpin { // that one has its way out before it when it comes again
@@ -76,9 +76,9 @@ func (p *Packet) translate(ip []byte) {
 	default:
 		// Other protocols keep their ports; these two have a pseudo-header (RFC 3828 §3.1, RFC 4340 §9.1).
 		switch p.proto {
-		case protoLite:
+		case header.ProtocolUDPLite:
 			putSum(t[6:8], p.delta.ApplyUDP(binary.BigEndian.Uint16(t[6:])))
-		case protoDCCP: // 0 is a sum like any other
+		case header.ProtocolDCCP: // 0 is a sum like any other
 			putSum(t[6:8], p.delta.Apply(binary.BigEndian.Uint16(t[6:])))
 		}
 	}

@@ -94,10 +94,10 @@ func slowSum(src, dst netip.Addr, proto byte, data []byte) uint16 {
 
 // parts are where the transport and its checksum are in a frame.
 func (s sample) parts(frame []byte) (transport, sum int) {
-	transport = etherLen + int(frame[etherLen]&15)*4
+	transport = header.EthernetSize + int(frame[header.EthernetSize]&15)*4
 	if s.six {
-		chain, _ := header.IPv6(frame[etherLen:]).Walk()
-		transport = etherLen + chain.Offset
+		chain, _ := header.IPv6(frame[header.EthernetSize:]).Walk()
+		transport = header.EthernetSize + chain.Offset
 	}
 	return transport, transport + map[string]int{"tcp": 16, "udp": 6, "ping": 2, "lite": 6, "dccp": 6, "gre": -1, "sctp": -1}[sampleKinds[s.kind]]
 }
@@ -131,9 +131,9 @@ func (s sample) mirror(frame []byte) []byte {
 	}
 	transport, sum := s.parts(b)
 	if s.six {
-		swap(etherLen+8, etherLen+24, 16)
+		swap(header.EthernetSize+8, header.EthernetSize+24, 16)
 	} else {
-		swap(etherLen+12, etherLen+16, 4)
+		swap(header.EthernetSize+12, header.EthernetSize+16, 4)
 	}
 	switch sampleKinds[s.kind] {
 	case "tcp", "udp", "lite", "dccp":
@@ -206,12 +206,12 @@ func checkTranslation(t testing.TB, r *rig, s sample) {
 	}
 	copy(back, frame[:12])
 	if s.six {
-		back[etherLen+7] += 2
+		back[header.EthernetSize+7] += 2
 	} else {
-		back[etherLen+8] += 2
-		copy(back[etherLen+10:], frame[etherLen+10:etherLen+12])
+		back[header.EthernetSize+8] += 2
+		copy(back[header.EthernetSize+10:], frame[header.EthernetSize+10:header.EthernetSize+12])
 		if s.shared {
-			copy(back[etherLen+4:], frame[etherLen+4:etherLen+6]) // SNAT chooses the identification
+			copy(back[header.EthernetSize+4:], frame[header.EthernetSize+4:header.EthernetSize+6]) // SNAT chooses the identification
 		}
 	}
 	if covered && isZero(back[sum:]) && isZero(frame[sum:]) {

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"weir/pipeline/header"
 	"weir/pipeline/inet"
 	"weir/pipeline/session"
 )
@@ -180,7 +181,7 @@ func TestForgedSegmentsInPieces(t *testing.T) {
 	forge := func(from, to string, n int) (passed int) {
 		flags := uint8(n) &^ tcpRST
 		frame := parseLine(t, 1, fmt.Sprintf("tcp %s > %s ACK seq=%d ack=%d len=80", from, to, rnd.Uint32()|1<<31, rnd.Uint32()|1<<31))
-		frame[etherLen+20+13] = flags
+		frame[header.EthernetSize+20+13] = flags
 		for _, i := range orders[n%len(orders)] {
 			passed += len(p.put(1, cut(frame, uint32(n), 24, 56)[i]))
 		}
@@ -201,7 +202,7 @@ func TestForgedSegmentsInPieces(t *testing.T) {
 	client := strings.Fields(bare(p.put(0, parseLine(t, 0, "tcp 10.0.0.6:5000 > 192.0.2.21:80 SYN seq=1000"))[0].frame))[1]
 	p.put(0, parseLine(t, 0, "tcp 10.0.0.7:80 > "+client+" SYN,ACK seq=2000 ack=1001"))
 	from, to := netip.MustParseAddrPort(client), netip.MustParseAddr("192.0.2.21")
-	s := p.liveSession(session.OutsideKey(inet.FromNetip(to), inet.FromNetip(from.Addr()), 80, from.Port(), protoTCP))
+	s := p.liveSession(session.OutsideKey(inet.FromNetip(to), inet.FromNetip(from.Addr()), 80, from.Port(), header.ProtocolTCP))
 	if s == nil || s.Flags&session.Hairpin == 0 {
 		t.Fatalf("no hairpinned session from %s", client)
 	}

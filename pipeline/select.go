@@ -149,11 +149,11 @@ func (p *Packet) portSpace() (session.PortSpace, bool) {
 		return session.EchoIdentifiers, true
 	case kindPiece: // the first one's
 		switch p.proto {
-		case protoTCP:
+		case header.ProtocolTCP:
 			return session.TCPPorts, true
-		case protoUDP:
+		case header.ProtocolUDP:
 			return session.UDPPorts, true
-		case protoICMP, protoICMPv6:
+		case header.ProtocolICMP, header.ProtocolICMPv6:
 			return session.EchoIdentifiers, true
 		}
 	}
@@ -429,7 +429,7 @@ func quarter(limit uint32) uint32 {
 func (p *Packet) setDeltas(old, new inet.Addr, oldPort, newPort uint16) {
 	p.headerDelta = header.Delta(0).Replace32(old.Sum(), new.Sum())
 	p.delta = header.Delta(0).Replace16(oldPort, newPort)
-	if p.proto != protoICMP {
+	if p.proto != header.ProtocolICMP {
 		p.delta = p.delta.Add(p.headerDelta)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"weir/config"
+	"weir/pipeline/header"
 	"weir/pipeline/inet"
 	"weir/pipeline/session"
 )
@@ -279,7 +280,7 @@ func TestUnconfirmed(t *testing.T) {
 func (r *rig) began(line string) bool {
 	words := strings.Fields(line)
 	local, remote := netip.MustParseAddrPort(words[3]), netip.MustParseAddrPort(words[1])
-	k := session.OutsideKey(inet.FromNetip(local.Addr()), inet.FromNetip(remote.Addr()), local.Port(), remote.Port(), protoUDP)
+	k := session.OutsideKey(inet.FromNetip(local.Addr()), inet.FromNetip(remote.Addr()), local.Port(), remote.Port(), header.ProtocolUDP)
 	return r.sessions.Find(&k) != session.None
 }
 

@@ -16,8 +16,8 @@ import (
 
 // Where the transport header of a plain packet begins.
 const (
-	plain4 = etherLen + header.IPv4Size
-	plain6 = etherLen + header.IPv6Size
+	plain4 = header.EthernetSize + header.IPv4Size
+	plain6 = header.EthernetSize + header.IPv6Size
 )
 
 // parsePlain takes in a packet that parse would let pass, and that is for this station, UDP or TCP, without options and extension headers, no
@@ -39,22 +39,22 @@ func (p *Packet) parsePlain(inside bool, mac uint64) bool {
 	var proto uint8
 	var size int // of the transport header and what it carries
 	switch binary.BigEndian.Uint16(e[12:]) {
-	case typeIPv4:
-		ip := (*[header.IPv4Size]byte)(e[etherLen:])
+	case header.EtherTypeIPv4:
+		ip := (*[header.IPv4Size]byte)(e[header.EthernetSize:])
 		total := int(binary.BigEndian.Uint16(ip[2:]))
-		if ip[0] != 0x45 || etherLen+total > len(d) || binary.BigEndian.Uint16(ip[6:])&0x3fff != 0 || ip[8] <= 1 || !sumOK(ip) {
+		if ip[0] != 0x45 || header.EthernetSize+total > len(d) || binary.BigEndian.Uint16(ip[6:])&0x3fff != 0 || ip[8] <= 1 || !sumOK(ip) {
 			return false
 		}
 		p.family, p.transport = inet.V4, plain4
 		proto, size = ip[9], total-header.IPv4Size
 		local, remote = inet.From4(ip[12:]), inet.From4(ip[16:])
 		t = (*[header.UDPSize]byte)(e[plain4:])
-	case typeIPv6:
+	case header.EtherTypeIPv6:
 		if len(d) < plain6+header.UDPSize {
 			return false
 		}
 		e := (*[plain6 + header.UDPSize]byte)(d)
-		ip := (*[header.IPv6Size]byte)(e[etherLen:])
+		ip := (*[header.IPv6Size]byte)(e[header.EthernetSize:])
 		size = int(binary.BigEndian.Uint16(ip[4:]))
 		if ip[0]>>4 != 6 || plain6+size > len(d) || ip[7] <= 1 {
 			return false
@@ -63,19 +63,19 @@ func (p *Packet) parsePlain(inside bool, mac uint64) bool {
 		proto = ip[6]
 		local, remote = inet.From16(ip[8:]), inet.From16(ip[24:])
 		t = (*[header.UDPSize]byte)(e[plain6:])
-		if local.Is4() || remote.Is4() || proto == protoUDP && t[6]|t[7] == 0 {
+		if local.Is4() || remote.Is4() || proto == header.ProtocolUDP && t[6]|t[7] == 0 {
 			return false
 		}
 	default:
 		return false
 	}
 	switch proto {
-	case protoUDP:
+	case header.ProtocolUDP:
 		if n := int(binary.BigEndian.Uint16(t[4:])); n < header.UDPSize || n > size {
 			return false
 		}
 		p.kind, p.tcpFlags = kindUDP, 0
-	case protoTCP:
+	case header.ProtocolTCP:
 		if size < header.TCPSize {
 			return false
 		}
@@ -134,7 +134,7 @@ func (w *Worker) short(inside bool, s *session.Session, p *Packet, hash uint64) 
 	} else if mac = w.resolved(s.Neighbor); mac == 0 {
 		return false
 	}
-	if len(p.Data)-etherLen > w.mtus[port%MaxPorts] {
+	if len(p.Data)-header.EthernetSize > w.mtus[port%MaxPorts] {
 		return false
 	}
 	if p.kind == kindTCP {
@@ -155,7 +155,7 @@ func (w *Worker) short(inside bool, s *session.Session, p *Packet, hash uint64) 
 // rewrite4 is rewrite for a plain IPv4 packet.
 func (w *Worker) rewrite4(inside bool, s *session.Session, p *Packet) {
 	d := (*[plain4 + header.UDPSize]byte)(p.Data)
-	ip, t := (*[header.IPv4Size]byte)(d[etherLen:]), (*[header.UDPSize]byte)(d[plain4:])
+	ip, t := (*[header.IPv4Size]byte)(d[header.EthernetSize:]), (*[header.UDPSize]byte)(d[plain4:])
 	delta, sum := s.Delta, uint32(ttlDelta)
 	if inside {
 		sum += uint32(s.HeaderDelta)
@@ -185,7 +185,7 @@ func (w *Worker) rewrite4(inside bool, s *session.Session, p *Packet) {
 // rewrite6 is rewrite for a plain IPv6 packet.
 func rewrite6(inside bool, s *session.Session, p *Packet) {
 	d := (*[plain6 + header.UDPSize]byte)(p.Data)
-	ip, t := (*[header.IPv6Size]byte)(d[etherLen:]), (*[header.UDPSize]byte)(d[plain6:])
+	ip, t := (*[header.IPv6Size]byte)(d[header.EthernetSize:]), (*[header.UDPSize]byte)(d[plain6:])
 	delta := s.Delta
 	if inside {
 		s.External.Put16(ip[8:])

@@ -145,7 +145,7 @@ func NewState(c StateConfig) (*State, error) {
 	}
 	*memory.At[stateHeader](s, 0) = h
 	st := viewState(s)
-	random := secrets(c.Seed)
+	random := newRandom(c.Seed).Uint64
 	st.h.NeighborSecret = random()
 	st.Neighbors.secret = st.h.NeighborSecret
 	for w := range c.Workers {
@@ -174,11 +174,6 @@ func newSecret(random func() uint64) (s session.Secret) {
 		s[i] = random()
 	}
 	return s
-}
-
-// secrets returns a source of random words; with a seed it is always the same.
-func secrets(seed *[32]byte) func() uint64 {
-	return newRandom(seed).Uint64
 }
 
 // newRandom returns a ChaCha8 generator: it allocates nothing afterwards and takes no lock.

@@ -32,7 +32,7 @@ func (w *Worker) transmit(b *Burst) {
 // queue puts a frame into the queue of a port. The driver empties the queues after each call, so there is room.
 func (w *Worker) queue(port uint8, mac uint64, handle uintptr, frame []byte) {
 	src := w.macs[port]
-	e := (*[etherLen]byte)(frame)
+	e := (*[header.EthernetSize]byte)(frame)
 	binary.LittleEndian.PutUint64(e[:], mac|src<<48) // destination, and the first two bytes of the source
 	binary.LittleEndian.PutUint32(e[8:], uint32(src>>16))
 	q := &w.Out[port]
@@ -108,7 +108,7 @@ func (w *Worker) Release() {
 		mac := w.resolved(w.neighbors.Find(h.port, h.hop))
 		switch {
 		case mac != 0 && w.Out[h.port].N+w.Spare.N < queueSize:
-			if len(h.frame)-etherLen <= int(w.gen.ports[h.port].MTU) {
+			if len(h.frame)-header.EthernetSize <= int(w.gen.ports[h.port].MTU) {
 				w.queue(h.port, mac, h.handle, h.frame)
 			} else if !w.split(h.port, mac, h.handle, h.frame) {
 				w.dropped[TooBig]++
@@ -191,10 +191,10 @@ func (w *Worker) punt(port int, p *Packet, c class) {
 func (w *Worker) fromNextHop(port int, p *Packet) bool {
 	var from inet.Addr
 	switch d := p.Data; {
-	case binary.BigEndian.Uint16(d[12:]) == typeARP && len(d) >= etherLen+18:
-		from = inet.From4(d[etherLen+14:])
-	case binary.BigEndian.Uint16(d[12:]) == typeIPv6 && len(d) >= etherLen+24:
-		from = inet.From16(d[etherLen+8:])
+	case binary.BigEndian.Uint16(d[12:]) == header.EtherTypeARP && len(d) >= header.EthernetSize+18:
+		from = inet.From4(d[header.EthernetSize+14:])
+	case binary.BigEndian.Uint16(d[12:]) == header.EtherTypeIPv6 && len(d) >= header.EthernetSize+24:
+		from = inet.From16(d[header.EthernetSize+8:])
 	}
 	for i := range w.gen.hops {
 		if h := &w.gen.hops[i]; int(h.Port) == port && h.Addr == from {

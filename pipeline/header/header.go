@@ -19,6 +19,7 @@ const (
 	ProtocolICMP        = 1
 	ProtocolTCP         = 6
 	ProtocolUDP         = 17
+	ProtocolDCCP        = 33
 	ProtocolRouting     = 43
 	ProtocolFragment    = 44
 	ProtocolESP         = 50
@@ -27,6 +28,7 @@ const (
 	ProtocolNoNext      = 59
 	ProtocolDestination = 60
 	ProtocolMobility    = 135
+	ProtocolUDPLite     = 136
 	ProtocolHIP         = 139
 	ProtocolShim6       = 140
 	ProtocolExperiment1 = 253

@@ -162,6 +162,9 @@ func (m *Mappings) Len() int { return int(atomic.LoadUint64(&m.h.live)) }
 // Capacity returns how many there can be.
 func (m *Mappings) Capacity() int { return len(m.mappings) }
 
+// Addresses returns how many SNAT addresses there is room for.
+func (m *Mappings) Addresses() int { return len(m.inUse) }
+
 // InUse returns how many mappings, resting ones too, an external address has.
 func (m *Mappings) InUse(address uint32) int { return int(atomic.LoadUint32(&m.inUse[address])) }
 
