@@ -204,10 +204,10 @@ func TestFollow(t *testing.T) {
 		var compilers [2]*Compiler
 		for i := range states {
 			var err error
-			if states[i], err = NewState(StateConfig{Workers: 1, Sessions: 4096, Seed: &testSeed, Addresses: 16}); err != nil {
+			if states[i], err = NewState(StateConfig{Workers: 1, Sessions: 4096, Seed: &[32]byte{1, 2, 3}, Addresses: 16}); err != nil {
 				t.Fatal(err)
 			}
-			compilers[i] = NewCompiler(states[i], &testSeed)
+			compilers[i] = NewCompiler(states[i], &[32]byte{1, 2, 3})
 		}
 		texts := []config.File{{Name: "global.yaml", Data: []byte(m.global())}}
 		for v := range towns {
@@ -351,7 +351,7 @@ func BenchmarkFollow(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer s.Segment.Close()
-	c := NewCompiler(s, &testSeed)
+	c := NewCompiler(s, &[32]byte{1, 2, 3})
 	running, err := c.Compile(cfg[0])
 	if err != nil {
 		b.Fatal(err)
@@ -367,5 +367,4 @@ func BenchmarkFollow(b *testing.B) {
 		running = g
 	}
 	running.Close()
-	c.spare.Close()
 }

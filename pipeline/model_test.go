@@ -51,7 +51,7 @@ func (q question) toWeir() verdict {
 	if q.proto == "ping" {
 		return verdict{fate: "punt"}
 	}
-	return drop(NoService)
+	return droppedAs(NoService)
 }
 
 // verdict is what is to become of a packet. Of two kinds with ports, any in the list will do.
@@ -64,7 +64,7 @@ type verdict struct {
 	session  bool
 }
 
-func drop(r Reason) verdict { return verdict{fate: "drop " + r.String()} }
+func droppedAs(r Reason) verdict { return verdict{fate: "drop " + r.String()} }
 
 var modelMartians = prefixes("0.0.0.0/8 127.0.0.0/8 169.254.0.0/16 224.0.0.0/4 240.0.0.0/4 ::/64 fe80::/10 ff00::/8")
 var modelPrivate = prefixes("10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 fc00::/7")
@@ -86,18 +86,18 @@ func (m model) leaving(q question) (v verdict, turns bool) {
 		return slices.ContainsFunc(v.Attach, func(a config.Attachment) bool { return a.Port == q.port })
 	})
 	if vi < 0 {
-		return drop(AntiSpoof), false
+		return droppedAs(AntiSpoof), false
 	}
 	vpc := &m.VPCs[vi]
 	if q.src == q.dst {
-		return drop(Martian), false
+		return droppedAs(Martian), false
 	}
 	if within(modelMartians, q.dst) {
-		return drop(Martian), false
+		return droppedAs(Martian), false
 	}
 	in, own, transit, attached := source(vpc, q.src)
 	if in == nil {
-		return drop(AntiSpoof), false
+		return droppedAs(AntiSpoof), false
 	}
 	for _, a := range vpc.Attach {
 		for _, own := range a.Addresses {
@@ -107,26 +107,26 @@ func (m model) leaving(q question) (v verdict, turns bool) {
 		}
 	}
 	if q.expired {
-		return drop(TTLExceeded), false
+		return droppedAs(TTLExceeded), false
 	}
 	route, ok := m.route(vpc, in, q.dst)
 	switch {
 	case !ok:
-		return drop(NoRoute), false
+		return droppedAs(NoRoute), false
 	case route.Target == config.TargetDrop:
-		return drop(RouteDrop), false
+		return droppedAs(RouteDrop), false
 	case route.Target != config.TargetGateway:
 		if attached.IsValid() && !own {
-			return drop(PublicSource), false
+			return droppedAs(PublicSource), false
 		}
 		return verdict{fate: "plain", src: q.src, dst: q.dst, ports: m.internalPorts(vpc, route, q.dst)}, false
 	case transit:
-		return drop(PublicSource), false
+		return droppedAs(PublicSource), false
 	}
 	for _, p := range m.Ports {
 		for _, a := range p.Addresses {
 			if a.Addr() == q.dst {
-				return drop(NoService), false
+				return droppedAs(NoService), false
 			}
 		}
 	}
@@ -141,7 +141,7 @@ func (m model) inside(q question) verdict {
 	}
 	// It turns back: its receiver sees it come from the sender's external address. Not to the very socket that sent it.
 	if another := q.proto == "ping" || q.proto == "pong" || q.proto == "error" || q.proto != "gre" && q.sport != q.dport; tagged.fate == "out" && tagged.src == q.dst && !another {
-		return drop(Martian)
+		return droppedAs(Martian)
 	}
 	back := q
 	back.src = tagged.src
@@ -164,7 +164,7 @@ func (m model) tagged(q question, in *config.Instance, own bool, attached netip.
 			return m.leaves(verdict{fate: "plain", src: q.src, dst: q.dst}, attached.Addr(), q.dst)
 		}
 		if !own {
-			return drop(NoEligible)
+			return droppedAs(NoEligible)
 		}
 	}
 	return m.selects(q, in, route.Gateway)
@@ -406,13 +406,13 @@ func (m model) selects(q question, in *config.Instance, gateway int) verdict {
 	}
 	switch {
 	case len(shares) == 0:
-		return drop(NoEligible)
+		return droppedAs(NoEligible)
 	case q.proto == "error":
-		return drop(ICMPUnrelated)
+		return droppedAs(ICMPUnrelated)
 	case q.proto == "gre":
-		return drop(SNATProtocol)
+		return droppedAs(SNATProtocol)
 	case !q.begins():
-		return drop(NoSession)
+		return droppedAs(NoSession)
 	}
 	return m.leaves(verdict{fate: "snat", kind: "snat", src: shares[0].Address, dst: q.dst, shares: shares, session: true}, shares[0].Address, q.dst)
 }
@@ -421,10 +421,10 @@ func (m model) selects(q question, in *config.Instance, gateway int) verdict {
 func (m model) outside(q question, turned bool) verdict {
 	switch {
 	case q.src == q.dst && !turned:
-		return drop(Martian)
+		return droppedAs(Martian)
 	case turned:
 	case m.ours(q.src):
-		return drop(OwnSource)
+		return droppedAs(OwnSource)
 	}
 	for _, p := range m.Ports {
 		for _, a := range p.Addresses {
@@ -434,7 +434,7 @@ func (m model) outside(q question, turned bool) verdict {
 		}
 	}
 	if !turned && (within(modelMartians, q.src) || within(modelPrivate, q.src)) {
-		return drop(Martian)
+		return droppedAs(Martian)
 	}
 	for vi := range m.VPCs {
 		v := &m.VPCs[vi]
@@ -442,24 +442,24 @@ func (m model) outside(q question, turned bool) verdict {
 			in := &v.Instances[i]
 			if within(in.Attached, q.dst) {
 				if q.expired {
-					return drop(TTLExceeded)
+					return droppedAs(TTLExceeded)
 				}
 				return verdict{fate: "plain", src: q.src, dst: q.dst, ports: m.instancePort(v, in, q.dst)}
 			}
 			if slices.ContainsFunc(in.SNAT, func(s config.SNAT) bool { return s.Address == q.dst }) {
 				switch {
 				case q.proto == "error" && q.expired:
-					return drop(TTLExceeded)
+					return droppedAs(TTLExceeded)
 				case q.proto == "error":
-					return drop(ICMPUnrelated)
+					return droppedAs(ICMPUnrelated)
 				}
-				return drop(Unsolicited)
+				return droppedAs(Unsolicited)
 			}
 			if !slices.Contains(in.Floating, q.dst) && !slices.Contains(in.Ephemeral, q.dst) {
 				continue
 			}
 			if q.expired {
-				return drop(TTLExceeded)
+				return droppedAs(TTLExceeded)
 			}
 			private := in.Address4
 			if q.dst.Is6() {
@@ -472,7 +472,7 @@ func (m model) outside(q question, turned bool) verdict {
 			return r
 		}
 	}
-	return drop(UnknownDestination)
+	return droppedAs(UnknownDestination)
 }
 
 func (m model) instancePort(v *config.VPC, in *config.Instance, family netip.Addr) []int {

@@ -3,6 +3,7 @@
 package pipeline
 
 import (
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"sync"
@@ -138,7 +139,7 @@ func TestRingAgreesWithSlice(t *testing.T) {
 			fill = r.IntN(2) // now and then mostly full, mostly empty
 		}
 		if r.IntN(3) <= fill {
-			ok := q.Put(PuntFrame, uint8(next), Reason(next%7), uint16(next), inet.Addr{Lo: uint64(next)}, bytes4(next))
+			ok := q.Put(PuntFrame, uint8(next), Reason(next%7), uint16(next), inet.Addr{Lo: uint64(next)}, binary.BigEndian.AppendUint32(nil, next))
 			if ok != (len(golden) < ringSlots) {
 				t.Fatalf("Put with %d in it: %t", len(golden), ok)
 			}
@@ -155,7 +156,7 @@ func TestRingAgreesWithSlice(t *testing.T) {
 		if m != nil {
 			n := golden[0]
 			golden = golden[1:]
-			if m.Kind != PuntFrame || m.Port != uint8(n) || m.Reason != Reason(n%7) || m.MTU != uint16(n) || m.Addr.Lo != uint64(n) || string(m.Data()) != string(bytes4(n)) {
+			if m.Kind != PuntFrame || m.Port != uint8(n) || m.Reason != Reason(n%7) || m.MTU != uint16(n) || m.Addr.Lo != uint64(n) || string(m.Data()) != string(binary.BigEndian.AppendUint32(nil, n)) {
 				t.Fatalf("message %d is %v %v %v", n, m.Port, m.Addr, m.Data())
 			}
 			q.Pop()
@@ -184,7 +185,7 @@ func TestRingConcurrently(t *testing.T) {
 	var writer sync.WaitGroup
 	writer.Go(func() {
 		for i := uint32(0); i < n && !failed.Load(); {
-			if q.Put(PuntFrame, 0, Pass, 0, inet.Addr{Lo: uint64(i)}, bytes4(i)) {
+			if q.Put(PuntFrame, 0, Pass, 0, inet.Addr{Lo: uint64(i)}, binary.BigEndian.AppendUint32(nil, i)) {
 				i++
 			}
 		}
@@ -194,7 +195,7 @@ func TestRingConcurrently(t *testing.T) {
 		if m == nil {
 			continue
 		}
-		if m.Addr.Lo != uint64(i) || string(m.Data()) != string(bytes4(i)) {
+		if m.Addr.Lo != uint64(i) || string(m.Data()) != string(binary.BigEndian.AppendUint32(nil, i)) {
 			t.Errorf("message %d is %v % x", i, m.Addr, m.Data())
 			failed.Store(true)
 			break

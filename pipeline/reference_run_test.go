@@ -375,7 +375,7 @@ func (r *run) notice(o *outcome, drops, wanted map[string]int) {
 		return
 	}
 	if reset := "drop " + TCPReset.String(); o.mayDrop && drops[reset] > wanted[reset] {
-		o.verdict, o.turns = drop(TCPReset), false
+		o.verdict, o.turns = droppedAs(TCPReset), false
 	}
 	if f := r.sessionOf(o.of); f != nil {
 		if o.of.state = f.State(); f.Last == uint32(o.last) {

@@ -96,7 +96,7 @@ type outcome struct {
 	orExhausted bool        // a refusal of a moment ago may still hold
 }
 
-func refused(r Reason) outcome { return outcome{verdict: drop(r)} }
+func refused(r Reason) outcome { return outcome{verdict: droppedAs(r)} }
 
 // find returns the session of a packet, that comes from inside, from outside, or turns back as if from outside. ICMP errors and packets
 // whose TTL is used up take no part in sessions.
@@ -174,7 +174,7 @@ func (n *reference) fromOutside(q question, from origin) outcome {
 	o := n.in(s, q)
 	o.tracked, o.of = n.track(s, q, from), s
 	if o.dropped {
-		o.verdict = drop(TCPReset)
+		o.verdict = droppedAs(TCPReset)
 	}
 	return o
 }

@@ -13,7 +13,7 @@ import (
 // No page, however large, holds parts of workers on different nodes; where all are on one, nothing is moved.
 func TestStateKeepsNodesApart(t *testing.T) {
 	const workers = 64
-	plain, err := NewState(StateConfig{Workers: workers, Sessions: 1024, Seed: &testSeed})
+	plain, err := NewState(StateConfig{Workers: workers, Sessions: 1024, Seed: &[32]byte{1, 2, 3}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -26,7 +26,7 @@ func TestStateKeepsNodesApart(t *testing.T) {
 		nodes[w] = 1020 + w%4
 	}
 	nodes[5] = -1
-	s, err := NewState(StateConfig{Workers: workers, Sessions: 1024, Nodes: nodes, Seed: &testSeed})
+	s, err := NewState(StateConfig{Workers: workers, Sessions: 1024, Nodes: nodes, Seed: &[32]byte{1, 2, 3}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"weir/pipeline/inet"
@@ -142,8 +143,8 @@ func TestRangeTableEdges(t *testing.T) {
 		"2001:db8::ffff:ffff:ffff:ffff/128 2001:db8:0:1::/128",
 	} {
 		golden := goldenTable{}
-		for i, p := range prefixes(text) {
-			golden[p] = uint32(1 + i)
+		for i, p := range strings.Fields(text) {
+			golden[netip.MustParsePrefix(p)] = uint32(1 + i)
 		}
 		ask := netip.MustParseAddr("10.0.0.1")
 		for p := range golden {
