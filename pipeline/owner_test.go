@@ -80,7 +80,7 @@ func TestToeplitzAgreesWithSlow(t *testing.T) {
 // Each of several workers owns about its share, by a key that is another one with every start.
 func TestOwnersShare(t *testing.T) {
 	for _, workers := range []int{1, 2, 3, 64} {
-		s, err := NewState(StateConfig{Workers: workers, Sessions: 64 * workers, Seed: &testSeed})
+		s, err := NewState(StateConfig{Workers: workers, Sessions: 64 * workers, Seed: &[32]byte{1, 2, 3}})
 		if err != nil {
 			t.Fatal(err)
 		}
