@@ -24,6 +24,9 @@ import (
 	"weir/config"
 	"weir/dpdk"
 	"weir/pipeline"
+	"weir/pipeline/drop"
+	"weir/pipeline/generation"
+	"weir/pipeline/state"
 	"weir/pipeline/tsc"
 )
 
@@ -242,13 +245,13 @@ func medianOf(list []float64) float64 {
 
 // weirForwarder is the worker of weir run, in this process.
 type weirForwarder struct {
-	state   *pipeline.State
-	gens    [generations]pipeline.Generation
+	state   *state.State
+	gens    [generations]generation.Generation
 	ports   []*dpdk.Port
 	stopped atomic.Bool
 	done    chan struct{}
 	tid     int
-	before  pipeline.Counters
+	before  state.Counters
 }
 
 func (b *bench) forwarder(dir, kind string, sessions int) (forwarder, error) {
@@ -265,7 +268,7 @@ func (b *bench) startWeir(dir string, sessions int, mode config.Idle, nap backof
 			err = errors.Join(err, f.close())
 		}
 	}()
-	var g *pipeline.Generation
+	var g *generation.Generation
 	if f.state, g, err = newGateway(sessions, 1); err != nil {
 		return f, err
 	}
@@ -327,7 +330,7 @@ func (f *weirForwarder) stop() error {
 }
 
 // onlyFull: a transmit queue that the generator does not empty fast enough is no fault.
-func onlyFull(d map[string]uint64) bool { return len(d) == 1 && d[pipeline.TxFull.String()] > 0 }
+func onlyFull(d map[string]uint64) bool { return len(d) == 1 && d[drop.TxFull.String()] > 0 }
 
 func (f *weirForwarder) close() error {
 	err := closePair(f.ports)
@@ -568,17 +571,17 @@ func (b *bench) overRing(name string, weir bool, sessions int) (err error) {
 }
 
 // newGateway makes the benchmark's gateway.
-func newGateway(sessions, workers int) (*pipeline.State, *pipeline.Generation, error) {
+func newGateway(sessions, workers int) (*state.State, *generation.Generation, error) {
 	cfg, _, err := config.Parse([]config.File{{Name: "bench.yaml", Data: []byte(benchConfig(max(sessions, 1024)))}})
 	if err != nil {
 		return nil, nil, err
 	}
 	// The last eighth of a table is not for 1:1 flows.
-	st, err := pipeline.NewState(pipeline.StateConfig{Workers: workers, Sessions: sessions + sessions/4 + 64, Huge: true})
+	st, err := state.New(state.Sizes{Workers: workers, Sessions: sessions + sessions/4 + 64, Huge: true})
 	if err != nil {
 		return nil, nil, err
 	}
-	g, err := pipeline.NewCompiler(st, nil).Compile(cfg)
+	g, err := generation.NewCompiler(st, nil).Compile(cfg)
 	if err != nil {
 		st.Segment.Close()
 		return nil, nil, err

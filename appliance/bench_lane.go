@@ -11,6 +11,8 @@ import (
 
 	"weir/dpdk"
 	"weir/pipeline"
+	"weir/pipeline/drop"
+	"weir/pipeline/state"
 	"weir/pipeline/tsc"
 )
 
@@ -19,7 +21,7 @@ import (
 // take is kept for a while, as a device's queue keeps it, and freed.
 type lane struct {
 	pipe     *pipeline.Worker
-	counters *pipeline.Counters
+	counters *state.Counters
 	pool     *dpdk.Mempool
 	sets     []*flows
 	index    int
@@ -255,11 +257,11 @@ func (l *lane) close() {
 }
 
 // drops lists what was dropped, by reason.
-func drops(c *pipeline.Counters) map[string]uint64 {
+func drops(c *state.Counters) map[string]uint64 {
 	m := map[string]uint64{}
 	for r, n := range c.Dropped {
 		if n != 0 {
-			m[pipeline.Reason(r).String()] = n
+			m[drop.Reason(r).String()] = n
 		}
 	}
 	return m

@@ -14,6 +14,8 @@ import (
 
 	"weir/dpdk"
 	"weir/pipeline"
+	"weir/pipeline/drop"
+	"weir/pipeline/state"
 )
 
 // resultOf finds the result that a measurement belongs to, or begins it.
@@ -32,7 +34,7 @@ func (b *bench) resultOf(s *scenario, sessions, burst, workers int, f frameMix) 
 const interruption = 10
 
 // add notes one run.
-func (r *result) add(b *bench, samples []sample, before, after pipeline.Counters, allocations uint64) {
+func (r *result) add(b *bench, samples []sample, before, after state.Counters, allocations uint64) {
 	var all sample
 	var perSecond float64
 	for i := range samples {
@@ -56,7 +58,7 @@ func (r *result) add(b *bench, samples []sample, before, after pipeline.Counters
 	r.Forwarded += after.Forwarded - before.Forwarded - all.aside.Forwarded
 	for i, n := range after.Dropped {
 		if n -= before.Dropped[i] + all.aside.Dropped[i]; n != 0 {
-			r.Dropped[pipeline.Reason(i).String()] += n
+			r.Dropped[drop.Reason(i).String()] += n
 		}
 	}
 	// These are the last run's.
@@ -165,14 +167,14 @@ func (r *result) summarize(hz float64) {
 }
 
 // bytesPerSession is what the state grows by with a session.
-func (b *bench) bytesPerSession(st *pipeline.State) (float64, error) {
+func (b *bench) bytesPerSession(st *state.State) (float64, error) {
 	workers := st.Workers()
 	least := 64 * workers
 	if b.fixed == nil {
 		b.fixed = map[int]uint64{}
 	}
 	if b.fixed[workers] == 0 {
-		s, err := pipeline.NewState(pipeline.StateConfig{Workers: workers, Sessions: least})
+		s, err := state.New(state.Sizes{Workers: workers, Sessions: least})
 		if err != nil {
 			return 0, err
 		}

@@ -7,7 +7,10 @@ import (
 	"math/rand/v2"
 
 	"weir/pipeline"
+	"weir/pipeline/drop"
+	"weir/pipeline/generation"
 	"weir/pipeline/inet"
+	"weir/pipeline/state"
 	"weir/pipeline/tsc"
 )
 
@@ -32,11 +35,11 @@ type scenario struct {
 	of    population
 	ports []int // by which bursts come, in turn: 0 inside, 1 outside
 	from  traffic
-	drops []pipeline.Reason // every packet is dropped for one of these; none: it is forwarded
-	open  bool              // some are forwarded and some are not
-	fill  int               // percent of their SNAT ranges that the flows fill before new ones begin
-	begin bool              // every packet begins a session
-	mixed bool              // every worker receives packets of all workers' sessions
+	drops []drop.Reason // every packet is dropped for one of these; none: it is forwarded
+	open  bool          // some are forwarded and some are not
+	fill  int           // percent of their SNAT ranges that the flows fill before new ones begin
+	begin bool          // every packet begins a session
+	mixed bool          // every worker receives packets of all workers' sessions
 }
 
 // scenarios is the catalogue.
@@ -57,7 +60,7 @@ func scenarios() []scenario {
 		scenario{name: "handoff/snat/v4/out", of: snat, ports: []int{0}, from: sendEstablished, mixed: true, open: true}, // a ring may be full
 		scenario{name: "fragments/floating/v4/out", of: floating, ports: []int{0}, from: sendFragments},
 		scenario{name: "unknown/floating/v4/in", of: floating, ports: []int{1}, from: sendUnknown},
-		scenario{name: "unknown/snat/v4/in", of: snat, ports: []int{1}, from: sendUnknown, drops: []pipeline.Reason{pipeline.Unsolicited, pipeline.Filtered}},
+		scenario{name: "unknown/snat/v4/in", of: snat, ports: []int{1}, from: sendUnknown, drops: []drop.Reason{drop.Unsolicited, drop.Filtered}},
 		scenario{name: "new/floating/v4", of: floating, begin: true},
 		scenario{name: "new/floating/v6", of: population{"floating/v6", []flows{floating6}}, begin: true},
 		scenario{name: "new/snat/v4", of: snat, begin: true},
@@ -96,8 +99,8 @@ func sendFragments(l *lane, b []byte, port, j int) int {
 
 // rig is a gateway with its lanes.
 type rig struct {
-	state *pipeline.State
-	gen   *pipeline.Generation
+	state *state.State
+	gen   *generation.Generation
 	lanes []*lane
 }
 
@@ -213,7 +216,7 @@ type sample struct {
 	created         uint64
 	ended, ending   uint64 // sessions that ended afterwards, and the counts that took
 	stages          *pipeline.StageCounts
-	aside           pipeline.Counters // of packets that are not measured
+	aside           state.Counters // of packets that are not measured
 }
 
 // fewestBursts are sent in however short a time: what happens once a measurement must not look like once a packet.
@@ -301,7 +304,7 @@ func (l *lane) measureNew(s *scenario, burst, sessions int, counts uint64, out *
 }
 
 // check holds what became of a measurement's packets against what should.
-func (s *scenario) check(r *rig, before, after pipeline.Counters) error {
+func (s *scenario) check(r *rig, before, after state.Counters) error {
 	a, b := after.Totals(), before.Totals()
 	received, forwarded, held := a.Received-b.Received, a.Forwarded-b.Forwarded, after.Held
 	if s.open || len(s.drops) == 0 && forwarded == received && held == 0 {
@@ -317,7 +320,7 @@ func (s *scenario) check(r *rig, before, after pipeline.Counters) error {
 }
 
 // total adds the lanes' counters up.
-func (r *rig) total() (c pipeline.Counters) {
+func (r *rig) total() (c state.Counters) {
 	for _, l := range r.lanes {
 		c.Add(l.counters)
 	}

@@ -26,7 +26,9 @@ import (
 	"weir/dpdk"
 	"weir/pipeline"
 	"weir/pipeline/fault"
+	"weir/pipeline/generation"
 	"weir/pipeline/memory"
+	"weir/pipeline/state"
 )
 
 func dataplaneCommand() *cobra.Command {
@@ -71,8 +73,8 @@ type plane struct {
 	control conn   // the one that commands
 	refused conn   // room for telling another one so
 	config  []byte // what start was told; nil: nothing runs yet
-	state   *pipeline.State
-	gens    [generations]pipeline.Generation
+	state   *state.State
+	gens    [generations]generation.Generation
 	current uint64
 	ports   []*dpdk.Port
 	nodes   []int                 // by worker: the NUMA node of its memory, -1: any
@@ -99,16 +101,16 @@ func (d *plane) start(payload []byte, stateFD, genFD int) error {
 		return errors.New("start: no segments came with it")
 	}
 	var err error
-	if d.state, err = pipeline.AttachState(stateFD); err != nil {
+	if d.state, err = state.Attach(stateFD); err != nil {
 		return fmt.Errorf("state: %w", err)
 	}
-	var g pipeline.Generation
+	var g generation.Generation
 	if err := g.Attach(genFD); err != nil {
 		return fmt.Errorf("generation: %w", err)
 	}
-	if len(c.Dataplane.Workers) != d.state.Workers() || len(c.Ports) != g.Ports() {
+	if len(c.Dataplane.Workers) != d.state.Workers() || len(c.Ports) != g.NumPorts() {
 		return fmt.Errorf("start: %d workers and %d ports, but segments for %d and %d",
-			len(c.Dataplane.Workers), len(c.Ports), d.state.Workers(), g.Ports())
+			len(c.Dataplane.Workers), len(c.Ports), d.state.Workers(), g.NumPorts())
 	}
 	d.current = g.Number
 	d.gens[g.Number%generations] = g

@@ -15,34 +15,35 @@ import (
 	"time"
 
 	"weir/config"
-	"weir/pipeline"
+	"weir/pipeline/generation"
+	"weir/pipeline/state"
 )
 
 // preview is what would become of a running gateway under another configuration.
 type preview struct {
-	Changes     []change       `json:"changes"`
-	RestartOnly []string       `json:"restart_only"`
-	Sessions    pipeline.Fate  `json:"sessions"`
-	Affected    []affected     `json:"affected"` // instances whose sessions do not all stay
-	Faults      []config.Fault `json:"faults"`
-	known       bool           // the sessions were looked at
+	Changes     []change        `json:"changes"`
+	RestartOnly []string        `json:"restart_only"`
+	Sessions    generation.Fate `json:"sessions"`
+	Affected    []affected      `json:"affected"` // instances whose sessions do not all stay
+	Faults      []config.Fault  `json:"faults"`
+	known       bool            // the sessions were looked at
 }
 
 // change is one difference, and what becomes of the sessions that it concerns: nil where they were not looked at.
 type change struct {
-	What     string         `json:"what"`
-	Sessions *pipeline.Fate `json:"sessions,omitempty"`
+	What     string           `json:"what"`
+	Sessions *generation.Fate `json:"sessions,omitempty"`
 }
 
 type affected struct {
 	Instance string `json:"instance"` // VPC/name; empty: of an instance that is gone already
-	pipeline.Fate
+	generation.Fate
 }
 
 // comparison asks control's own goroutine for what a preview needs.
 type comparison struct {
 	cfg      *config.Config
-	compiler *pipeline.Compiler
+	compiler *generation.Compiler
 }
 
 // maxCheck is the most that POST /api/v1/check reads: a configuration and its encoding.
@@ -81,7 +82,7 @@ func (c *control) previewHandler(w http.ResponseWriter, r *http.Request) {
 }
 
 // compare fills in what differs, and what the live sessions would see of it.
-func (p *preview) compare(live comparison, cfg *config.Config, state *pipeline.State) error {
+func (p *preview) compare(live comparison, cfg *config.Config, state *state.State) error {
 	changes := config.Changes(live.cfg, cfg)
 	p.RestartOnly = append(p.RestartOnly, config.RestartOnly(live.cfg, cfg)...)
 	for _, c := range changes {
@@ -100,7 +101,7 @@ func (p *preview) compare(live comparison, cfg *config.Config, state *pipeline.S
 		return err
 	}
 	defer after.Close()
-	tally := pipeline.NewTally(live.cfg, cfg, before, after, changes)
+	tally := generation.NewTally(live.cfg, cfg, before, after, changes)
 	fates := live.compiler.Fates(after, tally)
 	for i := range p.Changes {
 		p.Changes[i].Sessions = &tally.Fates[i]
@@ -173,7 +174,7 @@ func (p *preview) print(out io.Writer) {
 		switch f := c.Sessions; {
 		case f == nil:
 			fmt.Fprintf(out, "change: %s\n", c.What)
-		case *f == pipeline.Fate{}:
+		case *f == generation.Fate{}:
 			fmt.Fprintf(out, "change: %s: concerns no session\n", c.What)
 		default:
 			fmt.Fprintf(out, "change: %s: of its sessions %d stay, %d drain, %d end\n", c.What, f.Keep, f.Drain, f.End)

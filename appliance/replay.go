@@ -21,7 +21,11 @@ import (
 	"weir/config"
 	"weir/dpdk"
 	"weir/pipeline"
+	"weir/pipeline/drop"
+	"weir/pipeline/generation"
 	"weir/pipeline/packettext"
+	"weir/pipeline/respond"
+	"weir/pipeline/state"
 )
 
 func replayCommand() *cobra.Command {
@@ -157,15 +161,15 @@ func (r *replay) run(out io.Writer) (err error) {
 	if err := os.MkdirAll(r.out, 0o755); err != nil {
 		return err
 	}
-	state, err := pipeline.NewState(pipeline.StateConfig{
+	state, err := state.New(state.Sizes{
 		// A frame begins one session at the most: a larger table would never be fuller.
-		Workers: 1, Sessions: min(cfg.Dataplane.Sessions, len(arrivals)+1024), Addresses: pipeline.SNATAddresses(cfg), Seed: &replaySeed,
+		Workers: 1, Sessions: min(cfg.Dataplane.Sessions, len(arrivals)+1024), Addresses: generation.SNATAddresses(cfg), Seed: &replaySeed,
 	})
 	if err != nil {
 		return err
 	}
 	defer state.Segment.Close()
-	compiler := pipeline.NewCompiler(state, &replaySeed)
+	compiler := generation.NewCompiler(state, &replaySeed)
 	gen, err := compiler.Compile(cfg)
 	if err != nil {
 		return err
@@ -206,7 +210,7 @@ func (r *replay) run(out io.Writer) (err error) {
 		pipe: pipeline.NewWorker(state, 0, gen, pipeline.WorkerConfig{MACs: macs, AnyMAC: true, AssumeMAC: assumedMAC, Seed: &replaySeed}),
 	}
 	defer w.finish()
-	respond := pipeline.NewResponder(state, macs)
+	respond := respond.New(state, macs)
 	respond.Passive = true
 	respond.Configure(cfg, gen)
 
@@ -287,11 +291,11 @@ func (r *replay) open(cfg *config.Config, pool *dpdk.Mempool) ([]*dpdk.Port, err
 
 type reloaded struct {
 	cfg *config.Config
-	gen *pipeline.Generation
+	gen *generation.Generation
 }
 
 // reload compiles the configuration at path as the successor of cfg.
-func (r *replay) reload(cfg *config.Config, c *pipeline.Compiler, path string) (reloaded, error) {
+func (r *replay) reload(cfg *config.Config, c *generation.Compiler, path string) (reloaded, error) {
 	next, _, err := config.Load(path)
 	if err != nil {
 		return reloaded{}, err
@@ -322,7 +326,7 @@ func restamp(name string, stamps []time.Duration) error {
 	return errors.Join(packettext.WritePcap(f, records), f.Close())
 }
 
-func (r *replay) print(out io.Writer, cfg *config.Config, c *pipeline.Counters) error {
+func (r *replay) print(out io.Writer, cfg *config.Config, c *state.Counters) error {
 	s := c.Summary(cfg.Ports)
 	if r.json {
 		e := json.NewEncoder(out)
@@ -336,7 +340,7 @@ func (r *replay) print(out io.Writer, cfg *config.Config, c *pipeline.Counters) 
 	}{{"received", s.Received}, {"forwarded", s.Forwarded}, {"punted", s.Punted}, {"originated", s.Originated}, {"fragmented", s.Fragmented}, {"held", s.Held}} {
 		fmt.Fprintf(w, "%s\t%d\n", l.name, l.n)
 	}
-	for reason := pipeline.Pass + 1; reason < pipeline.NumReasons; reason++ {
+	for reason := drop.Pass + 1; reason < drop.NumReasons; reason++ {
 		if n := c.Dropped[reason]; n != 0 {
 			fmt.Fprintf(w, "dropped %s\t%d\t%s\n", reason, n, reason.Help())
 		}

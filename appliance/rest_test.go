@@ -21,6 +21,7 @@ import (
 	"weir/dpdk"
 	"weir/dpdk/dpdktest"
 	"weir/pipeline"
+	"weir/pipeline/generation"
 )
 
 // rests are the ways to rest that are compared.
@@ -160,7 +161,7 @@ func measureRest(b *testing.B, idle config.Idle, nap backoff, interrupts bool) m
 	}
 	pool := dpdktest.Mempool(b, 4095)
 	f := &weirForwarder{done: make(chan struct{})}
-	var g *pipeline.Generation
+	var g *generation.Generation
 	var err error
 	if f.state, g, err = newGateway(1024, 1); err != nil {
 		b.Fatal(err)

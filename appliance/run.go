@@ -22,9 +22,11 @@ import (
 
 	"weir/config"
 	"weir/metrics"
-	"weir/pipeline"
 	"weir/pipeline/fault"
+	"weir/pipeline/generation"
 	"weir/pipeline/memory"
+	"weir/pipeline/respond"
+	"weir/pipeline/state"
 )
 
 func runCommand() *cobra.Command {
@@ -58,11 +60,11 @@ type control struct {
 	path       string
 	parser     config.Parser
 	cfg        *config.Config
-	state      *pipeline.State
-	compiler   *pipeline.Compiler
-	gen        *pipeline.Generation
-	old        *pipeline.Generation // the one before, until every worker is known to be past it
-	respond    *pipeline.Responder  // nil until the data plane has said its MACs
+	state      *state.State
+	compiler   *generation.Compiler
+	gen        *generation.Generation
+	old        *generation.Generation // the one before, until every worker is known to be past it
+	respond    *respond.Responder     // nil until the data plane has said its MACs
 	plane      supervisor
 	status     metrics.Status
 	previewing atomic.Bool          // one check at a time
@@ -305,7 +307,7 @@ func (c *control) adopt(live *running, next *loaded, loadErr error) error {
 	if next != nil {
 		cfg.API, cfg.Log = next.cfg.API, next.cfg.Log // a new control has its own
 	}
-	compiler := pipeline.Resume(state, gen)
+	compiler := generation.Resume(state, gen)
 	if err := compiler.Settle(cfg); err != nil {
 		return fail(err)
 	}
@@ -348,9 +350,9 @@ func (c *control) prepare(next *loaded) error {
 		instances += len(v.Instances)
 	}
 	var err error
-	c.state, err = pipeline.NewState(pipeline.StateConfig{
+	c.state, err = state.New(state.Sizes{
 		Workers: len(c.cfg.Dataplane.Workers), Sessions: c.cfg.Dataplane.Sessions, Instances: instances,
-		Addresses: pipeline.SNATAddresses(c.cfg), Nodes: memory.Nodes("/sys", c.cfg.Dataplane.Workers), Huge: true,
+		Addresses: generation.SNATAddresses(c.cfg), Nodes: memory.Nodes("/sys", c.cfg.Dataplane.Workers), Huge: true,
 	})
 	if err != nil {
 		return err
@@ -362,7 +364,7 @@ func (c *control) prepare(next *loaded) error {
 		c.log.Warn("no huge pages for the session table: look-ups in a large table cost more; reserve some in /proc/sys/vm/nr_hugepages",
 			"mebibytes", c.state.Segment.Size()>>20)
 	}
-	c.compiler = pipeline.NewCompiler(c.state, nil)
+	c.compiler = generation.NewCompiler(c.state, nil)
 	c.compiler.Source = source(next.files)
 	if c.gen, err = c.compiler.Compile(c.cfg); err != nil {
 		return err
@@ -404,7 +406,7 @@ func (c *control) forwarding() {
 	for i := range macs {
 		macs[i] = c.state.Device(i).MAC
 	}
-	c.respond = pipeline.NewResponder(c.state, macs)
+	c.respond = respond.New(c.state, macs)
 	c.respond.Configure(c.cfg, c.gen)
 	c.status.Up.Store(true)
 }

@@ -16,7 +16,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"weir/pipeline"
+	"weir/pipeline/generation"
+	"weir/pipeline/state"
 )
 
 // supervisor keeps a data plane: the one that listens at the socket, or a child of its own.
@@ -114,7 +115,7 @@ func (s *supervisor) hello() (*running, error) {
 }
 
 // isOurs reports whether the data plane runs on this state; it closes the descriptors.
-func (r *running) isOurs(state *pipeline.State) bool {
+func (r *running) isOurs(state *state.State) bool {
 	var a, b unix.Stat_t
 	err := errors.Join(unix.Fstat(r.state, &a), unix.Fstat(state.Segment.FD(), &b))
 	unix.Close(r.state)
@@ -123,12 +124,12 @@ func (r *running) isOurs(state *pipeline.State) bool {
 }
 
 // segments maps what a running data plane forwards with. It fails when that is of another layout.
-func (r *running) segments() (*pipeline.State, *pipeline.Generation, error) {
-	state, err := pipeline.AttachState(r.state)
+func (r *running) segments() (*state.State, *generation.Generation, error) {
+	state, err := state.Attach(r.state)
 	if err != nil {
 		return nil, nil, err
 	}
-	g := new(pipeline.Generation)
+	g := new(generation.Generation)
 	if err := g.Attach(r.gen); err != nil {
 		state.Segment.Close()
 		return nil, nil, err

@@ -12,6 +12,8 @@ import (
 	"weir/config"
 	"weir/dpdk"
 	"weir/pipeline"
+	"weir/pipeline/generation"
+	"weir/pipeline/state"
 )
 
 // worker is where dpdk and pipeline meet: one pinned thread, one loop.
@@ -21,9 +23,9 @@ type worker struct {
 	ports  []*dpdk.Port
 	pool   *dpdk.Mempool
 	pipe   *pipeline.Worker
-	state  *pipeline.State
-	inject pipeline.Ring
-	gens   *[generations]pipeline.Generation
+	state  *state.State
+	inject state.Ring
+	gens   *[generations]generation.Generation
 	seen   uint64 // number of the generation in use
 	idle   config.Idle
 	nap    backoff
@@ -188,7 +190,7 @@ func (w *worker) originate() {
 		if m == nil {
 			return
 		}
-		if m.Kind == pipeline.InjectFrame && int(m.Port) < len(w.ports) && w.pool.Alloc(w.mbufs[:1]) == nil {
+		if m.Kind == state.InjectFrame && int(m.Port) < len(w.ports) && w.pool.Alloc(w.mbufs[:1]) == nil {
 			b := w.mbufs[0]
 			data := m.Data()
 			b.SetLen(copy(b.Bytes()[:cap(b.Bytes())], data))

@@ -11,7 +11,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"weir/pipeline"
+	"weir/pipeline/drop"
+	"weir/pipeline/state"
 )
 
 // Status is what control knows and the shared state does not. All of it may be read and written at any time.
@@ -19,7 +20,7 @@ type Status struct {
 	Up         atomic.Bool // the data plane forwards
 	Restarts   atomic.Uint64
 	Generation atomic.Uint64
-	Census     atomic.Pointer[pipeline.Census] // nil until the first
+	Census     atomic.Pointer[state.Census] // nil until the first
 
 	reloadOK   atomic.Bool
 	reloadTime atomic.Int64 // of the last success, Unix seconds
@@ -82,7 +83,7 @@ func desc(name, help string, labels []string) *prometheus.Desc {
 
 // collector reads the shared state.
 type collector struct {
-	state  *pipeline.State
+	state  *state.State
 	ports  []string
 	status *Status
 }
@@ -98,7 +99,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
-	var sum pipeline.Counters
+	var sum state.Counters
 	for w := range c.state.Workers() {
 		k := c.state.Counters(w)
 		sum.Add(k)
@@ -127,7 +128,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	count(punted, sum.Punted)
 	count(originated, sum.Originated)
 	count(fragmented, sum.Fragmented)
-	for r := pipeline.Pass + 1; r < pipeline.NumReasons; r++ {
+	for r := drop.Pass + 1; r < drop.NumReasons; r++ {
 		count(dropped, sum.Dropped[r], r.String())
 	}
 	gauge(held, float64(max(0, int64(sum.Held+sum.Handed-sum.Adopted)))) // the workers go on between the two readings
@@ -155,7 +156,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 }
 
 // turnHistogram makes powers of two of nanoseconds from 1 us to 67 ms into a Prometheus histogram.
-func turnHistogram(k *pipeline.Counters, worker string) prometheus.Metric {
+func turnHistogram(k *state.Counters, worker string) prometheus.Metric {
 	const first, last = 10, 26
 	buckets := make(map[float64]uint64, last-first+1)
 	var n uint64

@@ -18,16 +18,17 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"weir/pipeline"
+	"weir/pipeline/drop"
+	"weir/pipeline/state"
 )
 
 var update = flag.Bool("update", false, "write the golden page anew")
 
 // newState returns a state of two workers in which every number differs from every other. It stays mapped: a scrape
 // that its client has given up may read it for a while yet.
-func newState(t *testing.T) (*pipeline.State, *Status) {
+func newState(t *testing.T) (*state.State, *Status) {
 	t.Helper()
-	s, err := pipeline.NewState(pipeline.StateConfig{Workers: 2, Sessions: 128, Seed: new([32]byte)})
+	s, err := state.New(state.Sizes{Workers: 2, Sessions: 128, Seed: new([32]byte)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,12 +57,12 @@ func newState(t *testing.T) (*pipeline.State, *Status) {
 	status.Restarts.Store(next())
 	status.Generation.Store(next())
 	status.Reloaded(true, time.Unix(1_700_000_000, 0))
-	status.Census.Store(&pipeline.Census{Sessions: map[string]int{"blue": 7, "green": 0}, SNATPorts: map[string]int{"blue": 3, "green": 0}})
+	status.Census.Store(&state.Census{Sessions: map[string]int{"blue": 7, "green": 0}, SNATPorts: map[string]int{"blue": 3, "green": 0}})
 	return s, status
 }
 
 // start serves on a loopback port until the test ends, and returns the address.
-func start(t *testing.T, s *pipeline.State, status *Status) string {
+func start(t *testing.T, s *state.State, status *Status) string {
 	t.Helper()
 	server := NewServer(s, []string{"inside", "outside"}, status, slog.New(slog.DiscardHandler))
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -122,7 +123,7 @@ func TestPage(t *testing.T) {
 	}
 
 	// A reason that is not on the page would be a packet that nobody can find.
-	for r := pipeline.Pass + 1; r < pipeline.NumReasons; r++ {
+	for r := drop.Pass + 1; r < drop.NumReasons; r++ {
 		if series := fmt.Sprintf("weir_dropped_packets_total{reason=%q} ", r); !strings.Contains(page, series) {
 			t.Errorf("no series %s", series)
 		}

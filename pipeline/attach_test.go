@@ -10,7 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weir/config"
+	"weir/pipeline/generation"
 	"weir/pipeline/memory"
+	"weir/pipeline/state"
 )
 
 // Of a segment whose header is not this program's, nothing is read but the header.
@@ -25,11 +27,11 @@ ports:
 	}
 	// fresh returns new segments, and what gives their descriptors away as a socket does.
 	fresh := func(t *testing.T) (ofState *memory.Segment, ofGeneration *memory.Segment) {
-		s, err := NewState(StateConfig{Workers: 1, Sessions: 64})
+		s, err := state.New(state.Sizes{Workers: 1, Sessions: 64})
 		if err != nil {
 			t.Fatal(err)
 		}
-		g, err := NewCompiler(s, nil).Compile(cfg)
+		g, err := generation.NewCompiler(s, nil).Compile(cfg)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -37,18 +39,18 @@ ports:
 			g.Close()
 			s.Segment.Close()
 		})
-		return s.Segment, &g.segment
+		return s.Segment, &g.Segment
 	}
 	attach := map[string]func(fd int) error{
 		"state": func(fd int) error {
-			s, err := AttachState(fd)
+			s, err := state.Attach(fd)
 			if err == nil {
 				err = s.Segment.Close()
 			}
 			return err
 		},
 		"generation": func(fd int) error {
-			var g Generation
+			var g generation.Generation
 			err := g.Attach(fd)
 			if err == nil {
 				err = g.Close()

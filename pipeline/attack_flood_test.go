@@ -10,8 +10,10 @@ import (
 	"testing"
 	"time"
 
+	"weir/pipeline/drop"
 	"weir/pipeline/packettext"
 	"weir/pipeline/session"
+	"weir/pipeline/state"
 )
 
 // flood takes n packets through the worker in whole bursts, a burst every 10 µs; number(i, frame) makes frame the i-th. What leaves
@@ -36,7 +38,7 @@ func (a *arena) flood(port, n int, frame []byte, number func(i int, frame []byte
 			a.Process(&b)
 			a.drain()
 			a.balanced()
-			errors += a.punted(PuntError)
+			errors += a.punted(state.PuntError)
 		}
 		if i/MaxBurst%often == 0 {
 			a.after(time.Millisecond)
@@ -88,8 +90,8 @@ func portBlock(t *testing.T, mapping string, n int) {
 	if live != 64 {
 		t.Fatalf("%d sessions on 64 ports", live)
 	}
-	if got := a.counters.Dropped[PortsExhausted]; got < uint64(n*9/10) {
-		t.Errorf("%d of %d are dropped as %v", got, n, PortsExhausted)
+	if got := a.counters.Dropped[drop.PortsExhausted]; got < uint64(n*9/10) {
+		t.Errorf("%d of %d are dropped as %v", got, n, drop.PortsExhausted)
 	}
 	// The 64 go on to be used: their next segments pass, on the ports they had.
 	used := map[uint16]bool{}
@@ -108,7 +110,7 @@ func portBlock(t *testing.T, mapping string, n int) {
 }
 
 // punted empties the ring to control and returns how many messages of a kind were in it.
-func (a *arena) punted(kind MessageKind) (n int) {
+func (a *arena) punted(kind state.MessageKind) (n int) {
 	for m := a.punts.Peek(); m != nil; m = a.punts.Peek() {
 		if m.Kind == kind {
 			n++
@@ -137,10 +139,10 @@ func TestX02SYNFloodFromInside(t *testing.T) {
 			t.Fatalf("the established connection leaves as %s", packettext.Format(got))
 		}
 	}
-	if a.counters.Dropped[TableFull] == 0 {
+	if a.counters.Dropped[drop.TableFull] == 0 {
 		t.Errorf("%d SYNs never filled %d sessions", n, a.Capacity())
 	}
-	a.punts.reset()
+	a.punts.Reset()
 	a.pass(4*time.Minute + 30*time.Second)
 	a.rule(1)
 	if got := a.through(0, 1, data); !bytes.Equal(got, left) {
@@ -191,10 +193,10 @@ func TestX04OnePacketFlows(t *testing.T) {
 	}
 	a := newArenaOn(t, strings.Replace(attackConfig, "  - name: v\n", "  - name: v\n    limits: {per_vpc: 500}\n", 1))
 	a.flood(0, n, parseLine(t, 0, "udp 10.0.0.6:1000 > 9.0.0.0:53 len=30"), redirect)
-	if a.counters.Dropped[LimitVPC] < uint64(n-2000) {
-		t.Errorf("of %d flows %d are over the VPC's limit", n, a.counters.Dropped[LimitVPC])
+	if a.counters.Dropped[drop.LimitVPC] < uint64(n-2000) {
+		t.Errorf("of %d flows %d are over the VPC's limit", n, a.counters.Dropped[drop.LimitVPC])
 	}
-	a.punts.reset()
+	a.punts.Reset()
 	a.rule(500)
 	a.pass(4*time.Minute + 30*time.Second)
 	a.rule(500)
@@ -210,14 +212,14 @@ func TestX06TTLFlood(t *testing.T) {
 		errors := 0
 		for range 10_000 {
 			a.after(100 * time.Microsecond)
-			a.refused(0, parseLine(t, 0, line), TTLExceeded)
-			errors += a.punted(PuntError)
+			a.refused(0, parseLine(t, 0, line), drop.TTLExceeded)
+			errors += a.punted(state.PuntError)
 		}
 		if most := errorVPCBurst + errorsPerVPC; errors > most || errors < errorsPerVPC {
 			t.Errorf("%s: %d errors in a second, want at most %d", line, errors, most)
 		}
 		a.throwLine(2, strings.Replace(line, "8.8.8.8", "8.8.4.4", 1))
-		if a.punted(PuntError) != 1 {
+		if a.punted(state.PuntError) != 1 {
 			t.Error("the other tenant's packet is not answered")
 		}
 	}
@@ -243,9 +245,9 @@ func TestX07NeighborScan(t *testing.T) {
 				}
 				b.Packets[k].Data, b.Packets[k].Handle = f, uintptr(k+1)
 			}
-			before := a.counters.Dropped[NeighborUnresolved] + uint64(a.holding)
+			before := a.counters.Dropped[drop.NeighborUnresolved] + uint64(a.holding)
 			a.Process(&b)
-			if n := a.counters.Dropped[NeighborUnresolved] + uint64(a.holding) - before; n != MaxBurst {
+			if n := a.counters.Dropped[drop.NeighborUnresolved] + uint64(a.holding) - before; n != MaxBurst {
 				t.Fatalf("neighbors %d and up: %d of %d packets are held or given up", i, n, MaxBurst)
 			}
 			if a.holding > maxHeld {
@@ -253,7 +255,7 @@ func TestX07NeighborScan(t *testing.T) {
 			}
 			a.drain()
 			a.balanced()
-			asked += a.punted(PuntResolve)
+			asked += a.punted(state.PuntResolve)
 			if i%64 == 0 { // 64,000 neighbors in a second
 				a.after(time.Millisecond)
 				a.Release()
@@ -265,7 +267,7 @@ func TestX07NeighborScan(t *testing.T) {
 		}
 		a.rule(0)
 	}
-	if a.counters.Dropped[NeighborUnresolved] == 0 {
+	if a.counters.Dropped[drop.NeighborUnresolved] == 0 {
 		t.Error("nothing is given up")
 	}
 }
@@ -281,7 +283,7 @@ func TestX12FullQueue(t *testing.T) {
 			b.Packets[i].Data, b.Packets[i].Handle = parseLine(t, 0, fmt.Sprintf(line, 1000+i)), uintptr(i+1)
 		}
 		a.Process(&b)
-		full, sent := a.counters.Dropped[TxFull], a.counters.Forwarded
+		full, sent := a.counters.Dropped[drop.TxFull], a.counters.Forwarded
 		if n := a.Out[1].N; n != MaxBurst {
 			t.Fatalf("%d of %d packets in the queue", n, MaxBurst)
 		}
@@ -289,8 +291,8 @@ func TestX12FullQueue(t *testing.T) {
 		if n := len(a.Done); n != MaxBurst-takes {
 			t.Fatalf("the queue takes %d of %d, and %d buffers come back", takes, MaxBurst, n)
 		}
-		if a.counters.Dropped[TxFull] != full+uint64(MaxBurst-takes) || a.counters.Forwarded != sent+uint64(takes) {
-			t.Fatalf("the queue takes %d: %d refused and %d forwarded are counted", takes, a.counters.Dropped[TxFull]-full, a.counters.Forwarded-sent)
+		if a.counters.Dropped[drop.TxFull] != full+uint64(MaxBurst-takes) || a.counters.Forwarded != sent+uint64(takes) {
+			t.Fatalf("the queue takes %d: %d refused and %d forwarded are counted", takes, a.counters.Dropped[drop.TxFull]-full, a.counters.Forwarded-sent)
 		}
 		a.drain()
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/gopacket/gopacket/layers"
 
 	"weir/config"
+	"weir/pipeline/drop"
 	"weir/pipeline/header"
 	"weir/pipeline/inet"
 	"weir/pipeline/packettext"
@@ -161,7 +162,7 @@ func (r *rig) parserAgrees(frame []byte) error {
 		return nil
 	}
 	switch reason {
-	case Pass:
+	case drop.Pass:
 		got := tuple{src: p.local.Netip(), dst: p.remote.Netip(), proto: p.proto}
 		if p.kind == kindTCP || p.kind == kindUDP {
 			got.sport, got.dport = p.localPort, p.remotePort
@@ -172,7 +173,7 @@ func (r *rig) parserAgrees(frame []byte) error {
 		if !ok || got != want {
 			return fmt.Errorf("weir reads %+v, gopacket %+v (%t)", got, want, ok)
 		}
-	case ShortFrame, BadIPHeader, BadTransport:
+	case drop.ShortFrame, drop.BadIPHeader, drop.BadTransport:
 		if ok && !cut {
 			return fmt.Errorf("weir drops it as %v, gopacket reads %+v", reason, want)
 		}

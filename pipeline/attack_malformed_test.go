@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"weir/pipeline/drop"
 	"weir/pipeline/header"
 	"weir/pipeline/packettext"
 )
@@ -62,13 +63,13 @@ func TestM01ShortFrames(t *testing.T) {
 				a.after(10 * time.Millisecond)
 				continue
 			}
-			a.refused(port, f, ShortFrame)
+			a.refused(port, f, drop.ShortFrame)
 		}
 	})
 	for n := range 60 {
-		a.refused(0, make([]byte, n), ShortFrame, Martian) // no source address
-		a.refused(1, bytes.Repeat([]byte{0xff}, n), ShortFrame, Martian)
-		a.refused(0, bytes.Repeat([]byte{2}, n), ShortFrame, NotOurMAC)
+		a.refused(0, make([]byte, n), drop.ShortFrame, drop.Martian) // no source address
+		a.refused(1, bytes.Repeat([]byte{0xff}, n), drop.ShortFrame, drop.Martian)
+		a.refused(0, bytes.Repeat([]byte{2}, n), drop.ShortFrame, drop.NotOurMAC)
 	}
 	a.rule(0)
 }
@@ -96,12 +97,12 @@ func TestM02BadIPHeaders(t *testing.T) {
 					}
 					continue
 				}
-				a.refused(0, f, BadIPHeader, BadIPChecksum, ShortFrame, BadTransport)
+				a.refused(0, f, drop.BadIPHeader, drop.BadIPChecksum, drop.ShortFrame, drop.BadTransport)
 			}
 		}
 	}
-	a.refused(0, ether(0, header.EtherTypeIPv6, parseLine(t, 0, "udp 10.0.0.5:1000 > 8.8.8.8:53 len=30")[14:]), BadIPHeader)
-	a.refused(0, ether(0, header.EtherTypeIPv4, parseLine(t, 0, "udp [fd00::5]:1000 > [2001:4860::8]:53")[14:]), BadIPHeader)
+	a.refused(0, ether(0, header.EtherTypeIPv6, parseLine(t, 0, "udp 10.0.0.5:1000 > 8.8.8.8:53 len=30")[14:]), drop.BadIPHeader)
+	a.refused(0, ether(0, header.EtherTypeIPv4, parseLine(t, 0, "udp [fd00::5]:1000 > [2001:4860::8]:53")[14:]), drop.BadIPHeader)
 	a.rule(2)
 }
 
@@ -116,13 +117,13 @@ func TestM03TruncatedAndTrailer(t *testing.T) {
 			mend(f)
 			switch {
 			case total < 20:
-				a.refused(0, f, BadIPHeader)
+				a.refused(0, f, drop.BadIPHeader)
 			case total > len(good)-14:
-				a.refused(0, f, ShortFrame)
+				a.refused(0, f, drop.ShortFrame)
 			case total < len(good)-14 && strings.HasPrefix(line, "udp"): // UDP's own length says more
-				a.refused(0, f, BadTransport)
+				a.refused(0, f, drop.BadTransport)
 			case total < 28 || total < 40 && strings.HasPrefix(line, "tcp"):
-				a.refused(0, f, BadTransport)
+				a.refused(0, f, drop.BadTransport)
 			}
 		}
 		for trailer := range 64 {
@@ -145,15 +146,15 @@ func TestM04HeaderChecksum(t *testing.T) {
 		for bit := range header * 8 {
 			f := bytes.Clone(good)
 			f[14+bit/8] ^= 0x80 >> (bit % 8)
-			a.refused(0, f, BadIPChecksum, BadIPHeader, ShortFrame)
+			a.refused(0, f, drop.BadIPChecksum, drop.BadIPHeader, drop.ShortFrame)
 			if bit >= 80 && bit < 96 {
-				a.refused(0, f, BadIPChecksum)
+				a.refused(0, f, drop.BadIPChecksum)
 			}
 		}
 		for _, sum := range []uint16{0, 0xffff} {
 			f := bytes.Clone(good)
 			binary.BigEndian.PutUint16(f[24:], sum)
-			a.refused(0, f, BadIPChecksum)
+			a.refused(0, f, drop.BadIPChecksum)
 		}
 	}
 	a.rule(0)
@@ -188,7 +189,7 @@ func TestM05TransportHeaders(t *testing.T) {
 		for n := range 61 {
 			f := build(whole[:n])
 			if n < c.shortest {
-				a.refused(0, f, BadTransport)
+				a.refused(0, f, drop.BadTransport)
 			} else if got := a.throw(0, f); strings.HasPrefix(got, "drop") {
 				t.Fatalf("protocol %d with %d bytes: %s", c.proto, n, got)
 			}
@@ -199,7 +200,7 @@ func TestM05TransportHeaders(t *testing.T) {
 				whole[12] = byte(offset << 4)
 				for n := 20; n < 64; n++ {
 					if f := build(whole[:n]); offset < 5 || offset*4 > n {
-						a.refused(0, f, BadTransport)
+						a.refused(0, f, drop.BadTransport)
 					} else if got := a.throw(0, f); strings.HasPrefix(got, "drop") {
 						t.Fatalf("TCP data offset %d in %d bytes: %s", offset, n, got)
 					}
@@ -209,7 +210,7 @@ func TestM05TransportHeaders(t *testing.T) {
 			for _, length := range []int{0, 1, 7, 8, 9, 31, 32, 33, 34, 0x7fff, 0x8000, 0xffff} {
 				binary.BigEndian.PutUint16(whole[4:], uint16(length))
 				if f := build(whole[:32]); length < 8 || length > 32 {
-					a.refused(0, f, BadTransport)
+					a.refused(0, f, drop.BadTransport)
 				} else if got := a.throw(0, f); strings.HasPrefix(got, "drop") {
 					t.Fatalf("UDP length %d of 32: %s", length, got)
 				}
@@ -283,7 +284,7 @@ func TestM07TCPFlags(t *testing.T) {
 		if got := a.throw(1, flagged(1, "tcp 8.8.4.4:443 > 192.0.2.5:1000 none", flags)); strings.HasPrefix(got, "drop") {
 			t.Fatalf("from outside to a floating address with flags %#02x: %s", flags, got)
 		}
-		a.refused(1, flagged(1, "tcp 8.8.4.4:443 > 192.0.2.6:1000 none", flags), Unsolicited)
+		a.refused(1, flagged(1, "tcp 8.8.4.4:443 > 192.0.2.6:1000 none", flags), drop.Unsolicited)
 		if n := a.sessions.Len() - len(calmFlows); n != 0 {
 			t.Fatalf("from outside flags %#02x made %d sessions", flags, n)
 		}
@@ -345,7 +346,7 @@ func TestM08IPv4Options(t *testing.T) {
 			t.Fatalf("%d words of options: %s", n, got)
 		}
 		if n > 0 {
-			a.refused(0, ip4(0, header.ProtocolUDP, "10.0.0.5", "8.8.8.8", append(noops[1:], 131, 3, 4, 0, 0)[:4*n+4], udp), BadIPHeader)
+			a.refused(0, ip4(0, header.ProtocolUDP, "10.0.0.5", "8.8.8.8", append(noops[1:], 131, 3, 4, 0, 0)[:4*n+4], udp), drop.BadIPHeader)
 		}
 	}
 	a.rule(1)
@@ -363,20 +364,20 @@ func TestM09IPv6Lengths(t *testing.T) {
 		binary.BigEndian.PutUint16(f[18:], uint16(n))
 		switch {
 		case n > 20:
-			a.refused(0, f, ShortFrame)
+			a.refused(0, f, drop.ShortFrame)
 		case n < 20: // UDP says more than there is
-			a.refused(0, f, BadTransport)
+			a.refused(0, f, drop.BadTransport)
 		}
 	}
-	a.refused(0, good[:14+39], ShortFrame)
+	a.refused(0, good[:14+39], drop.ShortFrame)
 	for trailer := range 20 {
 		if p := a.process(0, append(bytes.Clone(good), make([]byte, trailer)...))[0]; p.port != 1 || len(p.frame) != len(good) {
 			t.Fatalf("%d bytes behind the packet: %d bytes leave, want %d", trailer, len(p.frame), len(good))
 		}
 	}
 	for _, option := range []string{"c20400010000", "0000c2040000", "c20300010000"} { // jumbo payload, and malformed ones
-		a.refused(0, parseLine(t, 0, "udp [fd00::5]:1000 > [2001:4860::8]:53 ext=hop:00"+option[2:]), BadExtension)
-		a.refused(0, parseLine(t, 0, "udp [fd00::5]:1000 > [2001:4860::8]:53 iplen=0 ext=hop:00"+option), BadExtension)
+		a.refused(0, parseLine(t, 0, "udp [fd00::5]:1000 > [2001:4860::8]:53 ext=hop:00"+option[2:]), drop.BadExtension)
+		a.refused(0, parseLine(t, 0, "udp [fd00::5]:1000 > [2001:4860::8]:53 iplen=0 ext=hop:00"+option), drop.BadExtension)
 	}
 	a.rule(1)
 }
@@ -397,13 +398,13 @@ func TestM10ExtensionChains(t *testing.T) {
 			if n <= 8 {
 				passes(f)
 			} else {
-				a.refused(0, f, BadExtension)
+				a.refused(0, f, drop.BadExtension)
 			}
 		}
 		if f := parseLine(t, 0, udp+strings.Repeat(" ext=hop", n)); n <= 1 {
 			passes(f)
 		} else {
-			a.refused(0, f, BadExtension)
+			a.refused(0, f, drop.BadExtension)
 		}
 	}
 	// One header of every length: 256 bytes in all are read.
@@ -413,11 +414,11 @@ func TestM10ExtensionChains(t *testing.T) {
 		if size <= 256 {
 			passes(f)
 		} else {
-			a.refused(0, f, BadExtension)
+			a.refused(0, f, drop.BadExtension)
 		}
 		// The same number in AH counts words of four bytes; whatever it says, no translation keeps it (RFC 4302).
-		a.refused(0, parseLine(t, 0, udp+fmt.Sprintf(" ext=51:%02x%s", words, strings.Repeat("00", 1400))), BadExtension, BadTransport, Untranslatable)
-		a.refused(0, parseLine(t, 0, udp+fmt.Sprintf(" ext=ah:%02x%s", words, strings.Repeat("00", max(6, (words+2)*4-2)))), BadExtension, BadTransport, Untranslatable)
+		a.refused(0, parseLine(t, 0, udp+fmt.Sprintf(" ext=51:%02x%s", words, strings.Repeat("00", 1400))), drop.BadExtension, drop.BadTransport, drop.Untranslatable)
+		a.refused(0, parseLine(t, 0, udp+fmt.Sprintf(" ext=ah:%02x%s", words, strings.Repeat("00", max(6, (words+2)*4-2)))), drop.BadExtension, drop.BadTransport, drop.Untranslatable)
 	}
 	// Every number behind the fixed header and behind an option header, with nothing, or not much, behind it.
 	for next := range 256 {
@@ -436,14 +437,14 @@ func TestM10ExtensionChains(t *testing.T) {
 	for _, chain := range []string{
 		" ext=dst ext=hop", " ext=route:00000000000000", " ext=route:02000200000000" + strings.Repeat("00", 16), " frag=9:0 ext=44:00000000000000",
 	} {
-		a.refused(0, parseLine(t, 0, udp+chain), BadExtension, Untranslatable, Fragment)
+		a.refused(0, parseLine(t, 0, udp+chain), drop.BadExtension, drop.Untranslatable, drop.Fragment)
 	}
 	// Cut at every byte, with lengths that agree.
 	f := parseLine(t, 0, udp+" ext=hop ext=dst ext=route:00040000000000 ext=mobility ext=253")
 	for n := 54; n < len(f); n++ {
 		cut := bytes.Clone(f[:n])
 		binary.BigEndian.PutUint16(cut[18:], uint16(n-54))
-		a.refused(0, cut, BadExtension, BadTransport)
+		a.refused(0, cut, drop.BadExtension, drop.BadTransport)
 	}
 	passes(f)
 	a.rule(-1)
@@ -463,8 +464,8 @@ func TestM11VLANTags(t *testing.T) {
 			tags = binary.BigEndian.AppendUint16(tags, vid)
 			f := ether(0, types[0], append(tags, packet...))
 			for n := header.EthernetSize; n <= len(f); n++ {
-				a.refused(0, f[:n], VLANTag)
-				a.refused(1, append([]byte{2, 0, 0, 0, 0, 2}, f[6:n]...), VLANTag)
+				a.refused(0, f[:n], drop.VLANTag)
+				a.refused(1, append([]byte{2, 0, 0, 0, 0, 2}, f[6:n]...), drop.VLANTag)
 			}
 		}
 	}
@@ -480,11 +481,11 @@ func TestM12EtherTypes(t *testing.T) {
 		switch kind {
 		case header.EtherTypeIPv4, header.EtherTypeARP:
 		case 0x8100, 0x88a8, 0x9100:
-			a.refused(0, f, VLANTag)
+			a.refused(0, f, drop.VLANTag)
 		case header.EtherTypeIPv6:
-			a.refused(0, f, BadIPHeader)
+			a.refused(0, f, drop.BadIPHeader)
 		default:
-			a.refused(0, f, BadEtherType)
+			a.refused(0, f, drop.BadEtherType)
 		}
 	}
 	a.rule(0)
@@ -541,14 +542,14 @@ func TestM13EthernetAddresses(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			a.refused(0, f, NotOurMAC)
+			a.refused(0, f, drop.NotOurMAC)
 		}
 		for _, src := range []string{"00:00:00:00:00:00", "ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:01", "33:33:00:00:00:01", "02:00:00:00:00:01"} {
 			f, err := packettext.Parse(src + " > 02:00:00:00:00:01" + udp)
 			if err != nil {
 				t.Fatal(err)
 			}
-			a.refused(0, f, Martian)
+			a.refused(0, f, drop.Martian)
 		}
 	}
 	a.rule(0)
@@ -560,23 +561,23 @@ func TestM17LAND(t *testing.T) {
 	for _, c := range []struct {
 		port    int
 		line    string
-		reasons []Reason
+		reasons []drop.Reason
 	}{
-		{0, "tcp 10.0.0.5:80 > 10.0.0.5:80 SYN", []Reason{Martian}},
-		{0, "tcp [fd00::5]:80 > [fd00::5]:80 SYN", []Reason{Martian}},
-		{1, "tcp 192.0.2.5:80 > 192.0.2.5:80 SYN", []Reason{Martian}},
-		{1, "tcp [2001:db8:1::5]:80 > [2001:db8:1::5]:80 SYN", []Reason{Martian}},
-		{1, "tcp 198.51.100.2:80 > 198.51.100.2:80 SYN", []Reason{Martian}},
-		{0, "udp 10.0.0.1:5 > 10.0.0.5:5", []Reason{AntiSpoof}},
-		{0, "udp [fd00::1]:5 > [fd00::5]:5", []Reason{AntiSpoof}},
-		{1, "udp 198.51.100.2:5 > 192.0.2.5:5", []Reason{OwnSource}},
-		{1, "udp [2001:db8::2]:5 > [2001:db8:1::5]:5", []Reason{OwnSource}},
-		{1, "udp 192.0.2.20:5 > 192.0.2.5:5", []Reason{OwnSource}},
-		{1, "udp 192.0.2.40:5 > 192.0.2.5:5", []Reason{OwnSource}},
-		{1, "udp [2001:db8:1::40]:5 > [2001:db8:1::5]:5", []Reason{OwnSource}},
-		{1, "udp 8.8.8.8:5 > 198.51.100.2:5", []Reason{NoService}},
-		{1, "tcp [2001:4860::8]:5 > [2001:db8::2]:179 SYN", []Reason{NoService}},
-		{0, "tcp 10.0.0.5:5 > 10.0.0.1:179 SYN", []Reason{NoService}},
+		{0, "tcp 10.0.0.5:80 > 10.0.0.5:80 SYN", []drop.Reason{drop.Martian}},
+		{0, "tcp [fd00::5]:80 > [fd00::5]:80 SYN", []drop.Reason{drop.Martian}},
+		{1, "tcp 192.0.2.5:80 > 192.0.2.5:80 SYN", []drop.Reason{drop.Martian}},
+		{1, "tcp [2001:db8:1::5]:80 > [2001:db8:1::5]:80 SYN", []drop.Reason{drop.Martian}},
+		{1, "tcp 198.51.100.2:80 > 198.51.100.2:80 SYN", []drop.Reason{drop.Martian}},
+		{0, "udp 10.0.0.1:5 > 10.0.0.5:5", []drop.Reason{drop.AntiSpoof}},
+		{0, "udp [fd00::1]:5 > [fd00::5]:5", []drop.Reason{drop.AntiSpoof}},
+		{1, "udp 198.51.100.2:5 > 192.0.2.5:5", []drop.Reason{drop.OwnSource}},
+		{1, "udp [2001:db8::2]:5 > [2001:db8:1::5]:5", []drop.Reason{drop.OwnSource}},
+		{1, "udp 192.0.2.20:5 > 192.0.2.5:5", []drop.Reason{drop.OwnSource}},
+		{1, "udp 192.0.2.40:5 > 192.0.2.5:5", []drop.Reason{drop.OwnSource}},
+		{1, "udp [2001:db8:1::40]:5 > [2001:db8:1::5]:5", []drop.Reason{drop.OwnSource}},
+		{1, "udp 8.8.8.8:5 > 198.51.100.2:5", []drop.Reason{drop.NoService}},
+		{1, "tcp [2001:4860::8]:5 > [2001:db8::2]:179 SYN", []drop.Reason{drop.NoService}},
+		{0, "tcp 10.0.0.5:5 > 10.0.0.1:179 SYN", []drop.Reason{drop.NoService}},
 	} {
 		a.refused(c.port, parseLine(t, c.port, c.line), c.reasons...)
 	}
@@ -588,10 +589,10 @@ func TestM18Martians(t *testing.T) {
 	a := newArena(t)
 	for _, addr := range []string{"0.0.0.0", "0.255.255.255", "127.0.0.1", "127.255.255.255", "169.254.0.1", "169.254.255.255", "224.0.0.0", "224.0.0.1",
 		"239.255.255.255", "240.0.0.0", "255.255.255.254", "255.255.255.255"} {
-		a.refused(1, parseLine(t, 1, "udp "+addr+":53 > 192.0.2.5:1000"), Martian)
-		a.refused(0, parseLine(t, 0, "udp 10.0.0.5:1000 > "+addr+":53"), Martian)
-		a.refused(0, parseLine(t, 0, "udp 10.0.0.6:1000 > "+addr+":53"), Martian)
-		a.refused(0, parseLine(t, 0, "udp "+addr+":53 > 8.8.8.8:53"), Martian, AntiSpoof)
+		a.refused(1, parseLine(t, 1, "udp "+addr+":53 > 192.0.2.5:1000"), drop.Martian)
+		a.refused(0, parseLine(t, 0, "udp 10.0.0.5:1000 > "+addr+":53"), drop.Martian)
+		a.refused(0, parseLine(t, 0, "udp 10.0.0.6:1000 > "+addr+":53"), drop.Martian)
+		a.refused(0, parseLine(t, 0, "udp "+addr+":53 > 8.8.8.8:53"), drop.Martian, drop.AntiSpoof)
 	}
 	for _, addr := range []string{"10.0.0.0", "10.255.255.255", "172.16.0.0", "172.31.255.255", "192.168.0.1", "192.168.255.255", "100.64.0.1", "100.127.255.255"} {
 		if got := a.throwLine(1, "udp "+addr+":53 > 192.0.2.5:1000"); addr[:4] != "100." && got != "drop martian" {
@@ -599,12 +600,12 @@ func TestM18Martians(t *testing.T) {
 		}
 	}
 	for _, addr := range []string{"::", "::1", "fe80::1", "febf:ffff::1", "ff02::1", "ff0e::1", "::ffff:8.8.8.8"} {
-		a.refused(1, parseLine(t, 1, "udp ["+addr+"]:53 > [2001:db8:1::5]:1000"), Martian)
-		a.refused(0, parseLine(t, 0, "udp [fd00::5]:1000 > ["+addr+"]:53"), Martian)
-		a.refused(0, parseLine(t, 0, "udp ["+addr+"]:1000 > [2001:4860::8]:53"), Martian, AntiSpoof)
+		a.refused(1, parseLine(t, 1, "udp ["+addr+"]:53 > [2001:db8:1::5]:1000"), drop.Martian)
+		a.refused(0, parseLine(t, 0, "udp [fd00::5]:1000 > ["+addr+"]:53"), drop.Martian)
+		a.refused(0, parseLine(t, 0, "udp ["+addr+"]:1000 > [2001:4860::8]:53"), drop.Martian, drop.AntiSpoof)
 	}
 	for _, addr := range []string{"fc00::1", "fdff::1"} {
-		a.refused(1, parseLine(t, 1, "udp ["+addr+"]:53 > [2001:db8:1::5]:1000"), Martian)
+		a.refused(1, parseLine(t, 1, "udp ["+addr+"]:53 > [2001:db8:1::5]:1000"), drop.Martian)
 	}
 	a.rule(-1)
 }

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"weir/config"
+	"weir/pipeline/drop"
 	"weir/pipeline/header"
 	"weir/pipeline/packettext"
 )
@@ -57,8 +58,8 @@ func TestEveryProtocol(t *testing.T) {
 			} else if out.port != 1 || back.port != 0 || !bytes.HasSuffix(out.frame, payload[8:]) || !bytes.HasSuffix(back.frame, payload[8:]) {
 				t.Errorf("protocol %d, 1:1, IPv6 %t: leaves by %d and comes back by %d", proto, f.v6, out.port, back.port)
 			}
-			a.refused(0, build(0, f.shared, f.out), SNATProtocol, Untranslatable, BadExtension)
-			a.refused(1, build(1, f.out, strings.Replace(strings.Replace(f.address, "0.2.5", "0.2.6", 1), "1::5", "1::6", 1)), Unsolicited, BadExtension)
+			a.refused(0, build(0, f.shared, f.out), drop.SNATProtocol, drop.Untranslatable, drop.BadExtension)
+			a.refused(1, build(1, f.out, strings.Replace(strings.Replace(f.address, "0.2.5", "0.2.6", 1), "1::5", "1::6", 1)), drop.Unsolicited, drop.BadExtension)
 		}
 	}
 	a.restart()
@@ -125,7 +126,7 @@ func TestEveryTTL(t *testing.T) {
 		} {
 			f := parseLine(t, c.port, fmt.Sprintf(c.line, ttl))
 			if ttl <= 1 {
-				a.refused(c.port, f, TTLExceeded)
+				a.refused(c.port, f, drop.TTLExceeded)
 			} else if got := a.process(c.port, f)[0]; got.port < 0 || int(got.frame[c.at]) != ttl-1 {
 				t.Fatalf(c.line+": leaves by port %d", ttl, got.port)
 			}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"weir/config"
+	"weir/pipeline/drop"
 	"weir/pipeline/header"
 	"weir/pipeline/packettext"
 	"weir/pipeline/session"
@@ -28,16 +29,16 @@ func TestS01ForeignSources(t *testing.T) {
 		"198.51.100.2", "198.51.100.1", "8.8.4.4", "172.16.0.5",
 	} {
 		for _, dst := range []string{"8.8.8.8", "10.0.0.6", "10.0.0.7", "192.0.2.30"} {
-			a.refused(0, parseLine(t, 0, "udp "+src+":1000 > "+dst+":53"), AntiSpoof)
-			a.refused(0, parseLine(t, 0, "tcp "+src+":1000 > "+dst+":53 SYN ttl=1"), AntiSpoof)
-			a.refused(0, parseLine(t, 0, "icmp echo-request "+src+" > "+dst+" id=5"), AntiSpoof)
+			a.refused(0, parseLine(t, 0, "udp "+src+":1000 > "+dst+":53"), drop.AntiSpoof)
+			a.refused(0, parseLine(t, 0, "tcp "+src+":1000 > "+dst+":53 SYN ttl=1"), drop.AntiSpoof)
+			a.refused(0, parseLine(t, 0, "icmp echo-request "+src+" > "+dst+" id=5"), drop.AntiSpoof)
 		}
 	}
 	for _, src := range []string{"fd00::77", "fd00::1", "fd00:1::5", "2001:db8:1::5", "2001:db8:1::20", "2001:db8:1::40", "2001:db8:3::1", "2001:db8::2", "2001:4860::4"} {
 		for _, dst := range []string{"2001:4860::8", "fd00::6", "fd00::7", "2001:db8:1::21"} {
-			a.refused(0, parseLine(t, 0, "udp ["+src+"]:1000 > ["+dst+"]:53"), AntiSpoof)
-			a.refused(0, parseLine(t, 0, "tcp ["+src+"]:1000 > ["+dst+"]:53 SYN ttl=1"), AntiSpoof)
-			a.refused(0, parseLine(t, 0, "icmp6 echo-request "+src+" > "+dst+" id=5"), AntiSpoof)
+			a.refused(0, parseLine(t, 0, "udp ["+src+"]:1000 > ["+dst+"]:53"), drop.AntiSpoof)
+			a.refused(0, parseLine(t, 0, "tcp ["+src+"]:1000 > ["+dst+"]:53 SYN ttl=1"), drop.AntiSpoof)
+			a.refused(0, parseLine(t, 0, "icmp6 echo-request "+src+" > "+dst+" id=5"), drop.AntiSpoof)
 		}
 	}
 	if m := a.punts.Peek(); m != nil {
@@ -165,9 +166,9 @@ func TestS03SNATScan(t *testing.T) {
 			binary.BigEndian.PutUint16(f[at:], uint16(port))
 			b.Packets[i].Data, b.Packets[i].Handle = bytes.Clone(f), uintptr(i+1)
 		}
-		refused := a.counters.Dropped[Unsolicited] + a.counters.Dropped[Filtered]
+		refused := a.counters.Dropped[drop.Unsolicited] + a.counters.Dropped[drop.Filtered]
 		a.watch.check(t, a.rig, &b)
-		if n := a.counters.Dropped[Unsolicited] + a.counters.Dropped[Filtered] - refused; n != uint64(len(frames)) {
+		if n := a.counters.Dropped[drop.Unsolicited] + a.counters.Dropped[drop.Filtered] - refused; n != uint64(len(frames)) {
 			t.Fatalf("port %d: %d of %d are unsolicited or filtered", port, n, len(frames))
 		}
 	}
@@ -182,8 +183,8 @@ func TestS04GoneInstances(t *testing.T) {
 	a.through(1, 0, reply)
 	without := strings.Replace(attackConfig, "floating: [192.0.2.5,", "floating: [192.0.2.77,", 1)
 	a.reload(without)
-	a.refused(1, reply, UnknownDestination)
-	a.refused(1, parseLine(t, 1, "tcp 8.8.8.8:53 > 192.0.2.5:22 SYN"), UnknownDestination)
+	a.refused(1, reply, drop.UnknownDestination)
+	a.refused(1, parseLine(t, 1, "tcp 8.8.8.8:53 > 192.0.2.5:22 SYN"), drop.UnknownDestination)
 	a.rule(0)
 }
 
@@ -191,7 +192,7 @@ func TestS05PrivateDestinations(t *testing.T) {
 	a := newArena(t)
 	for _, line := range []string{"udp 8.8.8.8:53 > 10.0.0.5:1000", "udp 8.8.8.8:53 > 10.0.0.1:1000", "tcp 8.8.8.8:53 > 10.9.0.5:1000 SYN",
 		"udp [2001:4860::8]:53 > [fd00::5]:1000", "udp [2001:4860::8]:53 > [fd00::1]:1000"} {
-		a.refused(1, parseLine(t, 1, line), UnknownDestination, Martian)
+		a.refused(1, parseLine(t, 1, line), drop.UnknownDestination, drop.Martian)
 	}
 	a.rule(0)
 }
@@ -227,7 +228,7 @@ func (a *arena) everyError(flow, outer, quote string) {
 			}
 		}
 	}
-	a.punts.reset()
+	a.punts.Reset()
 	if got := a.through(0, 1, parseLine(a.t, 0, flow)); !bytes.Equal(got, left) {
 		a.t.Fatalf("after all ICMP errors %s leaves as\n%s, before as\n%s", flow, packettext.Format(got), packettext.Format(left))
 	}
@@ -238,7 +239,7 @@ func (a *arena) everyError(flow, outer, quote string) {
 // only0 is the one session of the attackers.
 func (a *arena) only0() *session.Session {
 	a.t.Helper()
-	calm := a.gen.vpcs[a.gen.ports[2].VPC].Slot
+	calm := a.gen.VPCs[a.gen.Ports[2].VPC].Slot
 	return a.onlyOf(func(s *session.Session) bool { return s.VPC != calm })
 }
 
@@ -278,7 +279,7 @@ func TestS09Strangers(t *testing.T) {
 				if line == bare(reply) {
 					continue
 				}
-				a.refused(1, parseLine(t, 1, strings.Replace(line, "SYN,ACK", flags, 1)), Unsolicited, Filtered)
+				a.refused(1, parseLine(t, 1, strings.Replace(line, "SYN,ACK", flags, 1)), drop.Unsolicited, drop.Filtered)
 				if *s != was {
 					t.Fatalf("%s changes the session", line)
 				}
@@ -298,12 +299,12 @@ func TestS15TagsFromOutside(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		a.refused(1, f, VLANTag)
+		a.refused(1, f, drop.VLANTag)
 	}
 	for _, port := range []int{6081, 4789} { // Geneve and VXLAN, with VNI 0 and 1
 		for _, head := range []string{"0000655800000000", "0000655800000100", "0800000000000100"} {
-			a.refused(1, parseLine(t, 1, fmt.Sprintf("udp 8.8.8.8:%d > 198.51.100.2:%d hex:%s%s", port, port, head, inner)), NoService)
-			a.refused(1, parseLine(t, 1, fmt.Sprintf("udp [2001:4860::8]:%d > [2001:db8::2]:%d hex:%s%s", port, port, head, inner)), NoService)
+			a.refused(1, parseLine(t, 1, fmt.Sprintf("udp 8.8.8.8:%d > 198.51.100.2:%d hex:%s%s", port, port, head, inner)), drop.NoService)
+			a.refused(1, parseLine(t, 1, fmt.Sprintf("udp [2001:4860::8]:%d > [2001:db8::2]:%d hex:%s%s", port, port, head, inner)), drop.NoService)
 		}
 	}
 	a.rule(0)
@@ -315,16 +316,16 @@ func TestS16OwnSources(t *testing.T) {
 	for _, src := range []string{"192.0.2.5", "192.0.2.6", "192.0.2.20", "192.0.2.30", "192.0.2.40", "198.51.100.2", "203.0.113.17"} {
 		for _, dst := range []string{"192.0.2.22", "192.0.2.6", "192.0.2.40", "203.0.113.18", "192.0.2.30"} {
 			if src != dst {
-				a.refused(1, parseLine(t, 1, "udp "+src+":53 > "+dst+":1000"), OwnSource)
-				a.refused(1, parseLine(t, 1, "tcp "+src+":53 > "+dst+":1000 SYN"), OwnSource)
-				a.refused(1, parseLine(t, 1, "icmp echo-request "+src+" > "+dst+" id=3"), OwnSource)
+				a.refused(1, parseLine(t, 1, "udp "+src+":53 > "+dst+":1000"), drop.OwnSource)
+				a.refused(1, parseLine(t, 1, "tcp "+src+":53 > "+dst+":1000 SYN"), drop.OwnSource)
+				a.refused(1, parseLine(t, 1, "icmp echo-request "+src+" > "+dst+" id=3"), drop.OwnSource)
 			}
 		}
 	}
 	for _, src := range []string{"2001:db8:1::5", "2001:db8:1::6", "2001:db8:1::40", "2001:db8::2", "2001:db8:2::9"} {
 		for _, dst := range []string{"2001:db8:1::21", "2001:db8:1::6", "2001:db8:1::40", "2001:db8:2::7"} {
 			if src != dst {
-				a.refused(1, parseLine(t, 1, "udp ["+src+"]:53 > ["+dst+"]:1000"), OwnSource)
+				a.refused(1, parseLine(t, 1, "udp ["+src+"]:53 > ["+dst+"]:1000"), drop.OwnSource)
 			}
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"weir/config"
+	"weir/pipeline/drop"
 	"weir/pipeline/packettext"
 	"weir/pipeline/session"
 )
@@ -143,7 +144,7 @@ func (a *arena) throw(port int, frame []byte) string {
 	}
 	for reason, n := range a.counters.Dropped {
 		if n > dropped[reason] {
-			return "drop " + Reason(reason).String()
+			return "drop " + drop.Reason(reason).String()
 		}
 	}
 	a.t.Fatalf("%s is neither sent nor dropped under a reason", packettext.Format(frame))
@@ -157,7 +158,7 @@ func (a *arena) throwLine(port int, line string) string {
 }
 
 // refused throws a frame that must not get past weir, for one of the reasons.
-func (a *arena) refused(port int, frame []byte, reasons ...Reason) {
+func (a *arena) refused(port int, frame []byte, reasons ...drop.Reason) {
 	a.t.Helper()
 	got := a.throw(port, frame)
 	for _, r := range reasons {
@@ -202,7 +203,7 @@ func (a *arena) rule(sessions int) {
 
 // restart ends the sessions of everybody but the other tenant.
 func (a *arena) restart() {
-	calm := a.gen.vpcs[a.gen.ports[2].VPC].Slot
+	calm := a.gen.VPCs[a.gen.Ports[2].VPC].Slot
 	for ref := range uint32(a.sessions.Capacity()) {
 		if s := a.sessions.At(ref); s.State() != session.Free && s.VPC != calm {
 			a.end(ref)
@@ -234,10 +235,10 @@ func TestArena(t *testing.T) {
 	a.rule(1)
 	for _, f := range []func(){
 		func() { a.rule(0) },
-		func() { a.counters.Dropped[Martian]++; a.rule(-1) },
+		func() { a.counters.Dropped[drop.Martian]++; a.rule(-1) },
 		func() { a.golden[0].left[20]++; a.rule(-1) },
 		func() { a.golden[3].arrived[20]++; a.rule(-1) },
-		func() { a.refused(0, parseLine(t, 0, "udp 10.0.0.5:1 > 9.9.9.9:2"), Martian) },
+		func() { a.refused(0, parseLine(t, 0, "udp 10.0.0.5:1 > 9.9.9.9:2"), drop.Martian) },
 	} {
 		before, golden := a.counters.Dropped, a.golden
 		a.golden = nil
@@ -260,7 +261,7 @@ func TestArena(t *testing.T) {
 // Every reason has a name that counters and logs can bear, and an explanation.
 func TestReasonNames(t *testing.T) {
 	seen := map[string]bool{}
-	for r := Pass; r < NumReasons; r++ {
+	for r := drop.Pass; r < drop.NumReasons; r++ {
 		name := r.String()
 		if name == "" || r.Help() == "" || seen[name] || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz_") != "" {
 			t.Errorf("reason %d is named %q and explained %q", r, name, r.Help())

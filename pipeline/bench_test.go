@@ -9,8 +9,10 @@ import (
 	"time"
 
 	"weir/config"
+	"weir/pipeline/generation"
 	"weir/pipeline/header"
 	"weir/pipeline/session"
+	"weir/pipeline/state"
 )
 
 // benchConfig has one instance with a floating address, one with an SNAT range, both families.
@@ -46,12 +48,12 @@ func newTestWorker(t testing.TB, text string) *Worker {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := NewState(StateConfig{Workers: 1, Sessions: cfg.Dataplane.Sessions, Huge: true, Seed: &testSeed})
+	s, err := state.New(state.Sizes{Workers: 1, Sessions: cfg.Dataplane.Sessions, Huge: true, Seed: &testSeed})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Segment.Close() })
-	g, err := NewCompiler(s, &testSeed).Compile(cfg)
+	g, err := generation.NewCompiler(s, &testSeed).Compile(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

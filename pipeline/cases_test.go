@@ -19,7 +19,9 @@ import (
 	"weir/config"
 	"weir/pipeline"
 	"weir/pipeline/casetest"
+	"weir/pipeline/generation"
 	"weir/pipeline/packettext"
+	"weir/pipeline/state"
 )
 
 var update = flag.Bool("update", false, "write the derived files of the cases")
@@ -114,12 +116,12 @@ func sources(t *testing.T, floating string, v6 bool, n, sessions int, seed [32]b
 	if err != nil {
 		t.Fatal(err)
 	}
-	state, err := pipeline.NewState(pipeline.StateConfig{Workers: 1, Sessions: sessions, Seed: &seed})
+	state, err := state.New(state.Sizes{Workers: 1, Sessions: sessions, Seed: &seed})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer state.Segment.Close()
-	gen, err := pipeline.NewCompiler(state, &seed).Compile(cfg)
+	gen, err := generation.NewCompiler(state, &seed).Compile(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

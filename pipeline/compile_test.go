@@ -12,13 +12,16 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weir/config"
+	"weir/pipeline/drop"
+	"weir/pipeline/generation"
 	"weir/pipeline/inet"
 	"weir/pipeline/session"
+	"weir/pipeline/state"
 )
 
 // slotOf returns the slot of an instance of the first VPC in the compiler's last generation.
 func (r *rig) slotOf(name string) uint32 {
-	slot, ok := r.compiler.instances.current["v/"+name]
+	slot, ok := r.compiler.Instances.Current["v/"+name]
 	if !ok {
 		r.t.Fatalf("no instance %s", name)
 	}
@@ -46,57 +49,14 @@ func TestSlotsStay(t *testing.T) {
 	}
 }
 
-// A slot of a name that is gone serves another name only when there is no other and no session counts in it.
-func TestSlotsAreReclaimed(t *testing.T) {
-	sessions := map[uint32]int{}
-	s := newSlots("thing", 4, func(slot uint32) int { return sessions[slot] })
-	generation := func(names ...string) error {
-		taken := map[string]uint32{}
-		for _, n := range names {
-			if _, err := s.get(n, taken); err != nil {
-				return err
-			}
-		}
-		s.current = taken
-		return nil
-	}
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	must(generation("a", "b", "c"))
-	a := s.current["a"]
-	if err := generation("a", "b", "c", "d"); err == nil {
-		t.Fatal("four names have three slots")
-	}
-	must(generation("b", "c"))
-	sessions[a] = 1
-	if err := generation("b", "c", "d"); err == nil {
-		t.Fatal("a slot in which a session counts serves another name")
-	}
-	must(generation("b", "c"))
-	sessions[a] = 0
-	must(generation("b", "c", "d"))
-	if s.current["d"] != a {
-		t.Errorf("d has slot %d, want a's %d", s.current["d"], a)
-	}
-	for name, slot := range s.current {
-		if slot == 0 {
-			t.Errorf("%s has slot 0, which names nobody", name)
-		}
-	}
-}
-
 // Neighbors that no generation names any more go when the old one is retired, and not before.
 func TestRetire(t *testing.T) {
 	r := newRig(t, rigConfig, config.MAC{})
 	old := r.state.Neighbors.Find(0, inside4(7))
-	if old == NoNeighbor {
+	if old == state.NoNeighbor {
 		t.Fatal("no neighbor entry of an instance")
 	}
-	used := r.state.Neighbors.used
+	used := r.state.Neighbors.Used
 	cfg := parseConfig(t, strings.Replace(rigConfig, "10.0.0.7,", "10.0.0.107,", 1))
 	g, err := r.compiler.Compile(cfg)
 	if err != nil {
@@ -107,14 +67,14 @@ func TestRetire(t *testing.T) {
 		t.Error("gone while workers may be at the old generation")
 	}
 	r.compiler.Retire()
-	if r.state.Neighbors.Find(0, inside4(7)) != NoNeighbor || r.state.Neighbors.Find(0, inside4(107)) == NoNeighbor {
+	if r.state.Neighbors.Find(0, inside4(7)) != state.NoNeighbor || r.state.Neighbors.Find(0, inside4(107)) == state.NoNeighbor {
 		t.Error("after Retire the old entry is there, or the new one is not")
 	}
-	if r.state.Neighbors.used != used {
-		t.Errorf("%d entries, want %d", r.state.Neighbors.used, used)
+	if r.state.Neighbors.Used != used {
+		t.Errorf("%d entries, want %d", r.state.Neighbors.Used, used)
 	}
 	r.compiler.Retire() // once more does nothing
-	if r.state.Neighbors.used != used {
+	if r.state.Neighbors.Used != used {
 		t.Error("a second Retire removed something")
 	}
 }
@@ -123,9 +83,9 @@ func TestRetire(t *testing.T) {
 func TestFailedCompile(t *testing.T) {
 	r := newRig(t, rigConfig, config.MAC{})
 	r.resolve(0, inside4(77))
-	r.compiler.instances.capacity = int(r.compiler.instances.next) + 2 // room for two more
-	entries := append([]neighbor(nil), r.state.Neighbors.entries...)
-	used, number := r.state.Neighbors.used, r.compiler.number
+	r.compiler.Instances.Capacity = int(r.compiler.Instances.Next) + 2 // room for two more
+	entries := append([]state.Neighbor(nil), r.state.Neighbors.Entries...)
+	used, number := r.state.Neighbors.Used, r.compiler.Number
 	var more strings.Builder
 	more.WriteString("instances:\n")
 	for i := range 5 {
@@ -138,12 +98,12 @@ func TestFailedCompile(t *testing.T) {
 	if _, err := r.compiler.Compile(parseConfig(t, text)); err == nil || !strings.Contains(err.Error(), "instances since start") {
 		t.Fatalf("error %v, want one about slots of instances", err)
 	}
-	if r.compiler.number != number || r.state.Neighbors.used != used {
-		t.Errorf("generation %d, %d neighbors; were %d, %d", r.compiler.number, r.state.Neighbors.used, number, used)
+	if r.compiler.Number != number || r.state.Neighbors.Used != used {
+		t.Errorf("generation %d, %d neighbors; were %d, %d", r.compiler.Number, r.state.Neighbors.Used, number, used)
 	}
 	for i := range entries {
-		if got, was := &r.state.Neighbors.entries[i], &entries[i]; got.word != was.word {
-			t.Errorf("neighbor %v has word %x, had %x", got.addr.Netip(), got.word, was.word)
+		if got, was := &r.state.Neighbors.Entries[i], &entries[i]; got.Word != was.Word {
+			t.Errorf("neighbor %v has word %x, had %x", got.Addr.Netip(), got.Word, was.Word)
 		}
 	}
 	// What compiled before compiles, and a smaller change too.
@@ -159,7 +119,7 @@ func TestAttach(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var g Generation
+	var g generation.Generation
 	if err := g.Attach(fd); err != nil {
 		t.Fatal(err)
 	}
@@ -178,14 +138,14 @@ func TestSweep(t *testing.T) {
 		{"at rest", func(r *rig) {}, 0},
 		{"packets in hand", func(r *rig) { r.counters.Received[0] += 32; r.counters.Held = 3 }, 0},
 		{"a session between its count and its list", func(r *rig) {
-			r.state.acquire(1, 1)
-			r.state.instances[1].Unconfirmed++
+			r.state.Acquire(1, 1)
+			r.state.Instances[1].Unconfirmed++
 		}, 0},
 		{"limits of nobody", func(r *rig) {
 			for i := range 100 {
-				r.state.vpcs[i].Sessions = 0xdead
-				r.state.instances[i] = usage{0xdead, 0xbeef}
-				r.unconfirmed[i] = unconfirmed{7, 9, 3}
+				r.state.VPCs[i].Sessions = 0xdead
+				r.state.Instances[i] = state.Usage{Sessions: 0xdead, Unconfirmed: 0xbeef}
+				r.unconfirmed[i] = state.UnconfirmedList{Oldest: 7, Newest: 9, N: 3}
 			}
 		}, 0},
 		{"lists full of garbage", func(r *rig) {
@@ -197,7 +157,7 @@ func TestSweep(t *testing.T) {
 		{"a session of no VPC", func(r *rig) { r.only5().VPC = 1 << 31 }, 1},
 		{"rings half written", func(r *rig) {
 			for range 5 {
-				r.punts.Put(PuntFrame, 0, Pass, 0, inet.Addr{}, []byte{1})
+				r.punts.Put(state.PuntFrame, 0, drop.Pass, 0, inet.Addr{}, []byte{1})
 			}
 			// The first word of a ring is its head; its tail is on the next cache line.
 			punts, inject := r.punts, r.state.Inject(0)
@@ -239,8 +199,8 @@ func TestSweep(t *testing.T) {
 			if live != 13-c.lost || int(r.counters.Sessions) != live {
 				t.Errorf("%d sessions, the counter says %d; want %d", live, r.counters.Sessions, 13-c.lost)
 			}
-			for i := range r.state.instances {
-				u := &r.state.instances[i]
+			for i := range r.state.Instances {
+				u := &r.state.Instances[i]
 				if u.Sessions != perInstance[uint32(i)] {
 					t.Errorf("instance %d counts %d sessions, has %d", i, u.Sessions, perInstance[uint32(i)])
 				}
@@ -263,8 +223,8 @@ func TestSweep(t *testing.T) {
 			if unconfirmed != 0 {
 				t.Errorf("%d unconfirmed sessions are in no list", unconfirmed)
 			}
-			for i := range r.state.vpcs {
-				if got := r.state.vpcs[i].Sessions; got != perVPC[uint32(i)] {
+			for i := range r.state.VPCs {
+				if got := r.state.VPCs[i].Sessions; got != perVPC[uint32(i)] {
 					t.Errorf("VPC %d counts %d sessions, has %d", i, got, perVPC[uint32(i)])
 				}
 			}

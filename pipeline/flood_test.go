@@ -4,7 +4,6 @@ package pipeline
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strings"
@@ -12,9 +11,13 @@ import (
 	"time"
 
 	"weir/config"
+	"weir/pipeline/drop"
+	"weir/pipeline/generation"
 	"weir/pipeline/inet"
 	"weir/pipeline/packettext"
+	"weir/pipeline/respond"
 	"weir/pipeline/session"
+	"weir/pipeline/state"
 )
 
 // floodConfig has a second VPC, w, on port 2. One next hop, one instance and w's instance have to be resolved.
@@ -29,7 +32,7 @@ var floodConfig = strings.Replace(responderConfig, "pools:\n", "  - {name: yin, 
 // newFlooded starts a worker and control on text, whose ports are those of floodConfig.
 func newFlooded(t testing.TB, text string) *control {
 	r := newRig(t, text, config.MAC{})
-	c := &control{r, NewResponder(r.state, testMACs)}
+	c := &control{r, respond.New(r.state, testMACs)}
 	c.Configure(r.cfg, r.gen)
 	return c
 }
@@ -126,8 +129,8 @@ func TestFloodIsNobodyElsesOutage(t *testing.T) {
 				if ms < 10 { // the first answers are under way
 					continue
 				}
-				for _, h := range r.rig.gen.hops {
-					if s, _ := r.state().Neighbors.Get(h.Neighbor); s != NeighborReachable {
+				for _, h := range r.rig.gen.Hops {
+					if s, _ := r.state().Neighbors.Get(h.Neighbor); s != state.NeighborReachable {
 						t.Fatalf("after %d ms next hop %s is in state %d", ms, h.Addr.Netip(), s)
 					}
 				}
@@ -141,8 +144,8 @@ func TestFloodIsNobodyElsesOutage(t *testing.T) {
 			if got, most := r.counters.Punted, uint64(len(c.lines)*(puntBurst+20*puntsPerSecond)+500); got > most {
 				t.Errorf("%d frames went to control, want at most %d", got, most)
 			}
-			if want := uint64(400_000); slices.Contains(c.lines, outsideUDP) && r.counters.Dropped[NoService] != want {
-				t.Errorf("%d dropped %v, want %d", r.counters.Dropped[NoService], NoService, want)
+			if want := uint64(400_000); slices.Contains(c.lines, outsideUDP) && r.counters.Dropped[drop.NoService] != want {
+				t.Errorf("%d dropped %v, want %d", r.counters.Dropped[drop.NoService], drop.NoService, want)
 			}
 			r.balanced()
 		})
@@ -202,7 +205,7 @@ func TestNoService(t *testing.T) {
 func (r *rig) wanted(port uint8, addr inet.Addr) {
 	r.t.Helper()
 	m := r.punts.Peek()
-	if m == nil || m.Kind != PuntResolve || m.Port != port || m.Addr != addr {
+	if m == nil || m.Kind != state.PuntResolve || m.Port != port || m.Addr != addr {
 		r.t.Fatalf("control is not asked for %s on port %d: %+v", addr.Netip(), port, m)
 	}
 	r.punts.Pop()
@@ -217,7 +220,7 @@ func TestHeldShares(t *testing.T) {
 	if want := maxHeld / 3; r.holding != want {
 		t.Fatalf("%d are held for one port of three, want %d", r.holding, want)
 	}
-	r.punts.reset()
+	r.punts.Reset()
 	r.expect(1, "udp 8.8.8.8:53 > 192.0.2.40:5", "held")
 	r.wanted(2, inside4(5))
 	r.expect(0, "udp 10.0.0.6:1000 > 8.8.8.8:53", "held")
@@ -250,8 +253,8 @@ func TestHeldAsksAgain(t *testing.T) {
 
 // ask4 lets a packet want 10.0.hi.lo on a port.
 func (c *control) ask4(port uint8, n int) {
-	c.Handle(&Message{Kind: PuntResolve, Port: port, Addr: inside4(n)}, c.nanos)
-	c.state().Inject(0).reset()
+	c.Handle(&state.Message{Kind: state.PuntResolve, Port: port, Addr: inside4(n)}, c.nanos)
+	c.state().Inject(0).Reset()
 }
 
 // answer4 lets 10.0.hi.lo on a port answer.
@@ -260,10 +263,10 @@ func (c *control) answer4(port uint8, n int) {
 }
 
 // known is the state of 10.0.hi.lo on a port.
-func (c *control) known(port uint8, n int) NeighborState {
+func (c *control) known(port uint8, n int) state.NeighborState {
 	slot := c.state().Neighbors.Find(port, inside4(n))
-	if slot == NoNeighbor {
-		return NeighborNone
+	if slot == state.NoNeighbor {
+		return state.NeighborNone
 	}
 	s, _ := c.state().Neighbors.Get(slot)
 	return s
@@ -289,11 +292,11 @@ func TestConfiguredNeighborsTakeNoRoom(t *testing.T) {
 	}
 	c.ask4(0, 9<<8)
 	c.answer4(0, 9<<8)
-	if s := c.known(0, 9<<8); s != NeighborReachable {
+	if s := c.known(0, 9<<8); s != state.NeighborReachable {
 		t.Errorf("beside %d configured neighbors another one is in state %d", n, s)
 	}
 	for i := range n {
-		if s := c.known(0, 16<<8+i); s != NeighborReachable {
+		if s := c.known(0, 16<<8+i); s != state.NeighborReachable {
 			t.Fatalf("configured neighbor %d is in state %d", i, s)
 		}
 	}
@@ -304,25 +307,25 @@ func TestConfiguredNeighborsTakeNoRoom(t *testing.T) {
 func TestNeighborsGiveWay(t *testing.T) {
 	c := newFlooded(t, floodConfig)
 	const first = 9 << 8
-	for i := range maxDynamic {
+	for i := range respond.MaxDynamic {
 		if i != 500 {
 			c.after(time.Millisecond)
 			c.ask4(0, first+i)
 			c.answer4(0, first+i)
 		}
 	}
-	c.after(time.Duration(reaskInterval) - 2*time.Second) // the others are to be asked again before this one
+	c.after(time.Duration(respond.ReaskInterval) - 2*time.Second) // the others are to be asked again before this one
 	c.ask4(0, first+500)
 	lost := func() (list []int) {
-		for i := range maxDynamic {
-			if c.known(0, first+i) == NeighborNone {
+		for i := range respond.MaxDynamic {
+			if c.known(0, first+i) == state.NeighborNone {
 				list = append(list, i)
 			}
 		}
 		return list
 	}
 	c.ask4(2, first)
-	if s := c.known(2, first); s != NeighborIncomplete {
+	if s := c.known(2, first); s != state.NeighborIncomplete {
 		t.Errorf("another port's neighbor is in state %d", s)
 	}
 	if got := lost(); got != nil {
@@ -363,12 +366,12 @@ func TestResponderInherits(t *testing.T) {
 				c.ask4(2, 9<<8+i)
 				c.answer4(2, 9<<8+i)
 			}
-			used := c.state().Neighbors.used
-			c.Responder = NewResponder(c.state(), testMACs)
+			used := c.state().Neighbors.Used
+			c.Responder = respond.New(c.state(), testMACs)
 			c.Configure(c.rig.cfg, c.rig.gen)
 			silent := func(i int) bool { return i%3 == 0 }
 			asked := map[inet.Addr]int{}
-			for range int64(time.Duration(reaskInterval)/time.Second + 5) {
+			for range int64(time.Duration(respond.ReaskInterval)/time.Second + 5) {
 				c.after(time.Second)
 				c.Poll(c.nanos)
 				ring := c.state().Inject(0)
@@ -391,25 +394,25 @@ func TestResponderInherits(t *testing.T) {
 			}
 			gone := 0
 			for i := range named {
-				n, want := 16<<8+i, NeighborReachable
+				n, want := 16<<8+i, state.NeighborReachable
 				if silent(n) {
-					want = NeighborIncomplete
+					want = state.NeighborIncomplete
 				}
 				if got := c.known(0, n); got != want || asked[inside4(n)] == 0 {
 					t.Fatalf("configured neighbor %d was asked %d times and is in state %d, want %d", i, asked[inside4(n)], got, want)
 				}
 			}
 			for i := range dynamic {
-				n, want := 9<<8+i, NeighborReachable
+				n, want := 9<<8+i, state.NeighborReachable
 				if silent(n) {
-					want = NeighborNone
+					want = state.NeighborNone
 					gone++
 				}
 				if got := c.known(2, n); got != want || asked[inside4(n)] == 0 {
 					t.Fatalf("neighbor %d was asked %d times and is in state %d, want %d", i, asked[inside4(n)], got, want)
 				}
 			}
-			if got := c.state().Neighbors.used; got != used-gone {
+			if got := c.state().Neighbors.Used; got != used-gone {
 				t.Errorf("%d entries, want %d", got, used-gone)
 			}
 		})
@@ -567,7 +570,7 @@ func TestResetsAndTimeouts(t *testing.T) {
 			{0, "in", "ACK", closing}, {closed, "", "", closing}, {ms, "", "", gone}})},
 		{"refused, then an ACK", []step{{0, "in", "SYN", opening}, {0, "out", "RST,ACK", closing}, {0, "in", "ACK", closing}, {closed, "", "", closing}, {ms, "", "", gone}}},
 		{"an ACK from outside opens nothing", []step{{0, "in", "SYN", opening}, {0, "out", "ACK", opening}, {0, "in", "ACK", opening}, {closed, "", "", opening}, {ms, "", "", gone}}},
-		{"RST from inside confirms nothing", []step{{0, "out", "SYN", unconfirmed}, {0, "in", "RST,ACK", unconfirmed}, {unconfirmedTimeout, "", "", unconfirmed}, {ms, "", "", gone}}},
+		{"RST from inside confirms nothing", []step{{0, "out", "SYN", unconfirmed}, {0, "in", "RST,ACK", unconfirmed}, {generation.UnconfirmedTimeout, "", "", unconfirmed}, {ms, "", "", gone}}},
 		{"SYN,ACK from inside confirms", []step{{0, "out", "SYN", unconfirmed}, {0, "in", "SYN,ACK", opening}, {0, "out", "ACK", open}}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -665,7 +668,7 @@ func TestNoErrorToASpoofedSource(t *testing.T) {
 		}
 	}
 	r.expect(0, "udp 10.0.0.5:5 > 8.8.8.8:53 ttl=1", "drop ttl_exceeded")
-	if m := r.punts.Peek(); m == nil || m.Kind != PuntError || m.Reason != TTLExceeded {
+	if m := r.punts.Peek(); m == nil || m.Kind != state.PuntError || m.Reason != drop.TTLExceeded {
 		t.Errorf("an instance's own packet: %+v", m)
 	}
 }
@@ -680,7 +683,7 @@ func TestMACComesWithItsGeneration(t *testing.T) {
 		return config.MAC(f.frame[:6])
 	}
 	old, next := config.MAC{2, 0, 0, 0, 1, 5}, config.MAC{2, 0, 0, 0, 1, 0x55}
-	compile := func(text string) *Generation {
+	compile := func(text string) *generation.Generation {
 		t.Helper()
 		g, err := r.compiler.Compile(parseConfig(t, text))
 		if err != nil {
@@ -717,80 +720,4 @@ func TestMACComesWithItsGeneration(t *testing.T) {
 	}
 	r.compiler.Retire()
 	r.expect(1, "udp 8.8.8.8:53 > 192.0.2.5:5", "held")
-}
-
-// A worker that dies between two stores leaves sums that do not agree; settle makes them agree, whichever two these were.
-func TestSettleBetweenStores(t *testing.T) {
-	whole := func() *Counters {
-		c := new(Counters)
-		c.Received[0], c.Transmitted[1], c.Forwarded, c.Originated, c.Punted, c.Dropped[NoRoute] = 100, 60, 50, 10, 20, 30
-		return c
-	}
-	for _, s := range []struct {
-		name      string
-		die       func(c *Counters)
-		forwarded uint64
-		restart   uint64
-	}{
-		{"nothing in hand", func(c *Counters) {}, 50, 0},
-		{"received, and nothing yet", func(c *Counters) { c.Received[0] += 7 }, 50, 7},
-		{"held", func(c *Counters) { c.Received[0] += 7; c.Held = 7 }, 50, 7},
-		{"between Transmitted and Forwarded", func(c *Counters) { c.Received[0] += 7; c.Transmitted[1] += 7 }, 57, 0},
-		{"the same, and some refused", func(c *Counters) { c.Received[0] += 7; c.Transmitted[1] += 5 }, 55, 2},
-		{"between Originated and Transmitted", func(c *Counters) { c.Originated += 7 }, 50, 0},
-		{"the same, and nothing sent before", func(c *Counters) { *c = Counters{Originated: 7} }, 0, 0},
-	} {
-		t.Run(s.name, func(t *testing.T) {
-			c := whole()
-			s.die(c)
-			c.settle()
-			sum := c.Totals()
-			if sum.Received != sum.Forwarded+sum.Punted+sum.Dropped || sum.Transmitted != sum.Forwarded+sum.Fragmented+sum.Originated {
-				t.Errorf("the sums do not agree: %+v", sum)
-			}
-			if c.Forwarded != s.forwarded || c.Dropped[Restart] != s.restart {
-				t.Errorf("%d forwarded, %d dropped at the restart; want %d, %d", c.Forwarded, c.Dropped[Restart], s.forwarded, s.restart)
-			}
-		})
-	}
-}
-
-// After a million comings and goings a miss still ends soon: places at the end of a run are given back. An emptied table is
-// as if new.
-func TestNeighborsGiveRoomBack(t *testing.T) {
-	r := rand.New(rand.NewPCG(9, 9))
-	n := &Neighbors{entries: make([]neighbor, 4096), secret: 7}
-	var live []uint32
-	for range 1_000_000 {
-		slot, err := n.Set(uint8(r.UintN(3)), inet.Addr{Hi: r.Uint64(), Lo: r.Uint64()}, NeighborReachable, config.MAC{2})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if live = append(live, slot); len(live) > 1024 { // a quarter of the table
-			i := r.IntN(len(live))
-			n.Remove(live[i])
-			live[i] = live[len(live)-1]
-			live = live[:len(live)-1]
-		}
-	}
-	const misses = 10_000
-	walked := 0
-	for range misses {
-		at := n.start(0, inet.Addr{Hi: r.Uint64(), Lo: r.Uint64()})
-		for i := uint32(0); i < maxNeighborProbe && n.entries[(at+i)&4095].link != 0; i++ {
-			walked++
-		}
-	}
-	// 0.39 places that are taken (Knuth's (1 + 1/(1-1/4)²)/2 - 1), and the empty ones inside their runs.
-	if mean := float64(walked) / misses; mean > 6 {
-		t.Errorf("a miss walks over %.2f places, want fewer than 6", mean)
-	}
-	for _, slot := range live {
-		n.Remove(slot)
-	}
-	for i := range n.entries {
-		if n.entries[i].link != 0 {
-			t.Fatalf("place %d of an empty table still counts as taken", i)
-		}
-	}
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"weir/config"
+	"weir/pipeline/drop"
 	"weir/pipeline/header"
 	"weir/pipeline/inet"
 	"weir/pipeline/packettext"
@@ -402,8 +403,8 @@ func TestFragmentTimeouts(t *testing.T) {
 		t.Fatal("gone after 2 s")
 	}
 	p.pass(time.Millisecond)
-	if p.pieces.waiting() != 0 || p.counters.Dropped[FragmentTimeout] != 1 {
-		t.Fatalf("after 2.001 s %d wait; %d timed out", p.pieces.waiting(), p.counters.Dropped[FragmentTimeout])
+	if p.pieces.waiting() != 0 || p.counters.Dropped[drop.FragmentTimeout] != 1 {
+		t.Fatalf("after 2.001 s %d wait; %d timed out", p.pieces.waiting(), p.counters.Dropped[drop.FragmentTimeout])
 	}
 	p.settled("after the first's absence")
 	p.put(0, pieces[0])
@@ -429,8 +430,8 @@ func TestFragmentsOfADeadDataPlane(t *testing.T) {
 		t.Fatalf("%d held", p.counters.Held)
 	}
 	p.state.Sweep()
-	if c := p.counters; c.Held != 0 || c.Dropped[Restart] != 2 {
-		t.Errorf("%d held, %d dropped as restart", c.Held, c.Dropped[Restart])
+	if c := p.counters; c.Held != 0 || c.Dropped[drop.Restart] != 2 {
+		t.Errorf("%d held, %d dropped as restart", c.Held, c.Dropped[drop.Restart])
 	}
 }
 
@@ -457,8 +458,8 @@ func TestFragmentsOfOneDatagram(t *testing.T) {
 	for _, f := range pieces {
 		got = append(got, p.put(0, f)...)
 	}
-	if len(got) != 17 || p.counters.Dropped[FragmentLimit] != uint64(len(pieces)-17) {
-		t.Errorf("%d pieces leave, %d over the limit", len(got), p.counters.Dropped[FragmentLimit])
+	if len(got) != 17 || p.counters.Dropped[drop.FragmentLimit] != uint64(len(pieces)-17) {
+		t.Errorf("%d pieces leave, %d over the limit", len(got), p.counters.Dropped[drop.FragmentLimit])
 	}
 	// Every second one: too many gaps.
 	pieces = cut(parseLine(t, 0, line), 7, at...)
@@ -728,8 +729,8 @@ func TestFragmentationWithoutRoom(t *testing.T) {
 				delete(p.away, h)
 			}
 		}
-		if got := p.put(0, long); len(got) != 0 || p.counters.Dropped[TooBig] != 1 || p.Spare.N != 2 {
-			t.Fatalf("%d pieces leave, %d dropped as too big, %d buffers left", len(got), p.counters.Dropped[TooBig], p.Spare.N)
+		if got := p.put(0, long); len(got) != 0 || p.counters.Dropped[drop.TooBig] != 1 || p.Spare.N != 2 {
+			t.Fatalf("%d pieces leave, %d dropped as too big, %d buffers left", len(got), p.counters.Dropped[drop.TooBig], p.Spare.N)
 		}
 	}
 	p.Spare.N = 0
@@ -750,7 +751,7 @@ func TestFragmentationWithoutRoom(t *testing.T) {
 		}
 		p.Sent(1, n)
 		c := p.counters
-		forwarded, fragmented, full := c.Forwarded-before.Forwarded, c.Fragmented-before.Fragmented, c.Dropped[TxFull]-before.Dropped[TxFull]
+		forwarded, fragmented, full := c.Forwarded-before.Forwarded, c.Fragmented-before.Fragmented, c.Dropped[drop.TxFull]-before.Dropped[drop.TxFull]
 		want := [3]uint64{1, uint64(max(n, 1) - 1), 0}
 		if n == 0 {
 			want = [3]uint64{0, 0, 1}
@@ -807,7 +808,7 @@ func TestFragmentsThatNeedNoPorts(t *testing.T) {
 		}
 		for r, n := range p.counters.Dropped {
 			if n > dropped[r] {
-				got = "drop " + Reason(r).String()
+				got = "drop " + drop.Reason(r).String()
 			}
 		}
 		if got != c.want {
@@ -850,8 +851,8 @@ func TestFragmentsAllocateNothing(t *testing.T) {
 	}); n != 0 {
 		t.Errorf("%v allocations a burst", n)
 	}
-	if c := p.counters; c.Dropped[FragmentTimeout] != 2*501 || c.Fragmented != 3*501 || c.Forwarded != 10*501 {
-		t.Errorf("the bursts do not do what they should: %d timed out, %d fragmented, %d forwarded", c.Dropped[FragmentTimeout], c.Fragmented, c.Forwarded)
+	if c := p.counters; c.Dropped[drop.FragmentTimeout] != 2*501 || c.Fragmented != 3*501 || c.Forwarded != 10*501 {
+		t.Errorf("the bursts do not do what they should: %d timed out, %d fragmented, %d forwarded", c.Dropped[drop.FragmentTimeout], c.Fragmented, c.Forwarded)
 	}
 }
 

@@ -95,35 +95,6 @@ func NewHandoff(workers int) *Handoff {
 	return h
 }
 
-// steer hands those packets of a burst that other workers own to them, from the first-th live one on.
-func (w *Worker) steer(b *Burst, first int) {
-	lanes := w.handoff.lanes[w.index*w.handoff.workers:][:w.handoff.workers]
-	keep := b.live[:first]
-	given := uint64(0) // a bit for each worker
-	n := uint64(0)
-	for _, i := range b.live[first:] {
-		p := &b.Packets[i]
-		to := w.owner(p)
-		switch {
-		case int(to) == w.index:
-			keep = append(keep, i)
-		case !lanes[to].give(b, p):
-			w.drop(p, HandoffFull)
-		default:
-			n++
-			given |= 1 << to
-		}
-	}
-	b.live = keep
-	w.counters.Handed += n // first: a packet that has another owner is counted
-	for to := range lanes {
-		if given>>to&1 != 0 {
-			lanes[to].frames.announce()
-			lanes[to].turned.announce()
-		}
-	}
-}
-
 // give puts a packet into a lane, if there is room.
 func (l *handoffLane) give(b *Burst, p *Packet) bool {
 	if p.turned {

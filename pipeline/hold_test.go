@@ -9,12 +9,13 @@ import (
 
 	"weir/config"
 	"weir/pipeline/inet"
+	"weir/pipeline/state"
 )
 
 // resolve makes a neighbor known.
 func (r *rig) resolve(port uint8, addr inet.Addr) {
 	r.t.Helper()
-	if _, err := r.state.Neighbors.Set(port, addr, NeighborReachable, config.MAC{2, 0, 0, 0, 7, 7}); err != nil {
+	if _, err := r.state.Neighbors.Set(port, addr, state.NeighborReachable, config.MAC{2, 0, 0, 0, 7, 7}); err != nil {
 		r.t.Fatal(err)
 	}
 }
@@ -45,13 +46,13 @@ func TestHoldBounds(t *testing.T) {
 			}
 			if n == 0 {
 				m := r.punts.Peek()
-				if m == nil || m.Kind != PuntResolve || m.Addr != inside4(host) || m.Port != 0 {
+				if m == nil || m.Kind != state.PuntResolve || m.Addr != inside4(host) || m.Port != 0 {
 					t.Fatalf("control was not asked for host %d: %+v", host, m)
 				}
 				r.punts.Pop()
 			}
 			if held == share {
-				r.punts.reset() // what found no room asks with each packet
+				r.punts.Reset() // what found no room asks with each packet
 			}
 		}
 	}

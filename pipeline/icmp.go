@@ -5,8 +5,11 @@ package pipeline
 import (
 	"encoding/binary"
 
+	"weir/pipeline/drop"
+	"weir/pipeline/generation"
 	"weir/pipeline/header"
 	"weir/pipeline/inet"
+	"weir/pipeline/rendezvous"
 	"weir/pipeline/session"
 )
 
@@ -22,8 +25,8 @@ type quote struct {
 	ip, transport, end    uint16 // offsets in Data: its IP header, its transport header, and where it is cut or ends
 	proto                 uint8
 	kind                  kind
-	fault                 Reason // why no translation of the error may pass; Pass: one may
-	plain                 bool   // it is to an attached prefix, and was not translated: it stays as it is
+	fault                 drop.Reason // why no translation of the error may pass; Pass: one may
+	plain                 bool        // it is to an attached prefix, and was not translated: it stays as it is
 }
 
 // icmpKind returns what an ICMP or ICMPv6 type is to the translation.
@@ -59,7 +62,7 @@ func (p *Packet) parseError(d []byte, inside bool) {
 
 // readQuote trusts no length beyond the packet. Of the quoted transport the first eight bytes have to be there, which is what RFC 792
 // asks for; their checksum is not looked at (RFC 5508 REQ-3).
-func (p *Packet) readQuote(d []byte, inside bool) Reason {
+func (p *Packet) readQuote(d []byte, inside bool) drop.Reason {
 	q := &p.quote
 	var b []byte // the quoted packet
 	var src, dst inet.Addr
@@ -67,37 +70,37 @@ func (p *Packet) readQuote(d []byte, inside bool) Reason {
 	if p.family == inet.V4 {
 		m := header.ICMPv4(d)
 		if b = m.Quoted(); !m.ChecksumOK() || len(b) < header.IPv4Size || b[0]>>4 != 4 {
-			return BadICMP
+			return drop.BadICMP
 		}
 		ip := header.IPv4(b)
 		transport = ip.HeaderLength()
 		if transport < header.IPv4Size || transport > len(b) || int(ip.TotalLength()) < transport || !ip.ChecksumOK() ||
 			ip.FragmentOffset() != 0 { // only a first fragment says whose it is
-			return BadICMP
+			return drop.BadICMP
 		}
 		b = b[:min(len(b), int(ip.TotalLength()))]
 		src, dst = inet.From4(b[header.IPv4SrcOffset:]), inet.From4(b[header.IPv4DstOffset:])
 		if q.proto = ip.Protocol(); q.proto == header.ProtocolAH {
-			return ICMPUnrelated // nothing that was translated
+			return drop.ICMPUnrelated // nothing that was translated
 		}
 	} else {
 		outer := p.Data[header.EthernetSize:]
 		sum := header.PseudoHeader(outer[header.IPv6SrcOffset:header.IPv6DstOffset], outer[header.IPv6DstOffset:header.IPv6Size], header.ProtocolICMPv6, len(d))
 		m := header.ICMPv6(d)
 		if b = m.Quoted(); !m.ChecksumOK(sum) || len(b) < header.IPv6Size || b[0]>>4 != 6 {
-			return BadICMP
+			return drop.BadICMP
 		}
 		b = b[:min(len(b), header.IPv6Size+int(header.IPv6(b).PayloadLength()))]
 		chain, fault := header.IPv6(b).Walk()
 		if fault != header.ChainOK || chain.FragmentOffset != 0 {
-			return BadICMP
+			return drop.BadICMP
 		}
 		src, dst = inet.From16(b[header.IPv6SrcOffset:]), inet.From16(b[header.IPv6DstOffset:])
 		if src.Is4() || dst.Is4() {
-			return BadICMP
+			return drop.BadICMP
 		}
 		if q.proto, transport = chain.Protocol, chain.Offset; chain.Pinned {
-			return ICMPUnrelated
+			return drop.ICMPUnrelated
 		}
 	}
 	q.ip = p.transport + header.ICMPSize
@@ -115,14 +118,14 @@ func (p *Packet) readQuote(d []byte, inside bool) Reason {
 	switch {
 	case q.kind == kindOther:
 	case len(t) < 8:
-		return BadICMP
+		return drop.BadICMP
 	case q.kind != kindICMP:
 		from, to = binary.BigEndian.Uint16(t), binary.BigEndian.Uint16(t[2:])
 	case p.family == inet.V4 && header.ICMPv4(t).IsError() || p.family == inet.V6 && header.ICMPv6(t).IsError():
-		return BadICMP // no error is about an error (RFC 1122 §3.2.2)
+		return drop.BadICMP // no error is about an error (RFC 1122 §3.2.2)
 	default:
 		if q.kind = icmpKind(p.family, t[0]); q.kind == kindICMP {
-			return ICMPUnrelated
+			return drop.ICMPUnrelated
 		}
 		q.localPort = binary.BigEndian.Uint16(t[header.ICMPIDOffset:])
 	}
@@ -134,13 +137,13 @@ func (p *Packet) readQuote(d []byte, inside bool) Reason {
 	if q.kind == kindTCP || q.kind == kindUDP {
 		q.localPort, q.remotePort = from, to
 	}
-	return Pass
+	return drop.Pass
 }
 
 // remoteOwner returns the remote address of the flow that the packet belongs to: for an ICMP error the quoted packet's, since any
 // router on the way may have sent the error.
 func (p *Packet) remoteOwner() inet.Addr {
-	if p.kind == kindError && p.quote.fault == Pass {
+	if p.kind == kindError && p.quote.fault == drop.Pass {
 		return p.quote.remote
 	}
 	return p.remote
@@ -161,12 +164,12 @@ func (q *quote) turn(p *Packet) {
 }
 
 // refused returns why an ICMP packet other than a query may not be translated, or Pass.
-func (p *Packet) refused() Reason {
+func (p *Packet) refused() drop.Reason {
 	switch {
 	case p.kind != kindError:
-		return ICMPUnsupported
+		return drop.ICMPUnsupported
 	case p.pinned:
-		return Untranslatable
+		return drop.Untranslatable
 	}
 	return p.quote.fault
 }
@@ -182,75 +185,69 @@ func (w *Worker) liveSession(k session.Key) *session.Session {
 
 // errorOut gives an ICMP error from inside the address under which the remote knows its instance (RFC 5508 REQ-5): that of the quoted
 // packet's session, which may come with another port; without one, for 1:1, the address that its reply would get.
-func (w *Worker) errorOut(p *Packet, in *instanceRecord, tag uint32) Reason {
+func (w *Worker) errorOut(p *Packet, in *generation.Instance, tag uint32) drop.Reason {
 	q := &p.quote
-	sel := &w.gen.selections[in.Selections+2*tag+uint32(p.family)]
-	if r := p.refused(); r != Pass {
-		if sel.Kind == selectNone {
-			return NoEligible
+	sel := &w.gen.Selections[in.Selections+2*tag+uint32(p.family)]
+	if r := p.refused(); r != drop.Pass {
+		if sel.Kind == generation.SelectNone {
+			return drop.NoEligible
 		}
 		return r
 	}
 	switch {
 	case q.remote != p.remote: // an error goes to who sent what it is about
-		return ICMPUnrelated
+		return drop.ICMPUnrelated
 	case q.local == p.local:
-		s := w.liveSession(session.InsideKey(w.gen.vpcs[in.VPC].Slot, q.local, q.remote, q.localPort, q.remotePort, q.proto))
+		s := w.liveSession(session.InsideKey(w.gen.VPCs[in.VPC].Slot, q.local, q.remote, q.localPort, q.remotePort, q.proto))
 		if s != nil {
 			p.act, p.newAddr, p.newPort, p.ports, p.shared = actOut, s.External, s.ExternalPort(), s.Ports, s.Flags&session.SNAT != 0
 			p.setDeltas(p.local, s.External, q.localPort, p.newPort)
-			return Pass
+			return drop.Pass
 		}
-	case w.gen.attachedTo(in, q.local):
+	case w.gen.AttachedTo(in, q.local):
 		q.plain = true
 	default:
-		return ICMPUnrelated
+		return drop.ICMPUnrelated
 	}
 	switch {
-	case sel.Kind == selectNone:
-		return NoEligible
-	case sel.Kind == selectSNAT && !q.plain:
-		return ICMPUnrelated
+	case sel.Kind == generation.SelectNone:
+		return drop.NoEligible
+	case sel.Kind == generation.SelectSNAT && !q.plain:
+		return drop.ICMPUnrelated
 	}
-	c := w.pick(&flowKey{q.proto, in.Addr[p.family], q.remote, q.localPort, q.remotePort}, sel)
-	p.act, p.newAddr, p.newPort, p.ports, p.shared = actOut, c.Addr, q.localPort, c.Ports, sel.Kind == selectSNAT
+	c := w.pick(&rendezvous.Flow{Proto: q.proto, Private: in.Addr[p.family], Remote: q.remote, PrivatePort: q.localPort, RemotePort: q.remotePort}, sel)
+	p.act, p.newAddr, p.newPort, p.ports, p.shared = actOut, c.Addr, q.localPort, c.Ports, sel.Kind == generation.SelectSNAT
 	p.setDeltas(p.local, c.Addr, q.localPort, q.localPort)
 	w.counts.stateless++
-	return Pass
-}
-
-// attachedTo reports whether a lies in a prefix that is attached to the instance.
-func (g *Generation) attachedTo(in *instanceRecord, a inet.Addr) bool {
-	r := g.find(attachedTables+uint32(a.Family()), a)
-	return r != 0 && &g.instances[g.attached[r-1].Instance] == in
+	return drop.Pass
 }
 
 // errorIn delivers an ICMP error from outside to who sent the quoted packet (RFC 5508 REQ-4): by its session, or, to a 1:1
 // address, by the address alone.
-func (w *Worker) errorIn(p *Packet, h *host) Reason {
+func (w *Worker) errorIn(p *Packet, h *generation.Host) drop.Reason {
 	q := &p.quote
 	if p.expired {
-		return TTLExceeded
+		return drop.TTLExceeded
 	}
-	if r := p.refused(); r != Pass {
+	if r := p.refused(); r != drop.Pass {
 		return r
 	}
 	if q.local != p.local {
-		return ICMPUnrelated
+		return drop.ICMPUnrelated
 	}
 	p.act = actIn
 	if s := w.liveSession(session.OutsideKey(q.local, q.remote, q.localPort, q.remotePort, q.proto)); s != nil {
 		p.newAddr, p.newPort, p.outPort, p.neighbor = s.Private, s.PrivatePort(), s.InPort, s.Neighbor
 	} else {
-		if h.Kind == hostSNAT {
-			return ICMPUnrelated
+		if h.Kind == generation.HostSNAT {
+			return drop.ICMPUnrelated
 		}
-		in := &w.gen.instances[h.Index]
+		in := &w.gen.Instances[h.Index]
 		p.newAddr, p.newPort, p.outPort, p.neighbor = in.Addr[p.family], q.localPort, in.Port[p.family], in.Neighbor[p.family]
 		w.counts.stateless++
 	}
 	p.setDeltas(p.local, p.newAddr, q.localPort, p.newPort)
-	return Pass
+	return drop.Pass
 }
 
 // translateError replaces the local address and port of the quoted packet, mends its checksums as far as they are quoted, and then

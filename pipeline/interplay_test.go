@@ -9,9 +9,11 @@ import (
 	"testing"
 
 	"weir/config"
+	"weir/pipeline/drop"
 	"weir/pipeline/header"
 	"weir/pipeline/inet"
 	"weir/pipeline/session"
+	"weir/pipeline/state"
 )
 
 // What features that are each tested alone do to each other.
@@ -77,8 +79,8 @@ func TestHandoffRuns(t *testing.T) {
 			}
 		}
 	}
-	if s := c.sum(); s.Dropped[HandoffFull] > 0 || s.Handed == 0 {
-		t.Errorf("%d packets handed over, %d dropped for full rings", s.Handed, s.Dropped[HandoffFull])
+	if s := c.sum(); s.Dropped[drop.HandoffFull] > 0 || s.Handed == 0 {
+		t.Errorf("%d packets handed over, %d dropped for full rings", s.Handed, s.Dropped[drop.HandoffFull])
 	}
 }
 
@@ -119,9 +121,9 @@ func TestHairpinTooBig(t *testing.T) {
 	if got := r.send(0, "udp 10.0.0.5:1000 > 192.0.2.40:53 len=1000"); strings.HasPrefix(got, "drop") {
 		t.Fatalf("one that fits: %s", got)
 	}
-	r.punts.reset()
+	r.punts.Reset()
 	r.expect(0, "udp 10.0.0.5:1000 > 192.0.2.40:53 df len=1450", "drop too_big")
-	if m := r.punts.Peek(); m == nil || m.Kind != PuntError || m.Reason != TooBig || m.MTU != 1400 || inet.From4(m.Data()[header.EthernetSize+12:]).Netip().String() != "10.0.0.5" {
+	if m := r.punts.Peek(); m == nil || m.Kind != state.PuntError || m.Reason != drop.TooBig || m.MTU != 1400 || inet.From4(m.Data()[header.EthernetSize+12:]).Netip().String() != "10.0.0.5" {
 		t.Errorf("control is told %+v; expected an error about 10.0.0.5's packet, MTU 1400", m)
 	}
 }
@@ -157,7 +159,7 @@ func TestSearchesAreFew(t *testing.T) {
 	for end := range 20 {
 		r.send(0, fmt.Sprintf("udp 10.0.0.6:2000 > 8.8.8.8:%d", 119-end))
 	}
-	if n := r.counters.Dropped[PortsExhausted]; n != 20 {
+	if n := r.counters.Dropped[drop.PortsExhausted]; n != 20 {
 		t.Errorf("%d of 20 flows are refused within a millisecond; expected all, the last without a search", n)
 	}
 	r.after(2e6)

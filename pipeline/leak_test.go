@@ -120,7 +120,7 @@ func (w *leakWatch) check(t testing.TB, r *rig, b *Burst) {
 	}
 	r.drain()
 	r.balanced()
-	r.punts.reset()
+	r.punts.Reset()
 	if r.holding > maxHeld/2 || r.pieces.waiting() > maxWaiting {
 		r.Abandon()
 		r.Done = r.Done[:0]

@@ -12,6 +12,9 @@ import (
 	"testing"
 
 	"weir/config"
+	"weir/pipeline/drop"
+	"weir/pipeline/rendezvous"
+	"weir/pipeline/state"
 )
 
 // The model decides on a packet without a session straight from a Config: loops and comparisons, in the order of the
@@ -51,7 +54,7 @@ func (q question) toWeir() verdict {
 	if q.proto == "ping" {
 		return verdict{fate: "punt"}
 	}
-	return droppedAs(NoService)
+	return droppedAs(drop.NoService)
 }
 
 // verdict is what is to become of a packet. Of two kinds with ports, any in the list will do.
@@ -64,7 +67,7 @@ type verdict struct {
 	session  bool
 }
 
-func droppedAs(r Reason) verdict { return verdict{fate: "drop " + r.String()} }
+func droppedAs(r drop.Reason) verdict { return verdict{fate: "drop " + r.String()} }
 
 var modelMartians = prefixes("0.0.0.0/8 127.0.0.0/8 169.254.0.0/16 224.0.0.0/4 240.0.0.0/4 ::/64 fe80::/10 ff00::/8")
 var modelPrivate = prefixes("10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 fc00::/7")
@@ -86,18 +89,18 @@ func (m model) leaving(q question) (v verdict, turns bool) {
 		return slices.ContainsFunc(v.Attach, func(a config.Attachment) bool { return a.Port == q.port })
 	})
 	if vi < 0 {
-		return droppedAs(AntiSpoof), false
+		return droppedAs(drop.AntiSpoof), false
 	}
 	vpc := &m.VPCs[vi]
 	if q.src == q.dst {
-		return droppedAs(Martian), false
+		return droppedAs(drop.Martian), false
 	}
 	if within(modelMartians, q.dst) {
-		return droppedAs(Martian), false
+		return droppedAs(drop.Martian), false
 	}
 	in, own, transit, attached := source(vpc, q.src)
 	if in == nil {
-		return droppedAs(AntiSpoof), false
+		return droppedAs(drop.AntiSpoof), false
 	}
 	for _, a := range vpc.Attach {
 		for _, own := range a.Addresses {
@@ -107,26 +110,26 @@ func (m model) leaving(q question) (v verdict, turns bool) {
 		}
 	}
 	if q.expired {
-		return droppedAs(TTLExceeded), false
+		return droppedAs(drop.TTLExceeded), false
 	}
 	route, ok := m.route(vpc, in, q.dst)
 	switch {
 	case !ok:
-		return droppedAs(NoRoute), false
+		return droppedAs(drop.NoRoute), false
 	case route.Target == config.TargetDrop:
-		return droppedAs(RouteDrop), false
+		return droppedAs(drop.RouteDrop), false
 	case route.Target != config.TargetGateway:
 		if attached.IsValid() && !own {
-			return droppedAs(PublicSource), false
+			return droppedAs(drop.PublicSource), false
 		}
 		return verdict{fate: "plain", src: q.src, dst: q.dst, ports: m.internalPorts(vpc, route, q.dst)}, false
 	case transit:
-		return droppedAs(PublicSource), false
+		return droppedAs(drop.PublicSource), false
 	}
 	for _, p := range m.Ports {
 		for _, a := range p.Addresses {
 			if a.Addr() == q.dst {
-				return droppedAs(NoService), false
+				return droppedAs(drop.NoService), false
 			}
 		}
 	}
@@ -141,7 +144,7 @@ func (m model) inside(q question) verdict {
 	}
 	// It turns back: its receiver sees it come from the sender's external address. Not to the very socket that sent it.
 	if another := q.proto == "ping" || q.proto == "pong" || q.proto == "error" || q.proto != "gre" && q.sport != q.dport; tagged.fate == "out" && tagged.src == q.dst && !another {
-		return droppedAs(Martian)
+		return droppedAs(drop.Martian)
 	}
 	back := q
 	back.src = tagged.src
@@ -164,7 +167,7 @@ func (m model) tagged(q question, in *config.Instance, own bool, attached netip.
 			return m.leaves(verdict{fate: "plain", src: q.src, dst: q.dst}, attached.Addr(), q.dst)
 		}
 		if !own {
-			return droppedAs(NoEligible)
+			return droppedAs(drop.NoEligible)
 		}
 	}
 	return m.selects(q, in, route.Gateway)
@@ -321,7 +324,7 @@ func (m model) leaves(v verdict, external, dst netip.Addr) verdict {
 		}
 	}
 	if v.ports == nil {
-		v.fate = "drop " + NoNextHop.String()
+		v.fate = "drop " + drop.NoNextHop.String()
 	}
 	return v
 }
@@ -354,7 +357,7 @@ func (m model) weight(proto uint8, private netip.Addr, port uint16, remote netip
 	text = binary.BigEndian.AppendUint16(text, port)
 	text = append(text, r[:]...)
 	text = binary.BigEndian.AppendUint16(text, remotePort)
-	return sipHash24(rendezvousKey0, rendezvousKey1, append(text, c[:]...))
+	return rendezvous.SipHash24(rendezvous.Key0, rendezvous.Key1, append(text, c[:]...))
 }
 
 // oneToOne is the 1:1 address of a flow: the floating one of most weight, else the ephemeral one.
@@ -406,13 +409,13 @@ func (m model) selects(q question, in *config.Instance, gateway int) verdict {
 	}
 	switch {
 	case len(shares) == 0:
-		return droppedAs(NoEligible)
+		return droppedAs(drop.NoEligible)
 	case q.proto == "error":
-		return droppedAs(ICMPUnrelated)
+		return droppedAs(drop.ICMPUnrelated)
 	case q.proto == "gre":
-		return droppedAs(SNATProtocol)
+		return droppedAs(drop.SNATProtocol)
 	case !q.begins():
-		return droppedAs(NoSession)
+		return droppedAs(drop.NoSession)
 	}
 	return m.leaves(verdict{fate: "snat", kind: "snat", src: shares[0].Address, dst: q.dst, shares: shares, session: true}, shares[0].Address, q.dst)
 }
@@ -421,10 +424,10 @@ func (m model) selects(q question, in *config.Instance, gateway int) verdict {
 func (m model) outside(q question, turned bool) verdict {
 	switch {
 	case q.src == q.dst && !turned:
-		return droppedAs(Martian)
+		return droppedAs(drop.Martian)
 	case turned:
 	case m.ours(q.src):
-		return droppedAs(OwnSource)
+		return droppedAs(drop.OwnSource)
 	}
 	for _, p := range m.Ports {
 		for _, a := range p.Addresses {
@@ -434,7 +437,7 @@ func (m model) outside(q question, turned bool) verdict {
 		}
 	}
 	if !turned && (within(modelMartians, q.src) || within(modelPrivate, q.src)) {
-		return droppedAs(Martian)
+		return droppedAs(drop.Martian)
 	}
 	for vi := range m.VPCs {
 		v := &m.VPCs[vi]
@@ -442,24 +445,24 @@ func (m model) outside(q question, turned bool) verdict {
 			in := &v.Instances[i]
 			if within(in.Attached, q.dst) {
 				if q.expired {
-					return droppedAs(TTLExceeded)
+					return droppedAs(drop.TTLExceeded)
 				}
 				return verdict{fate: "plain", src: q.src, dst: q.dst, ports: m.instancePort(v, in, q.dst)}
 			}
 			if slices.ContainsFunc(in.SNAT, func(s config.SNAT) bool { return s.Address == q.dst }) {
 				switch {
 				case q.proto == "error" && q.expired:
-					return droppedAs(TTLExceeded)
+					return droppedAs(drop.TTLExceeded)
 				case q.proto == "error":
-					return droppedAs(ICMPUnrelated)
+					return droppedAs(drop.ICMPUnrelated)
 				}
-				return droppedAs(Unsolicited)
+				return droppedAs(drop.Unsolicited)
 			}
 			if !slices.Contains(in.Floating, q.dst) && !slices.Contains(in.Ephemeral, q.dst) {
 				continue
 			}
 			if q.expired {
-				return droppedAs(TTLExceeded)
+				return droppedAs(drop.TTLExceeded)
 			}
 			private := in.Address4
 			if q.dst.Is6() {
@@ -472,7 +475,7 @@ func (m model) outside(q question, turned bool) verdict {
 			return r
 		}
 	}
-	return droppedAs(UnknownDestination)
+	return droppedAs(drop.UnknownDestination)
 }
 
 func (m model) instancePort(v *config.VPC, in *config.Instance, family netip.Addr) []int {
@@ -811,7 +814,7 @@ func (v verdict) check(r *rig, q question) error {
 	case f.port < 0:
 		for reason, n := range r.counters.Dropped {
 			if n > dropped[reason] {
-				got = "drop " + Reason(reason).String()
+				got = "drop " + drop.Reason(reason).String()
 			}
 		}
 	}
@@ -873,7 +876,7 @@ func TestAgreesWithModel(t *testing.T) {
 		r.gens = r.gens[:0]
 		r.reload(text)
 		for p := range r.cfg.Ports {
-			r.macs[p] = macWord(config.MAC{2, 0, 0, 0, 0, byte(1 + p)})
+			r.macs[p] = state.MACWord(config.MAC{2, 0, 0, 0, 0, byte(1 + p)})
 		}
 		m := model{r.cfg}
 		for range 40 {
@@ -885,7 +888,7 @@ func TestAgreesWithModel(t *testing.T) {
 				v = m.outside(q, false)
 			}
 			r.after(1e9) // no rate limit
-			r.punts.reset()
+			r.punts.Reset()
 			if err := v.check(r, q); err != nil {
 				t.Fatalf("configuration %d, %s into port %s: %v\n%s", i, q.line(), m.Ports[q.port].Name, err, text)
 			}
@@ -894,8 +897,8 @@ func TestAgreesWithModel(t *testing.T) {
 		}
 	}
 	t.Log(fates)
-	for _, reason := range []Reason{AntiSpoof, Martian, NoRoute, RouteDrop, NoEligible, PublicSource, SNATProtocol, NoSession,
-		ICMPUnrelated, OwnSource, UnknownDestination, Unsolicited, NoNextHop} {
+	for _, reason := range []drop.Reason{drop.AntiSpoof, drop.Martian, drop.NoRoute, drop.RouteDrop, drop.NoEligible, drop.PublicSource, drop.SNATProtocol, drop.NoSession,
+		drop.ICMPUnrelated, drop.OwnSource, drop.UnknownDestination, drop.Unsolicited, drop.NoNextHop} {
 		if fates["drop "+reason.String()] == 0 {
 			t.Errorf("no packet was dropped for %v: the property says nothing about it", reason)
 		}

@@ -24,14 +24,16 @@
 package pipeline
 
 import (
-	"math/bits"
 	"math/rand/v2"
 	"sync/atomic"
 	"unsafe"
 
 	"weir/config"
+	"weir/pipeline/drop"
+	"weir/pipeline/generation"
 	"weir/pipeline/inet"
 	"weir/pipeline/session"
+	"weir/pipeline/state"
 )
 
 // Worker is one worker's pipeline. One goroutine uses it. Where there are several, each has the sessions of the remote addresses that it
@@ -39,21 +41,21 @@ import (
 type Worker struct {
 	index     int
 	handoff   *Handoff // nil: the only worker
-	toeplitz  *toeplitz
+	toeplitz  *state.Toeplitz
 	adopted   Burst // what another worker handed over
 	frames    [MaxBurst]unsafe.Pointer
 	alternate uint64 // a bit for each other worker: what was taken from it last had turned back
-	state     *State
-	gen       *Generation
+	state     *state.State
+	gen       *generation.Generation
 	sessions  *session.Table
 	mappings  *session.Mappings
-	counters  *Counters
-	neighbors *Neighbors
-	punts     Ring
+	counters  *state.Counters
+	neighbors *state.Neighbors
+	punts     state.Ring
 	rand      *rand.ChaCha8
-	noise     *rand.ChaCha8    // for the limits of ICMP errors
-	macs      [MaxPorts]uint64 // our MAC per port
-	mtus      [MaxPorts]int    // of the generation in use
+	noise     *rand.ChaCha8          // for the limits of ICMP errors
+	macs      [state.MaxPorts]uint64 // our MAC per port
+	mtus      [state.MaxPorts]int    // of the generation in use
 	timeouts  *[session.NumStates]uint32
 	anyMAC    bool   // accept frames to any station: replay
 	assumed   uint64 // replay: MAC word of neighbors that nobody resolves; 0: resolve
@@ -66,10 +68,10 @@ type Worker struct {
 	batch   session.Batch
 	created bool        // a session began in this burst, after its look-up
 	live    [2]liveHops // per family: the next hops that are resolved, of this burst
-	dropped [NumReasons]uint64
+	dropped [drop.NumReasons]uint64
 	counts  struct{ punted, stateless uint64 }
 
-	punted     [MaxPorts][numClasses]bucket
+	punted     [state.MaxPorts][numClasses]bucket
 	errorRate  bucket
 	errorRates []bucket // per VPC slot
 
@@ -77,14 +79,14 @@ type Worker struct {
 	failed    [256]failures // by slot of the instance
 
 	expireAt    uint32
-	unconfirmed []unconfirmed // by slot of the instance
+	unconfirmed []state.UnconfirmedList // by slot of the instance
 
 	held    [maxHeld]heldPacket
 	holding int // how many of held are in use
 	pieces  virtualReassembly
 
 	// Out is what is to be sent, per port; Done what is to be freed. The driver empties both after every call, and fills Spare.
-	Out   [MaxPorts]Queue
+	Out   [state.MaxPorts]Queue
 	Done  []uintptr
 	Spare Spare
 
@@ -101,41 +103,41 @@ type WorkerConfig struct {
 }
 
 // NewWorker returns worker w of a state. It starts with generation g.
-func NewWorker(s *State, w int, g *Generation, c WorkerConfig) *Worker {
+func NewWorker(s *state.State, w int, g *generation.Generation, c WorkerConfig) *Worker {
 	k := &Worker{
 		index:       w,
 		handoff:     c.Handoff,
-		toeplitz:    newToeplitz(&s.Ownership().Key),
+		toeplitz:    state.NewToeplitz(&s.Ownership().Key),
 		state:       s,
 		gen:         g,
 		sessions:    s.Table(w),
 		mappings:    s.Mappings(),
-		unconfirmed: s.unconfirmed(w),
+		unconfirmed: s.Unconfirmed(w),
 		counters:    s.Counters(w),
 		neighbors:   s.Neighbors,
 		punts:       s.Punt(w),
-		rand:        newRandom(c.Seed),
-		noise:       newRandom(c.Seed),
+		rand:        state.NewRandom(c.Seed),
+		noise:       state.NewRandom(c.Seed),
 		anyMAC:      c.AnyMAC,
-		assumed:     macWord(c.AssumeMAC),
-		errorRates:  make([]bucket, vpcSlots),
+		assumed:     state.MACWord(c.AssumeMAC),
+		errorRates:  make([]bucket, state.VPCSlots),
 		Done:        make([]uintptr, 0, 2*queueSize),
 	}
 	for i, m := range c.MACs {
-		k.macs[i] = macWord(m)
+		k.macs[i] = state.MACWord(m)
 	}
 	k.SetGeneration(g)
-	k.pieces.init(newRandom(c.Seed))
+	k.pieces.init(state.NewRandom(c.Seed))
 	return k
 }
 
 // SetGeneration makes the worker use g from its next burst on.
-func (w *Worker) SetGeneration(g *Generation) {
+func (w *Worker) SetGeneration(g *generation.Generation) {
 	w.gen = g
-	for i := range g.ports {
-		w.mtus[i] = int(g.ports[i].MTU)
+	for i := range g.Ports {
+		w.mtus[i] = int(g.Ports[i].MTU)
 	}
-	w.timeouts = &g.h.Timeouts[w.pressed]
+	w.timeouts = &g.Header.Timeouts[w.pressed]
 	atomic.StoreUint64(&w.counters.Generation, g.Number)
 }
 
@@ -261,83 +263,6 @@ func (w *Worker) run(b *Burst, live []uint8, first int) {
 	w.Timed.end(stageRewrite)
 	w.transmit(b)
 	w.Timed.end(stageTransmit)
-}
-
-// received counts the burst at once, so that what a dying process had in hand can be told.
-func (w *Worker) received(b *Burst) {
-	w.counters.Received[b.Port] += uint64(b.N)
-	b.begin(w.gen.ports[b.Port].Side == uint8(config.Inside))
-}
-
-// drop ends a packet's way under a reason.
-func (w *Worker) drop(p *Packet, r Reason) {
-	if p.fragmented {
-		p.condemn(r)
-	}
-	w.dropped[r]++
-	w.Done = append(w.Done, p.Handle)
-}
-
-// flush adds what was counted in this turn to the shared counters.
-func (w *Worker) flush() {
-	c := w.counters
-	for r, n := range w.dropped {
-		if n != 0 {
-			c.Dropped[r] += n
-			w.dropped[r] = 0
-		}
-	}
-	c.Punted += w.counts.punted
-	c.Stateless += w.counts.stateless
-	w.counts.punted, w.counts.stateless = 0, 0
-	c.Held = uint64(w.holding + w.pieces.waiting())
-	c.Sessions = uint64(w.sessions.Len())
-}
-
-// Sent books the fate of queue port: its first n frames were sent, bytes long in all, the others refused. It
-// empties the queue, and leaves what was refused in Done.
-func (w *Worker) Sent(port, n int) {
-	q := &w.Out[port]
-	bytes := q.bytes
-	for _, f := range q.Frames[n:q.N] {
-		bytes -= uint64(len(f))
-	}
-	extras := 0 // of those sent; a refused one is no packet that was received
-	if q.extras > 0 {
-		extras = q.sentExtras(n)
-	}
-	w.counters.Transmitted[port] += uint64(n)
-	w.counters.TransmittedBytes[port] += bytes
-	w.counters.Forwarded += uint64(n - extras)
-	w.counters.Fragmented += uint64(extras)
-	if n < q.N {
-		w.counters.Dropped[TxFull] += uint64(q.N - n - (q.extras - extras))
-		w.Done = append(w.Done, q.Handles[n:q.N]...)
-	}
-	if q.extras > 0 {
-		q.extra, q.extras = [len(q.extra)]uint64{}, 0
-	}
-	q.N, q.bytes = 0, 0
-}
-
-// Originated books frames of weir's own that the driver sent by port.
-func (w *Worker) Originated(port, frames int, bytes uint64) {
-	w.counters.Originated += uint64(frames)
-	w.counters.Transmitted[port] += uint64(frames)
-	w.counters.TransmittedBytes[port] += bytes
-}
-
-// Turned counts one turn of the loop that took so many nanoseconds.
-func (w *Worker) Turned(nanos int64) {
-	w.counters.Turns[min(bits.Len64(uint64(nanos)), TurnBuckets-1)]++
-	w.counters.TurnsNanoseconds += uint64(nanos)
-}
-
-// Polled counts n receive calls, empty of which brought nothing, and the nanoseconds of turns with work.
-func (w *Worker) Polled(n, empty int, busy int64) {
-	w.counters.Polls += uint64(n)
-	w.counters.EmptyPolls += uint64(empty)
-	w.counters.BusyNanoseconds += uint64(busy)
 }
 
 // Capacity returns how many sessions the worker can hold.

@@ -3,118 +3,110 @@
 package pipeline
 
 import (
-	"sync/atomic"
+	"encoding/binary"
 
+	"weir/config"
+	"weir/pipeline/drop"
+	"weir/pipeline/header"
 	"weir/pipeline/inet"
-	"weir/pipeline/memory"
+	"weir/pipeline/state"
 )
 
-// MessageKind says what a message on a punt ring is.
-type MessageKind uint8
+// class is a kind of message to control. Each has a rate of its own on each port, so that a flood of one, or on one port,
+// takes nothing from the others.
+type class uint8
 
 const (
-	// To control.
-	PuntFrame   MessageKind = iota + 1 // a frame for weir itself: ARP, ND, echo to an address of ours
-	PuntResolve                        // a packet waits for the neighbor Addr on Port
-	PuntError                          // Reason calls for an ICMP error; the data is the packet as it arrived
-	InjectFrame                        // from control: send this frame by Port
+	discovery  class = iota // ARP and neighbor discovery
+	nextHops                // the same, from a next hop: all tenants depend on it
+	echo                    // pings to weir's own addresses
+	resolution              // a neighbor is wanted
+	numClasses
 )
 
-// Message is one slot of a ring.
-type Message struct {
-	Addr   inet.Addr // PuntResolve
-	Kind   MessageKind
-	Port   uint8
-	Reason Reason // PuntError
-	_      uint8
-	Len    uint16
-	MTU    uint16 // PuntError for TooBig: the next link's MTU
-	_      [2]uint64
-	data   [ringFrame]byte
-}
+// What a worker may hand to control.
+const (
+	puntsPerSecond  = 500 // of a class, by a port
+	puntBurst       = 200
+	errorsPerSecond = 1000 // ICMP errors, all together
+	errorBurst      = 200
+	errorsPerVPC    = 100
+	errorVPCBurst   = 50
+)
 
-// ringFrame is the longest frame a ring takes; a longer one is cut, which only an ICMP error's quote may be.
-const ringFrame = 2008
-
-// Data returns the frame of the message.
-func (m *Message) Data() []byte { return m.data[:min(int(m.Len), ringFrame)] }
-
-const ringSlots = 512
-
-// ring is a queue between two processes, one writer and one reader.
-type ring struct {
-	head  uint64 // next to write; the writer's
-	_     [7]uint64
-	tail  uint64 // next to read; the reader's
-	_     [7]uint64
-	slots [ringSlots]Message
-}
-
-// Ring is one process's end of a ring.
-type Ring struct{ r *ring }
-
-func openRing(s *memory.Segment, off uint64) Ring { return Ring{memory.At[ring](s, off)} }
-
-// Put adds a message; false when the ring is full. Data is copied.
-func (r Ring) Put(kind MessageKind, port uint8, reason Reason, mtu uint16, addr inet.Addr, data []byte) bool {
-	head := r.r.head
-	if head-atomic.LoadUint64(&r.r.tail) >= ringSlots {
+// allowed reports whether one more message of a class may go to control. The last quarter of the ring is kept for outside
+// ports: what tenants say never fills it.
+func (w *Worker) allowed(port uint8, c class) bool {
+	if w.gen.Ports[port].Side == uint8(config.Inside) && w.punts.Used() > state.RingSlots*3/4 {
 		return false
 	}
-	m := &r.r.slots[head%ringSlots]
-	m.Kind, m.Port, m.Reason, m.MTU, m.Addr = kind, port, reason, mtu, addr
-	m.Len = uint16(copy(m.data[:], data))
-	atomic.StoreUint64(&r.r.head, head+1)
-	return true
+	return w.punted[port][c].take(w.nanos, puntsPerSecond, puntBurst)
 }
 
-// used returns how many messages wait, for the writer.
-func (r Ring) used() uint64 { return r.r.head - atomic.LoadUint64(&r.r.tail) }
-
-// Peek returns the oldest message, or nil. It stays in the ring, and may be read, until Pop.
-func (r Ring) Peek() *Message {
-	tail := r.r.tail
-	if tail == atomic.LoadUint64(&r.r.head) {
-		return nil
+// punt hands a frame to control.
+func (w *Worker) punt(port int, p *Packet, c class) {
+	if c == discovery && w.fromNextHop(port, p) {
+		c = nextHops
 	}
-	return &r.r.slots[tail%ringSlots]
+	if len(p.Data) > state.RingFrame || !w.allowed(uint8(port), c) || !w.punts.Put(state.PuntFrame, uint8(port), drop.Pass, 0, inet.Addr{}, p.Data) {
+		w.drop(p, drop.PuntLimited)
+		return
+	}
+	w.counts.punted++
+	w.Done = append(w.Done, p.Handle)
 }
 
-// Pop removes the message that Peek returned.
-func (r Ring) Pop() { atomic.StoreUint64(&r.r.tail, r.r.tail+1) }
-
-// reset empties the ring. Neither end may be in use.
-func (r Ring) reset() { r.r.head, r.r.tail = 0, 0 }
-
-// bucket is a token bucket over the worker's clock.
-type bucket struct {
-	tokens float64
-	at     int64 // nanoseconds
+// fromNextHop reports whether an ARP message or advertisement claims to come from a next hop of the port.
+func (w *Worker) fromNextHop(port int, p *Packet) bool {
+	var from inet.Addr
+	switch d := p.Data; {
+	case binary.BigEndian.Uint16(d[12:]) == header.EtherTypeARP && len(d) >= header.EthernetSize+18:
+		from = inet.From4(d[header.EthernetSize+14:])
+	case binary.BigEndian.Uint16(d[12:]) == header.EtherTypeIPv6 && len(d) >= header.EthernetSize+24:
+		from = inet.From16(d[header.EthernetSize+8:])
+	}
+	for i := range w.gen.Hops {
+		if h := &w.gen.Hops[i]; int(h.Port) == port && h.Addr == from {
+			return true
+		}
+	}
+	return false
 }
 
-// take reports whether one more event is within rate a second, after a burst of at most burst.
-func (b *bucket) take(now int64, rate, burst float64) bool {
-	if b.at == 0 {
-		b.tokens = burst
-	} else if now-b.at > 0 {
-		b.tokens = min(burst, b.tokens+float64(now-b.at)*rate/1e9)
+// serve hands what is addressed to weir itself to control: pings. Nothing else has an answer.
+func (w *Worker) serve(port int, p *Packet) {
+	if p.kind != kindEchoRequest || p.fragmented || p.Data[p.transport] == header.ICMPv4Timestamp {
+		w.drop(p, drop.NoService)
+		return
 	}
-	if b.at = now; now == 0 {
-		b.at = 1
-	}
-	if b.tokens < 1 {
-		return false
-	}
-	b.tokens--
-	return true
+	w.punt(port, p, echo)
 }
 
-// takeAbout is take at a random cost, one event on average. Whoever shares the bucket cannot count by it what the others had
-// (CVE-2020-25705, "SAD DNS").
-func (b *bucket) takeAbout(now int64, rate, burst float64, random uint64) bool {
-	if !b.take(now, rate, burst) {
-		return false
+// answer asks control for the ICMP error that a drop calls for, if any; the packet itself is dropped by the caller. The
+// rate is limited per VPC and in all (RFC 1812 §4.3.2.8, RFC 4443 §2.4(f)).
+func (w *Worker) answer(port int, p *Packet, r drop.Reason, mtu uint16) {
+	switch r {
+	case drop.TTLExceeded, drop.NoEligible, drop.SNATProtocol, drop.TooBig, drop.LimitInstance, drop.LimitVPC, drop.TableFull, drop.PortsExhausted:
+	case drop.NoSession: // a reset, if it is TCP and configured; never about one (RFC 9293 §3.10.7.1)
+		if w.gen.Header.UnknownTCP != uint8(config.UnknownTCPReset) || p.kind != kindTCP || p.fragmented || p.tcpFlags&tcpRST != 0 {
+			return
+		}
+	default:
+		return
 	}
-	b.tokens += 1 - 2*float64(random>>11)/(1<<53)
-	return true
+	if p.turned { // it does not say who sent it any more
+		return
+	}
+	vpc := uint32(0) // slot 0 is no VPC's: the outside's
+	if v := w.gen.Ports[port].VPC; v >= 0 {
+		vpc = w.gen.VPCs[v].Slot
+	}
+	if w.gen.Ports[port].Side == uint8(config.Inside) && w.punts.Used() > state.RingSlots*3/4 {
+		return
+	}
+	share := 1 / float64(w.state.Workers()) // each worker has its own
+	if w.errorRates[vpc].takeAbout(w.nanos, errorsPerVPC*share, max(1, errorVPCBurst*share), w.noise.Uint64()) &&
+		w.errorRate.takeAbout(w.nanos, errorsPerSecond*share, max(1, errorBurst*share), w.noise.Uint64()) {
+		w.punts.Put(state.PuntError, uint8(port), r, mtu, inet.Addr{}, p.Data)
+	}
 }

@@ -14,10 +14,12 @@ import (
 	"time"
 
 	"weir/config"
+	"weir/pipeline/drop"
 	"weir/pipeline/header"
 	"weir/pipeline/inet"
 	"weir/pipeline/packettext"
 	"weir/pipeline/session"
+	"weir/pipeline/state"
 )
 
 // How long the two NATs are compared; and which world alone, to look into a failure.
@@ -177,7 +179,7 @@ func (r *run) clock(nanos int64) {
 }
 
 // sum is what all workers count.
-func (r *run) sum() (sum Counters) {
+func (r *run) sum() (sum state.Counters) {
 	for w := range r.workers {
 		sum.Add(r.state.Counters(w))
 	}
@@ -300,8 +302,8 @@ func (r *run) arrive(e event) error {
 		bursts = r.cut(frames[0], e)
 	}
 	for _, w := range r.workers {
-		w.punts.reset()
-		w.punted = [MaxPorts][numClasses]bucket{}
+		w.punts.Reset()
+		w.punted = [state.MaxPorts][numClasses]bucket{}
 	}
 	was := r.sum()
 	fates := r.process(port, bursts...)
@@ -309,7 +311,7 @@ func (r *run) arrive(e event) error {
 	now := r.sum()
 	for reason, n := range now.Dropped {
 		if n > was.Dropped[reason] {
-			drops["drop "+Reason(reason).String()] = int(n - was.Dropped[reason])
+			drops["drop "+drop.Reason(reason).String()] = int(n - was.Dropped[reason])
 		}
 	}
 	if n := now.Punted - was.Punted; n > 0 {
@@ -339,8 +341,8 @@ func (r *run) arrive(e event) error {
 			}
 			r.fates["turned"]++
 		}
-		if held := "drop " + Filtered.String(); r.lazy && o.fate == "drop "+Unsolicited.String() && drops[held] > wanted[held] {
-			o = refused(Filtered) // by a mapping that is over, without having been missed yet
+		if held := "drop " + drop.Filtered.String(); r.lazy && o.fate == "drop "+drop.Unsolicited.String() && drops[held] > wanted[held] {
+			o = refused(drop.Filtered) // by a mapping that is over, without having been missed yet
 		}
 		r.notice(&o, drops, wanted)
 		r.fates[o.fate]++
@@ -360,7 +362,7 @@ func (r *run) arrive(e event) error {
 			return err
 		}
 	}
-	if own := wanted["punt"] + wanted["drop "+NoService.String()]; own > 0 && e.pieces != nil {
+	if own := wanted["punt"] + wanted["drop "+drop.NoService.String()]; own > 0 && e.pieces != nil {
 		return nil // pings in pieces to weir itself are not answered
 	}
 	if !maps.Equal(drops, wanted) {
@@ -374,8 +376,8 @@ func (r *run) notice(o *outcome, drops, wanted map[string]int) {
 	if o.of == nil || !o.uncertain {
 		return
 	}
-	if reset := "drop " + TCPReset.String(); o.mayDrop && drops[reset] > wanted[reset] {
-		o.verdict, o.turns = droppedAs(TCPReset), false
+	if reset := "drop " + drop.TCPReset.String(); o.mayDrop && drops[reset] > wanted[reset] {
+		o.verdict, o.turns = droppedAs(drop.TCPReset), false
 	}
 	if f := r.sessionOf(o.of); f != nil {
 		if o.of.state = f.State(); f.Last == uint32(o.last) {
@@ -419,13 +421,13 @@ func (r *run) joined(fates []fate, o outcome) (fate, error) {
 // learn takes over the external port that the fast one drew.
 func (r *run) learn(o *outcome, drops, wanted map[string]int) error {
 	s := o.begins
-	more := func(reason Reason) bool { return drops["drop "+reason.String()] > wanted["drop "+reason.String()] }
-	if o.orExhausted && more(PortsExhausted) {
-		*o = refused(PortsExhausted)
+	more := func(reason drop.Reason) bool { return drops["drop "+reason.String()] > wanted["drop "+reason.String()] }
+	if o.orExhausted && more(drop.PortsExhausted) {
+		*o = refused(drop.PortsExhausted)
 		return nil
 	}
-	if r.lazy && o.mapped && more(PortsExhausted) { // ports that are over, and rest, without having been missed yet
-		*o = refused(PortsExhausted)
+	if r.lazy && o.mapped && more(drop.PortsExhausted) { // ports that are over, and rest, without having been missed yet
+		*o = refused(drop.PortsExhausted)
 		return nil
 	}
 	for port, reason := range o.vain {
@@ -464,7 +466,7 @@ func (r *run) holds(s *refSession) bool {
 	case 17:
 		space = session.UDPPorts
 	}
-	ref := r.mappings.Hold(r.compiler.vpcs.known[s.vpc], inet.FromNetip(s.private), s.privatePort, space, r.compiler.addresses.known[s.external.String()],
+	ref := r.mappings.Hold(r.compiler.VPCs.Known[s.vpc], inet.FromNetip(s.private), s.privatePort, space, r.compiler.Addresses.Known[s.external.String()],
 		[]session.PortRange{{First: s.externalPort, Last: s.externalPort}})
 	if ref == session.None {
 		return false
@@ -523,7 +525,7 @@ func (r *run) compare(exact bool) error {
 			return fmt.Errorf("there is no session %v", s)
 		}
 		if f.External != inet.FromNetip(s.external) || f.ExternalPort() != s.externalPort || f.State() != s.state || f.Last != uint32(s.last) ||
-			f.Flags&session.SNAT != 0 != s.snat || f.Flags&session.FromOutside != 0 != s.fromOutside || f.Flags&session.Hairpin != 0 != s.hairpin || f.Mapping != session.None != (s.mapping != nil) || f.Instance != r.compiler.instances.known[s.instance] ||
+			f.Flags&session.SNAT != 0 != s.snat || f.Flags&session.FromOutside != 0 != s.fromOutside || f.Flags&session.Hairpin != 0 != s.hairpin || f.Mapping != session.None != (s.mapping != nil) || f.Instance != r.compiler.Instances.Known[s.instance] ||
 			f.Generation == uint32(r.gen.Number) && (f.Flags&session.Draining != 0 != (s.drain != 0) || s.drain != 0 && f.Drain != uint32(s.drain)) {
 			return fmt.Errorf("session %v = %v, %v, last %d, drain %d, flags %#x, slot %d; expected %v, last %d, drain %d", f.Private.Netip(),
 				netip.AddrPortFrom(f.External.Netip(), f.ExternalPort()), f.State(), f.Last, f.Drain, f.Flags, f.Instance, s, uint32(s.last), uint32(s.drain))
@@ -534,7 +536,7 @@ func (r *run) compare(exact bool) error {
 
 // sessionOf returns the fast one's session for the inside of s.
 func (r *run) sessionOf(s *refSession) *session.Session {
-	k := session.InsideKey(r.compiler.vpcs.known[s.vpc], inet.FromNetip(s.private), inet.FromNetip(s.remote), s.privatePort, s.remotePort, s.proto)
+	k := session.InsideKey(r.compiler.VPCs.Known[s.vpc], inet.FromNetip(s.private), inet.FromNetip(s.remote), s.privatePort, s.remotePort, s.proto)
 	for _, w := range r.workers {
 		if ref := w.sessions.Find(&k); ref != session.None {
 			return w.sessions.At(ref)
@@ -641,8 +643,8 @@ func TestAgreesWithReference(t *testing.T) {
 			t.Errorf("only %d of %d packets went %s", fates[fate], total, fate)
 		}
 	}
-	for _, reason := range []Reason{AntiSpoof, Martian, NoRoute, RouteDrop, NoEligible, PublicSource, SNATProtocol, NoSession, TTLExceeded, ICMPUnrelated, TCPReset,
-		OwnSource, UnknownDestination, Unsolicited, Filtered, NoNextHop, LimitInstance, LimitVPC, TableFull, PortsExhausted} {
+	for _, reason := range []drop.Reason{drop.AntiSpoof, drop.Martian, drop.NoRoute, drop.RouteDrop, drop.NoEligible, drop.PublicSource, drop.SNATProtocol, drop.NoSession, drop.TTLExceeded, drop.ICMPUnrelated, drop.TCPReset,
+		drop.OwnSource, drop.UnknownDestination, drop.Unsolicited, drop.Filtered, drop.NoNextHop, drop.LimitInstance, drop.LimitVPC, drop.TableFull, drop.PortsExhausted} {
 		if fates["drop "+reason.String()] == 0 {
 			t.Errorf("no packet was dropped for %v: the property says nothing about it", reason)
 		}

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"weir/config"
+	"weir/pipeline/drop"
 	"weir/pipeline/session"
 )
 
@@ -86,17 +87,17 @@ type outcome struct {
 	verdict
 	sport, dport uint16 // when it leaves; of echo the identifier, as in a question
 	begins       *refSession
-	may          []uint16          // external ports that begins may get, if that is SNAT
-	mapped       bool              // and by a mapping that it then holds
-	vain         map[uint16]Reason // of those, ports with which it is refused nevertheless
-	turns        bool              // it is as if from outside now
-	quoted       *question         // what an error is about, when it leaves
+	may          []uint16               // external ports that begins may get, if that is SNAT
+	mapped       bool                   // and by a mapping that it then holds
+	vain         map[uint16]drop.Reason // of those, ports with which it is refused nevertheless
+	turns        bool                   // it is as if from outside now
+	quoted       *question              // what an error is about, when it leaves
 	tracked
 	of          *refSession // the session that it belongs to
 	orExhausted bool        // a refusal of a moment ago may still hold
 }
 
-func refused(r Reason) outcome { return outcome{verdict: droppedAs(r)} }
+func refused(r drop.Reason) outcome { return outcome{verdict: droppedAs(r)} }
 
 // find returns the session of a packet, that comes from inside, from outside, or turns back as if from outside. ICMP errors and packets
 // whose TTL is used up take no part in sessions.
@@ -174,7 +175,7 @@ func (n *reference) fromOutside(q question, from origin) outcome {
 	o := n.in(s, q)
 	o.tracked, o.of = n.track(s, q, from), s
 	if o.dropped {
-		o.verdict = droppedAs(TCPReset)
+		o.verdict = droppedAs(drop.TCPReset)
 	}
 	return o
 }
@@ -362,7 +363,7 @@ func (n *reference) in(s *refSession, q question) outcome {
 func (n *reference) leaving(q question) outcome {
 	v, turns := n.model.leaving(q)
 	o := outcome{verdict: v, sport: q.sport, dport: q.dport, turns: turns}
-	if q.proto == "error" && (v.kind != "" || v.fate == "drop "+ICMPUnrelated.String() || v.fate == "drop "+NoEligible.String()) {
+	if q.proto == "error" && (v.kind != "" || v.fate == "drop "+drop.ICMPUnrelated.String() || v.fate == "drop "+drop.NoEligible.String()) {
 		return n.errorOut(q, o)
 	}
 	if v.kind == "" {
@@ -375,10 +376,10 @@ func (n *reference) leaving(q question) outcome {
 		return n.share(s, o, q)
 	}
 	if q.loops(v.src, q.sport) {
-		return refused(Martian)
+		return refused(drop.Martian)
 	}
 	// 1:1 never needs a session.
-	if v.session && !n.filled(7) && n.limit(s) == Pass {
+	if v.session && !n.filled(7) && n.limit(s) == drop.Pass {
 		o.begins = s
 	} else {
 		n.stateless++
@@ -389,13 +390,13 @@ func (n *reference) leaving(q question) outcome {
 // errorOut decides on an ICMP error from inside: it goes to who sent what it is about, as from where that was sent to. It touches no session.
 func (n *reference) errorOut(q question, o outcome) outcome {
 	a := q.about()
-	if s := n.begin(q.src, q.dst, 0, 0, q); o.fate == "drop "+NoEligible.String() {
+	if s := n.begin(q.src, q.dst, 0, 0, q); o.fate == "drop "+drop.NoEligible.String() {
 		if _, in := n.owner(s); in == nil { // from an attached prefix
 			return o
 		}
 	}
 	if a.src != q.dst || a.dst != q.src {
-		return refused(ICMPUnrelated)
+		return refused(drop.ICMPUnrelated)
 	}
 	for _, s := range n.sessions {
 		if s.vpc == n.vpcOf(q.port) && s.private == a.dst && s.privatePort == a.dport && s.remote == a.src && s.remotePort == a.sport && s.proto == a.number() {
@@ -414,7 +415,7 @@ func (n *reference) errorOut(q question, o outcome) outcome {
 func (n *reference) errorIn(q question, o outcome) outcome {
 	a := q.about()
 	if a.src != q.dst {
-		return refused(ICMPUnrelated)
+		return refused(drop.ICMPUnrelated)
 	}
 	for _, s := range n.sessions {
 		if s.external == a.src && s.externalPort == a.sport && s.remote == a.dst && s.remotePort == a.dport && s.proto == a.number() {
@@ -454,13 +455,13 @@ func (n *reference) owner(s *refSession) (*config.VPC, *config.Instance) {
 // share finds a port for a session through SNAT.
 func (n *reference) share(s *refSession, o outcome, q question) outcome {
 	s.snat = true
-	if r := n.limit(s); r != Pass {
+	if r := n.limit(s); r != drop.Pass {
 		return refused(r)
 	}
 	if len(n.sessions) == n.capacity {
-		return refused(TableFull)
+		return refused(drop.TableFull)
 	}
-	o.begins, o.vain = s, map[uint16]Reason{}
+	o.begins, o.vain = s, map[uint16]drop.Reason{}
 	if n.rules(s.external).Mapping == config.AddressAndPortDependentMapping {
 		return n.overload(s, o, q)
 	}
@@ -476,17 +477,17 @@ func (n *reference) share(s *refSession, o outcome, q question) outcome {
 		})
 		switch {
 		case o.may == nil:
-			return refused(PortsExhausted)
+			return refused(drop.PortsExhausted)
 		case len(n.mappings) == n.capacity:
-			return refused(TableFull)
+			return refused(drop.TableFull)
 		}
 	}
 	for _, port := range o.may {
 		switch {
 		case q.loops(s.external, port):
-			o.vain[port] = Martian
+			o.vain[port] = drop.Martian
 		case n.taken(s, port): // sessions that overload a port since before the pool's mapping changed are not put out
-			o.vain[port] = PortsExhausted
+			o.vain[port] = drop.PortsExhausted
 		}
 	}
 	return o
@@ -510,11 +511,11 @@ func (n *reference) overload(s *refSession, o outcome, q question) outcome {
 	})
 	if o.may == nil {
 		n.refused[flow] = n.now
-		return refused(PortsExhausted)
+		return refused(drop.PortsExhausted)
 	}
 	for _, port := range o.may {
 		if q.loops(s.external, port) {
-			o.vain[port] = Martian
+			o.vain[port] = drop.Martian
 		}
 	}
 	at, before := n.refused[flow]
@@ -572,10 +573,10 @@ func (n *reference) rules(a netip.Addr) config.Translation { return n.Pools[n.po
 func (n *reference) arriving(q question, from origin) outcome {
 	v := n.model.outside(q, from == turned)
 	o := outcome{verdict: v, sport: q.sport, dport: q.dport}
-	if q.proto == "error" && (v.fate == "in" || v.fate == "drop "+ICMPUnrelated.String()) {
+	if q.proto == "error" && (v.fate == "in" || v.fate == "drop "+drop.ICMPUnrelated.String()) {
 		return n.errorIn(q, o)
 	}
-	if v.fate == "drop "+Unsolicited.String() {
+	if v.fate == "drop "+drop.Unsolicited.String() {
 		return n.invited(q)
 	}
 	if v.fate != "in" {
@@ -598,21 +599,21 @@ func (n *reference) arriving(q question, from origin) outcome {
 func (n *reference) invited(q question) outcome {
 	rules := n.rules(q.dst)
 	if rules.Mapping == config.AddressAndPortDependentMapping || q.proto != "udp" && q.proto != "syn" {
-		return refused(Unsolicited)
+		return refused(drop.Unsolicited)
 	}
 	i := slices.IndexFunc(n.mappings, func(m *refMapping) bool {
 		return m.external == q.dst && m.port == q.dport && m.proto == q.number() && n.held(m)
 	})
 	if i < 0 {
-		return refused(Unsolicited)
+		return refused(drop.Unsolicited)
 	}
 	m := n.mappings[i]
 	known := slices.ContainsFunc(n.sessions, func(s *refSession) bool { return s.mapping == m && s.remote == q.src })
 	switch {
 	case rules.Filtering == config.AddressAndPortDependentFiltering, rules.Filtering == config.AddressDependentFiltering && !known:
-		return refused(Filtered)
+		return refused(drop.Filtered)
 	case q.expired:
-		return refused(TTLExceeded)
+		return refused(drop.TTLExceeded)
 	}
 	s := n.begin(m.private, q.src, m.privatePort, q.sport, q)
 	s.vpc, s.snat = m.vpc, true
@@ -652,7 +653,7 @@ func (n *reference) admit(s *refSession, q question, vpc *config.VPC, in *config
 		n.replaced++
 		n.end(n.sessions[oldest])
 	}
-	return n.limit(s) == Pass
+	return n.limit(s) == drop.Pass
 }
 
 // holder returns whose a 1:1 address is.
@@ -671,18 +672,18 @@ func (n *reference) holder(a netip.Addr) (*config.VPC, *config.Instance) {
 func (n *reference) filled(eighths int) bool { return len(n.sessions) >= n.capacity/8*eighths }
 
 // limit says which limit keeps a session from beginning.
-func (n *reference) limit(s *refSession) Reason {
+func (n *reference) limit(s *refSession) drop.Reason {
 	if s.instance == "" {
 		n.owner(s)
 	}
 	vpc, in := n.instanceOf(s.instance)
 	switch {
 	case in.PerInstance > 0 && n.count(func(t *refSession) bool { return t.instance == s.instance }) >= in.PerInstance:
-		return LimitInstance
+		return drop.LimitInstance
 	case vpc.PerVPC > 0 && n.count(func(t *refSession) bool { return t.vpc == s.vpc }) >= vpc.PerVPC:
-		return LimitVPC
+		return drop.LimitVPC
 	}
-	return Pass
+	return drop.Pass
 }
 
 // add begins a session. A session from outside that has the same outside gives way: it was let in when the port was another's.

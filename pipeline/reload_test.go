@@ -18,7 +18,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weir/config"
+	"weir/pipeline/generation"
 	"weir/pipeline/session"
+	"weir/pipeline/state"
 )
 
 // onMove is rigConfig with sessions.on_move, and with or without the association of the pool that all external addresses lie in.
@@ -171,8 +173,8 @@ func (m mover) traffic(r *rig) {
 }
 
 // becomes counts by instance what has become of sessions that stood under these names.
-func (r *rig) becomes(before map[uint32]string) map[string]Fate {
-	fates := map[string]Fate{}
+func (r *rig) becomes(before map[uint32]string) map[string]generation.Fate {
+	fates := map[string]generation.Fate{}
 	for ref, name := range before {
 		s := r.sessions.At(ref)
 		f := fates[name]
@@ -192,7 +194,7 @@ func (r *rig) becomes(before map[uint32]string) map[string]Fate {
 // byName lists the live sessions with the instances that they belong to.
 func (r *rig) byName() map[uint32]string {
 	names := map[uint32]string{}
-	for name, slot := range r.compiler.instances.known {
+	for name, slot := range r.compiler.Instances.Known {
 		names[slot] = name
 	}
 	list := map[uint32]string{}
@@ -206,7 +208,7 @@ func (r *rig) byName() map[uint32]string {
 
 // What a preview says of the live sessions is what then happens to them, and asking changes nothing.
 func TestPreviewAgrees(t *testing.T) {
-	total := Fate{}
+	total := generation.Fate{}
 	seeds := uint64(60)
 	if testing.Short() {
 		seeds = 6
@@ -219,7 +221,7 @@ func TestPreviewAgrees(t *testing.T) {
 		for round := range 3 {
 			next := m.config()
 			before := r.byName()
-			neighbors := slices.Clone(r.state.Neighbors.entries)
+			neighbors := slices.Clone(r.state.Neighbors.Entries)
 			clone := r.compiler.Clone()
 			g, err := clone.Preview(parseConfig(t, next))
 			if err != nil {
@@ -230,13 +232,13 @@ func TestPreviewAgrees(t *testing.T) {
 				t.Fatal(err)
 			}
 			changes := config.Changes(parseConfig(t, current), parseConfig(t, next))
-			tally := NewTally(parseConfig(t, current), parseConfig(t, next), old, g, changes)
+			tally := generation.NewTally(parseConfig(t, current), parseConfig(t, next), old, g, changes)
 			said := clone.Fates(g, tally)
 			expectTally(t, old, g, tally, changes, said, r)
 			old.Close()
 			g.Close()
 			current = next
-			if again := r.byName(); !maps.Equal(again, before) || !slices.Equal(r.state.Neighbors.entries, neighbors) {
+			if again := r.byName(); !maps.Equal(again, before) || !slices.Equal(r.state.Neighbors.Entries, neighbors) {
 				t.Fatal("a preview changed something")
 			}
 			r.reload(next)
@@ -295,8 +297,8 @@ func addressSpace(t *testing.T) uint64 {
 
 // neighborWords returns what is known of each neighbor.
 func (r *rig) neighborWords() (words []uint64) {
-	for i := range r.state.Neighbors.entries {
-		words = append(words, r.state.Neighbors.entries[i].word)
+	for i := range r.state.Neighbors.Entries {
+		words = append(words, r.state.Neighbors.Entries[i].Word)
 	}
 	return words
 }
@@ -327,27 +329,27 @@ func TestCompileWithoutResources(t *testing.T) {
 		{"neighbor entries", func(t *testing.T, r *rig) func() {
 			// The table is full: all that is free is taken by another port's.
 			var taken []uint32
-			for i := range r.state.Neighbors.entries {
-				if e := &r.state.Neighbors.entries[i]; e.word == 0 {
-					e.link, e.word = 99, 1
+			for i := range r.state.Neighbors.Entries {
+				if e := &r.state.Neighbors.Entries[i]; e.Word == 0 {
+					e.Link, e.Word = 99, 1
 					taken = append(taken, uint32(i))
 				}
 			}
 			return func() {
 				for _, slot := range taken {
-					r.state.Neighbors.entries[slot] = neighbor{}
+					r.state.Neighbors.Entries[slot] = state.Neighbor{}
 				}
 			}
 		}, "neighbor table: no room"},
 		{"instance slots", func(t *testing.T, r *rig) func() {
-			was := r.compiler.instances.capacity
-			r.compiler.instances.capacity = int(r.compiler.instances.next) + 1
-			return func() { r.compiler.instances.capacity = was }
+			was := r.compiler.Instances.Capacity
+			r.compiler.Instances.Capacity = int(r.compiler.Instances.Next) + 1
+			return func() { r.compiler.Instances.Capacity = was }
 		}, "instances since start; restart weir"},
 		{"VPC slots", func(t *testing.T, r *rig) func() {
-			was := r.compiler.vpcs.capacity
-			r.compiler.vpcs.capacity = int(r.compiler.vpcs.next)
-			return func() { r.compiler.vpcs.capacity = was }
+			was := r.compiler.VPCs.Capacity
+			r.compiler.VPCs.Capacity = int(r.compiler.VPCs.Next)
+			return func() { r.compiler.VPCs.Capacity = was }
 		}, "VPCs since start; restart weir"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -361,7 +363,7 @@ func TestCompileWithoutResources(t *testing.T) {
 				r.compiler.Source = make([]byte, 255<<20)
 			}
 			r.expect(0, "udp 10.0.0.5:1 > 8.8.8.8:2", "udp 192.0.2.5:1 > 8.8.8.8:2")
-			number, used, descriptors := r.compiler.number, r.state.Neighbors.used, openDescriptors(t)
+			number, used, descriptors := r.compiler.Number, r.state.Neighbors.Used, openDescriptors(t)
 			defer debug.SetGCPercent(debug.SetGCPercent(-1)) // no thread of the collector's may begin while there is nothing
 			restore := c.take(t, r)
 			words := r.neighborWords()
@@ -378,11 +380,11 @@ func TestCompileWithoutResources(t *testing.T) {
 					t.Errorf("error %v, expected %q", err, c.want)
 				}
 			}
-			if !same || r.state.Neighbors.used != used {
-				t.Errorf("neighbors are not what they were: %d entries, %d before", r.state.Neighbors.used, used)
+			if !same || r.state.Neighbors.Used != used {
+				t.Errorf("neighbors are not what they were: %d entries, %d before", r.state.Neighbors.Used, used)
 			}
-			if r.compiler.number != number {
-				t.Errorf("generation %d, was %d", r.compiler.number, number)
+			if r.compiler.Number != number {
+				t.Errorf("generation %d, was %d", r.compiler.Number, number)
 			}
 			if now := openDescriptors(t); now != descriptors {
 				t.Errorf("%d descriptors are open, %d were", now, descriptors)
@@ -404,7 +406,7 @@ func TestCompileWithoutResources(t *testing.T) {
 // A generation that the data plane refuses is as if it had never been compiled, as often as that happens.
 func TestDiscard(t *testing.T) {
 	r := newRig(t, rigConfig, config.MAC{})
-	words, used := r.neighborWords(), r.state.Neighbors.used
+	words, used := r.neighborWords(), r.state.Neighbors.Used
 	text := strings.Replace(rigConfig, "instances:\n", "instances:\n      - {name: more, addresses: [10.0.2.1], external: {floating: [192.0.2.60]}}\n", 1)
 	text = strings.Replace(text, "02:00:00:00:01:05", "02:00:00:00:01:55", 1)
 	text = strings.Replace(text, "      - {name: brief,", "      - {name: renamed,", 1)
@@ -418,8 +420,8 @@ func TestDiscard(t *testing.T) {
 		}
 		g.Close()
 		r.compiler.Discard()
-		if used != r.state.Neighbors.used || !slices.Equal(words, r.neighborWords()) {
-			t.Fatalf("neighbors are not what they were: %d entries, %d before", r.state.Neighbors.used, used)
+		if used != r.state.Neighbors.Used || !slices.Equal(words, r.neighborWords()) {
+			t.Fatalf("neighbors are not what they were: %d entries, %d before", r.state.Neighbors.Used, used)
 		}
 	}
 	r.reload(text)
@@ -431,14 +433,14 @@ func TestDiscard(t *testing.T) {
 
 // content returns what a generation says as text, without what differs each time: the places of the hosts, which depend on a
 // secret, and the order in which shared addresses' ranges lie.
-func content(g *Generation) string {
-	t := g.tables
-	t.hosts, t.snat = nil, nil
+func content(g *generation.Generation) string {
+	t := g.Tables
+	t.Hosts, t.SNAT = nil, nil
 	var hosts []string
-	for _, h := range g.hosts {
-		var ranges []snatRange
-		if h.Kind == hostSNAT {
-			ranges = g.snat[h.Index : h.Index+uint32(h.Ranges)]
+	for _, h := range g.Hosts {
+		var ranges []generation.SNATRange
+		if h.Kind == generation.HostSNAT {
+			ranges = g.SNAT[h.Index : h.Index+uint32(h.Ranges)]
 			h.Index = 0
 		}
 		hosts = append(hosts, fmt.Sprintf("%+v %+v\n", h, ranges))
@@ -457,14 +459,14 @@ func TestResume(t *testing.T) {
 		r.reload(m.config())
 		m.traffic(r)
 		g := r.gens[1]
-		c := Resume(r.state, g)
+		c := generation.Resume(r.state, g)
 		if err := c.Settle(r.cfg); err != nil {
 			t.Fatal(err)
 		}
-		if got, want := c.instances.current, r.compiler.instances.current; !maps.Equal(got, want) {
+		if got, want := c.Instances.Current, r.compiler.Instances.Current; !maps.Equal(got, want) {
 			t.Fatalf("instances %v, expected %v", got, want)
 		}
-		if got, want := c.vpcs.current, r.compiler.vpcs.current; !maps.Equal(got, want) {
+		if got, want := c.VPCs.Current, r.compiler.VPCs.Current; !maps.Equal(got, want) {
 			t.Fatalf("VPCs %v, expected %v", got, want)
 		}
 		r.Expire(r.Capacity())
@@ -504,14 +506,14 @@ func TestSettle(t *testing.T) {
 	}
 	defer g.Close()
 	r.SetGeneration(g)
-	c := Resume(r.state, g)
+	c := generation.Resume(r.state, g)
 	if err := c.Settle(cfg); err != nil {
 		t.Fatal(err)
 	}
 	if _, mac := r.state.Neighbors.Get(r.state.Neighbors.Find(0, inside4(5))); mac[5] != 0x55 {
 		t.Errorf("the neighbor's MAC is %v, expected the new one", mac)
 	}
-	if n := c.number; n != g.Number {
+	if n := c.Number; n != g.Number {
 		t.Errorf("the compiler is at generation %d, expected %d", n, g.Number)
 	}
 }
@@ -535,7 +537,7 @@ func TestResumePassesOver(t *testing.T) {
 	if n := r.state.InstanceSessions(gone); n != 10 {
 		t.Fatalf("%d sessions count in the slot, expected 10", n)
 	}
-	r.compiler = Resume(r.state, r.gens[1])
+	r.compiler = generation.Resume(r.state, r.gens[1])
 	if err := r.compiler.Settle(r.cfg); err != nil {
 		t.Fatal(err)
 	}
@@ -564,7 +566,7 @@ func TestRestartChoosesAlike(t *testing.T) {
 		second := newRig(t, text, config.MAC{})
 		other := testSeed
 		other[0]++
-		c := NewCompiler(second.state, &other)
+		c := generation.NewCompiler(second.state, &other)
 		g, err := c.Compile(second.cfg)
 		if err != nil {
 			t.Fatal(err)
@@ -595,9 +597,9 @@ func TestRestartChoosesAlike(t *testing.T) {
 
 // expectTally fails the test if a change counts more sessions than there are, or if a session that does not stay, and would have
 // stayed without a change, counts with none.
-func expectTally(t *testing.T, before, after *Generation, tally *Tally, changes []config.Change, said map[string]Fate, r *rig) {
+func expectTally(t *testing.T, before, after *generation.Generation, tally *generation.Tally, changes []config.Change, said map[string]generation.Fate, r *rig) {
 	t.Helper()
-	var total Fate
+	var total generation.Fate
 	for _, f := range said {
 		total.Add(f)
 	}
@@ -612,7 +614,7 @@ func expectTally(t *testing.T, before, after *Generation, tally *Tally, changes 
 			continue
 		}
 		unchanged, changed := *e, *e
-		moves := before.recheck(&unchanged, 0) && (!after.recheck(&changed, 0) || (unchanged.Flags^changed.Flags)&session.Draining != 0)
+		moves := before.Recheck(&unchanged, 0) && (!after.Recheck(&changed, 0) || (unchanged.Flags^changed.Flags)&session.Draining != 0)
 		if moves && len(tally.Concerned(e)) == 0 {
 			t.Errorf("no change concerns a session from %v by %v to %v, which does not stay", e.Private, e.External, e.Remote)
 		}
@@ -649,21 +651,21 @@ vpcs:
 	flows("10.0.0.6", "203.0.113.9", 1)
 	for _, c := range []struct {
 		name, old, new string
-		want           map[string]Fate
+		want           map[string]generation.Fate
 	}{
-		{"an instance's address", "192.0.2.17]", "192.0.2.19]", map[string]Fate{`instance "a" of vpc "v" changed`: {Keep: 3, End: 2}}},
+		{"an instance's address", "192.0.2.17]", "192.0.2.19]", map[string]generation.Fate{`instance "a" of vpc "v" changed`: {Keep: 3, End: 2}}},
 		{"an instance", `      - {name: b, addresses: [10.0.0.6], mac: "02:00:00:00:00:06", external: {floating: [192.0.2.2, 192.0.2.18]}}` + "\n", "",
-			map[string]Fate{`instance "b" of vpc "v" removed`: {End: 5}}},
-		{"a route", "203.0.113.0/24, gateway: h", "203.0.113.0/24, drop: true", map[string]Fate{`route to 203.0.113.0/24 of vpc "v" changed`: {End: 3}}},
+			map[string]generation.Fate{`instance "b" of vpc "v" removed`: {End: 5}}},
+		{"a route", "203.0.113.0/24, gateway: h", "203.0.113.0/24, drop: true", map[string]generation.Fate{`route to 203.0.113.0/24 of vpc "v" changed`: {End: 3}}},
 		{"a new route", "{to: 203.0.113.0/24, gateway: h}", "{to: 203.0.113.0/24, gateway: h}, {to: 8.0.0.0/8, drop: true}",
-			map[string]Fate{`route to 8.0.0.0/8 of vpc "v" added`: {End: 7}}},
-		{"a gateway and a route", "pools: [q]}]", "pools: []}]", map[string]Fate{"gateway 00000000-0000-4000-8000-000000000002 changed": {Keep: 3}}},
-		{"a pool that nobody uses", "192.0.2.16/28]", "192.0.2.16/28, 192.0.2.64/28]", map[string]Fate{`pool "q" changed`: {Keep: 3}}},
+			map[string]generation.Fate{`route to 8.0.0.0/8 of vpc "v" added`: {End: 7}}},
+		{"a gateway and a route", "pools: [q]}]", "pools: []}]", map[string]generation.Fate{"gateway 00000000-0000-4000-8000-000000000002 changed": {Keep: 3}}},
+		{"a pool that nobody uses", "192.0.2.16/28]", "192.0.2.16/28, 192.0.2.64/28]", map[string]generation.Fate{`pool "q" changed`: {Keep: 3}}},
 		{"two at once", `192.0.2.17]}}
       - {name: b, addresses: [10.0.0.6], mac: "02:00:00:00:00:06", external: {floating: [192.0.2.2,`,
 			`192.0.2.19]}}
       - {name: b, addresses: [10.0.0.6], mac: "02:00:00:00:00:06", external: {floating: [192.0.2.3,`,
-			map[string]Fate{`instance "a" of vpc "v" changed`: {Keep: 3, End: 2}, `instance "b" of vpc "v" changed`: {Keep: 1, End: 4}}},
+			map[string]generation.Fate{`instance "a" of vpc "v" changed`: {Keep: 3, End: 2}, `instance "b" of vpc "v" changed`: {Keep: 1, End: 4}}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if strings.Count(text, c.old) != 1 {
@@ -681,9 +683,9 @@ vpcs:
 			}
 			defer after.Close()
 			changes := config.Changes(old, next)
-			tally := NewTally(old, next, before, after, changes)
+			tally := generation.NewTally(old, next, before, after, changes)
 			r.compiler.Fates(after, tally)
-			got := map[string]Fate{}
+			got := map[string]generation.Fate{}
 			for i, ch := range changes {
 				got[ch.Text] = tally.Fates[i]
 			}

@@ -13,12 +13,14 @@ import (
 	"weir/config"
 	"weir/pipeline/inet"
 	"weir/pipeline/packettext"
+	"weir/pipeline/respond"
+	"weir/pipeline/state"
 )
 
 // control is a rig with a responder behind the worker.
 type control struct {
 	*rig
-	*Responder
+	*respond.Responder
 }
 
 // responderConfig resolves everything, and knows one next hop and one instance by address alone.
@@ -31,7 +33,7 @@ var testMACs = []config.MAC{{2, 0, 0, 0, 0, 1}, {2, 0, 0, 0, 0, 2}, {2, 0, 0, 0,
 
 func newControl(t testing.TB, text string) *control {
 	r := newRig(t, text, config.MAC{})
-	c := &control{r, NewResponder(r.state, testMACs)}
+	c := &control{r, respond.New(r.state, testMACs)}
 	c.Configure(r.cfg, r.gen)
 	return c
 }
@@ -52,7 +54,7 @@ func (c *control) poll() (said []string) {
 	return said
 }
 
-func (c *control) state() *State { return c.rig.state }
+func (c *control) state() *state.State { return c.rig.state }
 
 // ask sends a line into port and returns what control says to it.
 func (c *control) ask(port int, line string) []string {
@@ -64,8 +66,8 @@ func (c *control) ask(port int, line string) []string {
 // quiet takes away what control has to ask for at its start.
 func (c *control) quiet() {
 	c.poll()
-	for i := range c.rig.gen.hops {
-		h := &c.rig.gen.hops[i]
+	for i := range c.rig.gen.Hops {
+		h := &c.rig.gen.Hops[i]
 		c.Learn(h.Port, h.Addr.Netip(), [6]byte{2, 0, 0, 0, 2, 1}, c.nanos)
 	}
 	c.poll()
@@ -197,8 +199,8 @@ func TestNextHopProbing(t *testing.T) {
 	c := newControl(t, responderConfig)
 	arp := "1: 02:00:00:00:00:02 > ff:ff:ff:ff:ff:ff arp who-has 198.51.100.1 tell 198.51.100.2"
 	ns := "1: 02:00:00:00:00:02 > 33:33:ff:00:00:01 nd solicit 2001:db8::2 > ff02::1:ff00:1 target=2001:db8::1 slla=02:00:00:00:00:02"
-	hop := c.rig.gen.hops[0]
-	stateOf := func() NeighborState { s, _ := c.state().Neighbors.Get(hop.Neighbor); return s }
+	hop := c.rig.gen.Hops[0]
+	stateOf := func() state.NeighborState { s, _ := c.state().Neighbors.Get(hop.Neighbor); return s }
 	for i := range 6 {
 		if said := c.second(); !slices.Equal(said, []string{ns, arp}) {
 			t.Fatalf("second %d: %q", i, said)
@@ -206,7 +208,7 @@ func TestNextHopProbing(t *testing.T) {
 	}
 	c.expect(0, "udp 10.0.0.5:1 > 8.8.8.8:53", "held")
 	c.ask(1, "arp reply 198.51.100.1 is-at "+neighborMAC+" to 198.51.100.2")
-	if stateOf() != NeighborReachable {
+	if stateOf() != state.NeighborReachable {
 		t.Fatalf("answered, and %v", stateOf())
 	}
 	c.Release()
@@ -225,11 +227,11 @@ func TestNextHopProbing(t *testing.T) {
 		if i < 9 && asked > 0 {
 			t.Fatalf("asked again after %d s", i+1)
 		}
-		if asked < probeTries && stateOf() != NeighborReachable {
+		if asked < respond.ProbeTries && stateOf() != state.NeighborReachable {
 			t.Fatalf("given up after %d questions", asked)
 		}
 	}
-	if stateOf() != NeighborIncomplete || asked < 10 {
+	if stateOf() != state.NeighborIncomplete || asked < 10 {
 		t.Errorf("state %v, asked %d times in 30 s of silence", stateOf(), asked)
 	}
 }
@@ -251,20 +253,20 @@ func TestResolving(t *testing.T) {
 		}
 		said = c.second()
 	}
-	if asked != probeTries {
-		t.Errorf("asked %d times, want %d", asked, probeTries)
+	if asked != respond.ProbeTries {
+		t.Errorf("asked %d times, want %d", asked, respond.ProbeTries)
 	}
-	if s, _ := c.state().Neighbors.Get(slot); s != NeighborIncomplete {
+	if s, _ := c.state().Neighbors.Get(slot); s != state.NeighborIncomplete {
 		t.Errorf("state %v", s)
 	}
 	// It is learned from its own question too, and a configured MAC from nothing.
 	c.ask(0, "arp who-has 10.0.0.1 tell 10.0.0.5")
-	if s, mac := c.state().Neighbors.Get(slot); s != NeighborReachable || mac.String() != neighborMAC {
+	if s, mac := c.state().Neighbors.Get(slot); s != state.NeighborReachable || mac.String() != neighborMAC {
 		t.Errorf("%v %v after its own ARP", s, mac)
 	}
 	static := c.state().Neighbors.Find(0, inside4(6))
 	c.ask(0, "arp who-has 10.0.0.1 tell 10.0.0.6")
-	if s, mac := c.state().Neighbors.Get(static); s != NeighborStatic || mac.String() != "02:00:00:00:01:06" {
+	if s, mac := c.state().Neighbors.Get(static); s != state.NeighborStatic || mac.String() != "02:00:00:00:01:06" {
 		t.Errorf("a configured neighbor is %v %v", s, mac)
 	}
 }
@@ -273,32 +275,32 @@ func TestResolving(t *testing.T) {
 func TestDynamicNeighbors(t *testing.T) {
 	c := newControl(t, responderConfig)
 	c.quiet()
-	used := c.state().Neighbors.used
-	for i := range maxDynamic + 500 {
-		c.Handle(&Message{Kind: PuntResolve, Port: 0, Addr: inside4(1000 + i)}, c.nanos)
+	used := c.state().Neighbors.Used
+	for i := range respond.MaxDynamic + 500 {
+		c.Handle(&state.Message{Kind: state.PuntResolve, Port: 0, Addr: inside4(1000 + i)}, c.nanos)
 	}
-	made := c.state().Neighbors.used - used
-	if made == 0 || made > maxDynamic {
-		t.Errorf("%d neighbors from a scan, want at most %d", made, maxDynamic)
+	made := c.state().Neighbors.Used - used
+	if made == 0 || made > respond.MaxDynamic {
+		t.Errorf("%d neighbors from a scan, want at most %d", made, respond.MaxDynamic)
 	}
 	named := inside4(1000)
 	c.rig.reload(strings.Replace(responderConfig, "[10.0.0.9, ", "[10.0.3.232, ", 1))
 	c.Configure(c.rig.cfg, c.rig.gen)
 	slot := c.state().Neighbors.Find(0, named)
-	if slot == NoNeighbor {
+	if slot == state.NoNeighbor {
 		t.Fatal("10.0.3.232 is not the first of the scan")
 	}
 	for range 10 {
 		c.second()
-		c.state().Inject(0).reset()
+		c.state().Inject(0).Reset()
 	}
-	if got := c.state().Neighbors.used; got != used {
+	if got := c.state().Neighbors.Used; got != used {
 		t.Errorf("%d neighbors are left, want %d", got, used)
 	}
 	if c.state().Neighbors.Find(0, named) != slot {
 		t.Error("the entry that the configuration names is gone")
 	}
-	if c.Probing() > len(c.rig.gen.hops) {
+	if c.Probing() > len(c.rig.gen.Hops) {
 		t.Errorf("%d probes are left", c.Probing())
 	}
 }
@@ -316,14 +318,14 @@ func TestAttachmentsRouterIsKeptResolved(t *testing.T) {
 	}
 	c.ask(0, "arp reply 10.0.0.2 is-at 02:00:00:00:01:09 to 10.0.0.1")
 	slot := c.state().Neighbors.Find(0, inet.FromNetip(netip.MustParseAddr("10.0.0.2")))
-	if now, _ := c.state().Neighbors.Get(slot); now != NeighborReachable {
+	if now, _ := c.state().Neighbors.Get(slot); now != state.NeighborReachable {
 		t.Fatalf("state %d after its answer", now)
 	}
 	c.rig.after(11 * time.Second)
 	if !asked() {
 		t.Error("the router is not asked for again")
 	}
-	c.state().Neighbors.Set(1, inet.FromNetip(netip.MustParseAddr("198.51.100.1")), NeighborReachable, config.MAC{2, 0, 0, 0, 2, 1})
+	c.state().Neighbors.Set(1, inet.FromNetip(netip.MustParseAddr("198.51.100.1")), state.NeighborReachable, config.MAC{2, 0, 0, 0, 2, 1})
 	for port := range 32 {
 		c.rig.expect(0, fmt.Sprintf("udp 10.0.0.5:%d > 8.8.8.8:53", 1000+port), fmt.Sprintf("udp 192.0.2.5:%d > 8.8.8.8:53", 1000+port))
 	}

@@ -10,18 +10,21 @@ import (
 	"time"
 
 	"weir/config"
+	"weir/pipeline/drop"
+	"weir/pipeline/generation"
 	"weir/pipeline/packettext"
 	"weir/pipeline/session"
+	"weir/pipeline/state"
 )
 
 // rig is a worker with what stands around it. Packets go in and come out as lines of packettext.
 type rig struct {
 	*Worker
 	t        testing.TB
-	state    *State
-	compiler *Compiler
+	state    *state.State
+	compiler *generation.Compiler
 	cfg      *config.Config
-	gens     []*Generation
+	gens     []*generation.Generation
 }
 
 // newRig starts a worker on the configuration in text. The zero AssumeMAC leaves neighbors to be resolved.
@@ -35,7 +38,7 @@ func newRigFor(t testing.TB, text string, assume config.MAC, sessions, workers i
 	t.Helper()
 	r := &rig{t: t, cfg: parseConfig(t, text)}
 	var err error
-	r.state, err = NewState(StateConfig{Workers: workers, Sessions: sessions, Seed: &testSeed})
+	r.state, err = state.New(state.Sizes{Workers: workers, Sessions: sessions, Seed: &testSeed})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,7 +48,7 @@ func newRigFor(t testing.TB, text string, assume config.MAC, sessions, workers i
 		}
 		r.state.Segment.Close()
 	})
-	r.compiler = NewCompiler(r.state, &testSeed)
+	r.compiler = generation.NewCompiler(r.state, &testSeed)
 	g, err := r.compiler.Compile(r.cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -187,7 +190,7 @@ func (r *rig) frameFate(port int, frame []byte) string {
 	}
 	for reason, n := range r.counters.Dropped {
 		if n > dropped[reason] {
-			return "drop " + Reason(reason).String()
+			return "drop " + drop.Reason(reason).String()
 		}
 	}
 	return "lost"

@@ -5,9 +5,12 @@ package pipeline
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"weir/config"
+	"weir/pipeline/generation"
+	"weir/pipeline/state"
 )
 
 // largeConfig has the shape of what deploy/scale writes, without the text: instances spread over VPCs, two floating
@@ -51,7 +54,7 @@ func TestMemoryPerSession(t *testing.T) {
 	const sessions = 1 << 17
 	var size [2]uint64
 	for i := range size {
-		s, err := NewState(StateConfig{Workers: 2, Sessions: (i + 1) * sessions, Seed: &testSeed})
+		s, err := state.New(state.Sizes{Workers: 2, Sessions: (i + 1) * sessions, Seed: &testSeed})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -69,12 +72,12 @@ func TestMemoryPerSession(t *testing.T) {
 // addresses, 1,000 gateways, 10,000 VPCs. (All VPCs share one port here, which config would refuse: instances must have neighbors.)
 func BenchmarkCompile(b *testing.B) {
 	cfg := largeConfig(100_000, 10_000, 1_000)
-	s, err := NewState(StateConfig{Workers: 1, Sessions: 1024, Instances: 100_000})
+	s, err := state.New(state.Sizes{Workers: 1, Sessions: 1024, Instances: 100_000})
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer s.Segment.Close()
-	c := NewCompiler(s, &testSeed)
+	c := generation.NewCompiler(s, &testSeed)
 	var size uint64
 	for b.Loop() {
 		g, err := c.Compile(cfg)
@@ -85,4 +88,35 @@ func BenchmarkCompile(b *testing.B) {
 		g.Close()
 	}
 	b.ReportMetric(float64(size)/(1<<20), "MiB")
+}
+
+// BenchmarkFollow is the compilation of a change of one instance among 100,000.
+func BenchmarkFollow(b *testing.B) {
+	cfg := [2]*config.Config{largeConfig(100_000, 10_000, 1_000), nil}
+	other := *cfg[0]
+	other.VPCs = slices.Clone(other.VPCs)
+	other.VPCs[0].Instances = slices.Clone(other.VPCs[0].Instances)
+	other.VPCs[0].Instances[0].MAC[5]++
+	cfg[1] = &other
+	s, err := state.New(state.Sizes{Workers: 1, Sessions: 1024, Instances: 100_000})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Segment.Close()
+	c := generation.NewCompiler(s, &[32]byte{1, 2, 3})
+	running, err := c.Compile(cfg[0])
+	if err != nil {
+		b.Fatal(err)
+	}
+	c.Retire()
+	for i := 1; b.Loop(); i++ {
+		g, err := c.Follow(running, cfg[(i+1)%2], cfg[i%2])
+		if err != nil {
+			b.Fatal(err)
+		}
+		c.Retire()
+		c.Release(running)
+		running = g
+	}
+	running.Close()
 }

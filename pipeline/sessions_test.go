@@ -14,6 +14,7 @@ import (
 	"weir/pipeline/header"
 	"weir/pipeline/inet"
 	"weir/pipeline/session"
+	"weir/pipeline/state"
 )
 
 // Each step is a direction, TCP flags, and the state that the session is in afterwards.
@@ -285,9 +286,9 @@ func (r *rig) began(line string) bool {
 }
 
 // instanceOf returns the usage of an instance of the first VPC.
-func (r *rig) instanceOf(name string) *usage {
+func (r *rig) instanceOf(name string) *state.Usage {
 	i := slices.IndexFunc(r.cfg.VPCs[0].Instances, func(in config.Instance) bool { return in.Name == name })
-	return &r.state.instances[r.gen.instances[i].Slot]
+	return &r.state.Instances[r.gen.Instances[i].Slot]
 }
 
 // A flow keeps its address when another one is added; without its session it follows the function.

@@ -5,9 +5,6 @@ package pipeline
 import (
 	"encoding/binary"
 
-	"weir/config"
-	"weir/pipeline/header"
-	"weir/pipeline/inet"
 	"weir/pipeline/session"
 )
 
@@ -248,37 +245,4 @@ func fits(s *session.Session, g *segment, inside bool) bool {
 		first = next - lateReset
 	}
 	return !after(first, g.seq) && !after(g.seq, last)
-}
-
-// clampMSS lowers the segment size that a SYN offers to what fits both links, or to what the configuration says.
-func (w *Worker) clampMSS(from int, p *Packet) {
-	limit := w.gen.h.MSSClamp
-	switch limit {
-	case clampOff:
-		return
-	case clampAuto:
-		headers := uint16(header.IPv4Size + header.TCPSize)
-		if p.family == inet.V6 {
-			headers = header.IPv6Size + header.TCPSize
-		}
-		mtu := min(w.gen.ports[from].MTU, w.gen.ports[p.outPort].MTU)
-		if mtu <= headers {
-			return
-		}
-		limit = mtu - headers
-	}
-	header.TCP(p.Data[p.transport:]).ClampMSS(limit)
-}
-
-// Values of genHeader.MSSClamp that are no size.
-const (
-	clampOff  = 0
-	clampAuto = 0xffff
-)
-
-func clampOf(n int) uint16 {
-	if n == config.MSSClampAuto {
-		return clampAuto
-	}
-	return uint16(n)
 }

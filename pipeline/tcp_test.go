@@ -13,7 +13,10 @@ import (
 	"time"
 
 	"weir/config"
+	"weir/pipeline/drop"
+	"weir/pipeline/generation"
 	"weir/pipeline/packettext"
+	"weir/pipeline/respond"
 	"weir/pipeline/session"
 )
 
@@ -206,10 +209,10 @@ func TestOffPathResets(t *testing.T) {
 	}
 	spoof(func(i int) uint16 { return uint16(i) })
 	spoof(func(int) uint16 { return right })
-	if got := r.counters.Dropped[TCPReset]; got != misfits || misfits != 1<<16+1 {
+	if got := r.counters.Dropped[drop.TCPReset]; got != misfits || misfits != 1<<16+1 {
 		t.Errorf("%d resets counted, want %d", got, misfits)
 	}
-	if got := r.counters.Dropped[Unsolicited]; got != 1<<16-1 {
+	if got := r.counters.Dropped[drop.Unsolicited]; got != 1<<16-1 {
 		t.Errorf("%d unsolicited, want all but one port", got)
 	}
 	// An idle connection lives for its whole time all the same.
@@ -438,7 +441,7 @@ func TestPressure(t *testing.T) {
 		t.Errorf("%d of %d established are left in the flood", open(), established)
 	}
 	walk()
-	r.after(pressedTimeout + time.Millisecond)
+	r.after(generation.PressedTimeout + time.Millisecond)
 	walk()
 	if n := r.sessions.Len(); n != established {
 		t.Errorf("%d sessions ten seconds after the flood, want %d", n, established)
@@ -639,7 +642,7 @@ func TestResetForACutSegment(t *testing.T) {
 	} {
 		r := newRig(t, cfg, config.MAC{})
 		r.expect(0, c.line, "drop no_session")
-		answer := NewResponder(r.state, []config.MAC{{2, 0, 0, 0, 0, 1}, {2, 0, 0, 0, 0, 2}})
+		answer := respond.New(r.state, []config.MAC{{2, 0, 0, 0, 0, 1}, {2, 0, 0, 0, 0, 2}})
 		answer.Passive = true
 		answer.Configure(r.cfg, r.gen)
 		answer.Poll(r.nanos)

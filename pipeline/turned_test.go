@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"testing"
 
+	"weir/pipeline/drop"
 	"weir/pipeline/inet"
 )
 
@@ -66,8 +67,8 @@ func TestTurnedBursts(t *testing.T) {
 	for range handoffSlots / MaxBurst {
 		c.burst(at, MaxBurst, "udp "+private+":%d > "+external+":53")
 	}
-	if sum := c.sum(); sum.Dropped[HandoffFull] != 0 || sum.Totals().Held != handoffSlots {
-		t.Errorf("of %d packets %d are on their way, %d dropped", handoffSlots, sum.Totals().Held, sum.Dropped[HandoffFull])
+	if sum := c.sum(); sum.Dropped[drop.HandoffFull] != 0 || sum.Totals().Held != handoffSlots {
+		t.Errorf("of %d packets %d are on their way, %d dropped", handoffSlots, sum.Totals().Held, sum.Dropped[drop.HandoffFull])
 	}
 	for c.workers[to].Adopt(at) > 0 {
 		c.workers[to].empty(t)

@@ -13,16 +13,19 @@ import (
 	"testing"
 
 	"weir/config"
+	"weir/pipeline/drop"
+	"weir/pipeline/generation"
 	"weir/pipeline/inet"
 	"weir/pipeline/packettext"
 	"weir/pipeline/session"
+	"weir/pipeline/state"
 )
 
 // crew is several workers on one state.
 type crew struct {
 	t       *testing.T
-	state   *State
-	gen     *Generation
+	state   *state.State
+	gen     *generation.Generation
 	workers []*Worker
 	cfg     *config.Config
 }
@@ -31,10 +34,10 @@ func newCrew(t *testing.T, n int, text string) *crew {
 	t.Helper()
 	c := &crew{t: t, cfg: parseConfig(t, text)}
 	var err error
-	if c.state, err = NewState(StateConfig{Workers: n, Sessions: c.cfg.Dataplane.Sessions, Seed: &testSeed}); err != nil {
+	if c.state, err = state.New(state.Sizes{Workers: n, Sessions: c.cfg.Dataplane.Sessions, Seed: &testSeed}); err != nil {
 		t.Fatal(err)
 	}
-	if c.gen, err = NewCompiler(c.state, &testSeed).Compile(c.cfg); err != nil {
+	if c.gen, err = generation.NewCompiler(c.state, &testSeed).Compile(c.cfg); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -97,13 +100,13 @@ func (c *crew) send(w, port int, line string) string {
 	}
 	for reason := range after.Dropped {
 		if after.Dropped[reason] > before.Dropped[reason] {
-			lines = append(lines, "drop "+Reason(reason).String())
+			lines = append(lines, "drop "+drop.Reason(reason).String())
 		}
 	}
 	return strings.Join(lines, "; ")
 }
 
-func (c *crew) sum() (sum Counters) {
+func (c *crew) sum() (sum state.Counters) {
 	for w := range c.workers {
 		sum.Add(c.state.Counters(w))
 	}
@@ -276,8 +279,8 @@ func TestWorkersTogether(t *testing.T) {
 	}
 	c.owned()
 	sum := c.sum()
-	if tot := sum.Totals(); tot.Received != tot.Forwarded+tot.Dropped || sum.Dropped[HandoffFull] != tot.Dropped || tot.Held != 0 {
-		t.Errorf("counters: %+v, %d for full rings", tot, sum.Dropped[HandoffFull])
+	if tot := sum.Totals(); tot.Received != tot.Forwarded+tot.Dropped || sum.Dropped[drop.HandoffFull] != tot.Dropped || tot.Held != 0 {
+		t.Errorf("counters: %+v, %d for full rings", tot, sum.Dropped[drop.HandoffFull])
 	}
 	if sum.Handed == 0 || len(external) != 8 {
 		t.Errorf("%d packets were handed over, %d endpoints mapped; expected some, and 8", sum.Handed, len(external))
@@ -381,15 +384,15 @@ func TestOverloadIsOneWorkers(t *testing.T) {
 		goesOn()
 	}
 	// booked checks that the flood was dropped at one worker under one reason, more than a few and nothing else anywhere, and that all adds up.
-	var before [3]Counters
-	booked := func(what string, at int, reason Reason, held uint64) {
+	var before [3]state.Counters
+	booked := func(what string, at int, reason drop.Reason, held uint64) {
 		t.Helper()
 		for w := range c.workers {
 			now := *c.state.Counters(w)
 			for r := range now.Dropped {
 				n := now.Dropped[r] - before[w].Dropped[r]
-				if wanted := w == at && Reason(r) == reason; wanted && n < 100 || !wanted && n > 0 {
-					t.Errorf("%s: worker %d dropped %d as %v", what, w, n, Reason(r))
+				if wanted := w == at && drop.Reason(r) == reason; wanted && n < 100 || !wanted && n > 0 {
+					t.Errorf("%s: worker %d dropped %d as %v", what, w, n, drop.Reason(r))
 				}
 			}
 			before[w] = now
@@ -406,20 +409,20 @@ func TestOverloadIsOneWorkers(t *testing.T) {
 
 	// Its ring is full: it takes no turn.
 	flood(entry, 2*handoffSlots, 0, "udp 10.0.0.6:%d > "+there+":53", false)
-	booked("a full ring", entry, HandoffFull, handoffSlots)
+	booked("a full ring", entry, drop.HandoffFull, handoffSlots)
 	for c.workers[busy].Adopt(entry) > 0 {
 		c.workers[busy].empty(t)
 	}
-	booked("a ring that is read again", -1, HandoffFull, 0)
+	booked("a ring that is read again", -1, drop.HandoffFull, 0)
 
 	// Its table is full: no SNAT session begins any more. 1:1 needs none.
 	flood(entry, 600, 0, "udp 10.0.0.6:%d > "+there+":53", true)
 	if table := c.state.Table(busy); table.Len() != table.Capacity() {
 		t.Errorf("%d of %d sessions in the table that was flooded", table.Len(), table.Capacity())
 	}
-	booked("a full table", busy, TableFull, 0)
+	booked("a full table", busy, drop.TableFull, 0)
 	flood(entry, 10, 0, "udp 10.0.0.5:%d > "+there+":54", true)
-	booked("1:1 with a full table", -1, TableFull, 0)
+	booked("1:1 with a full table", -1, drop.TableFull, 0)
 
 	// Control does not read what it says.
 	for range 4 {
@@ -429,10 +432,10 @@ func TestOverloadIsOneWorkers(t *testing.T) {
 		}
 		flood(busy, 400, 1, "icmp echo-request "+there+" > 198.51.100.2 id=%d", true)
 	}
-	if used := c.state.Punt(busy).used(); used != ringSlots {
-		t.Errorf("%d of %d messages wait for control", used, ringSlots)
+	if used := c.state.Punt(busy).Used(); used != state.RingSlots {
+		t.Errorf("%d of %d messages wait for control", used, state.RingSlots)
 	}
-	booked("a full ring to control", busy, PuntLimited, 0)
+	booked("a full ring to control", busy, drop.PuntLimited, 0)
 	arp := parseLine(t, 1, "arp who-has 198.51.100.2 tell 198.51.100.9")
 	var b Burst
 	b.Port, b.N = 1, 1
@@ -442,7 +445,7 @@ func TestOverloadIsOneWorkers(t *testing.T) {
 	if m := c.state.Punt(calm).Peek(); m == nil || !bytes.Equal(m.Data(), arp) {
 		t.Errorf("what another worker says to control is %+v", m)
 	}
-	booked("another ring to control", -1, PuntLimited, 0)
+	booked("another ring to control", -1, drop.PuntLimited, 0)
 	c.owned()
 }
 
@@ -457,14 +460,14 @@ func TestHandoffFull(t *testing.T) {
 		c.workers[0].empty(t)
 	}
 	sum := c.sum()
-	full := sum.Dropped[HandoffFull]
+	full := sum.Dropped[drop.HandoffFull]
 	if tot := sum.Totals(); full == 0 || tot.Held != handoffSlots || tot.Received != tot.Forwarded+tot.Dropped+tot.Held {
 		t.Errorf("%+v, %d for a full ring", tot, full)
 	}
 	// The process dies: what was on its way is booked.
 	c.state.Sweep()
 	sum = c.sum()
-	if tot := sum.Totals(); sum.Dropped[Restart] != handoffSlots || tot.Held != 0 || tot.Received != tot.Forwarded+tot.Dropped {
-		t.Errorf("after a sweep: %+v, %d for the restart", tot, sum.Dropped[Restart])
+	if tot := sum.Totals(); sum.Dropped[drop.Restart] != handoffSlots || tot.Held != 0 || tot.Received != tot.Forwarded+tot.Dropped {
+		t.Errorf("after a sweep: %+v, %d for the restart", tot, sum.Dropped[drop.Restart])
 	}
 }

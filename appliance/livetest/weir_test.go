@@ -20,7 +20,7 @@ import (
 	"testing"
 	"time"
 
-	"weir/pipeline"
+	"weir/pipeline/state"
 )
 
 // program is the weir binary under test, with its named points to die at.
@@ -396,7 +396,7 @@ func (w *weir) expectTables(t *testing.T) {
 		if err != nil {
 			t.Fatalf("open the state segment: %v", err)
 		}
-		state, err := pipeline.AttachState(fd)
+		state, err := state.Attach(fd)
 		if err != nil {
 			t.Fatal(err)
 		}

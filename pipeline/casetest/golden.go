@@ -8,8 +8,8 @@ import (
 	"path/filepath"
 	"testing"
 
-	"weir/pipeline"
 	"weir/pipeline/packettext"
+	"weir/pipeline/state"
 )
 
 // Golden returns the files that are made of a case and its result, by their path in the case's folder.
@@ -37,7 +37,7 @@ func pcap(tb testing.TB, records []packettext.Record) []byte {
 }
 
 // counters returns what weir replay --json prints.
-func (c *Case) counters(tb testing.TB, counters *pipeline.Counters) []byte {
+func (c *Case) counters(tb testing.TB, counters *state.Counters) []byte {
 	b, err := json.MarshalIndent(counters.Summary(c.Config.Ports), "", "  ")
 	if err != nil {
 		tb.Fatal(err)

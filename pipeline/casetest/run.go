@@ -15,7 +15,11 @@ import (
 
 	"weir/config"
 	"weir/pipeline"
+	"weir/pipeline/drop"
+	"weir/pipeline/generation"
 	"weir/pipeline/packettext"
+	"weir/pipeline/respond"
+	"weir/pipeline/state"
 )
 
 // These are what weir replay has: the two must give the same output.
@@ -32,7 +36,7 @@ const peer = "02:00:00:00:00:aa"
 // Result is what a run gave, per port.
 type Result struct {
 	In, Out  [][]packettext.Record
-	Counters *pipeline.Counters
+	Counters *state.Counters
 	Listing  []byte
 }
 
@@ -41,11 +45,11 @@ type runner struct {
 	testing.TB
 	*Case
 	at       *step
-	state    *pipeline.State
-	compiler *pipeline.Compiler
-	gen      *pipeline.Generation
+	state    *state.State
+	compiler *generation.Compiler
+	gen      *generation.Generation
 	worker   *pipeline.Worker
-	respond  *pipeline.Responder
+	respond  *respond.Responder
 	burst    pipeline.Burst
 	room     int               // of a packet buffer
 	names    map[string]string // {NAME} -> number
@@ -91,11 +95,11 @@ func (r *runner) open() func() {
 	cfg := r.Config
 	frames := len(r.steps) - len(r.Reloads)
 	var err error
-	r.state, err = pipeline.NewState(pipeline.StateConfig{Workers: 1, Sessions: min(cfg.Dataplane.Sessions, frames+1024), Seed: &seed})
+	r.state, err = state.New(state.Sizes{Workers: 1, Sessions: min(cfg.Dataplane.Sessions, frames+1024), Seed: &seed})
 	if err != nil {
 		r.Fatal(err)
 	}
-	r.compiler = pipeline.NewCompiler(r.state, &seed)
+	r.compiler = generation.NewCompiler(r.state, &seed)
 	if r.gen, err = r.compiler.Compile(cfg); err != nil {
 		r.Fatal(err)
 	}
@@ -107,7 +111,7 @@ func (r *runner) open() func() {
 	}
 	r.room = (max(mtu+26, 2048) + 1023) / 1024 * 1024
 	r.worker = pipeline.NewWorker(r.state, 0, r.gen, pipeline.WorkerConfig{MACs: macs, AnyMAC: true, AssumeMAC: neighbor, Seed: &seed})
-	r.respond = pipeline.NewResponder(r.state, macs)
+	r.respond = respond.New(r.state, macs)
 	r.respond.Passive = true
 	r.respond.Configure(cfg, r.gen)
 	return func() {
@@ -150,7 +154,7 @@ func (r *runner) step() {
 	r.balance(&after)
 	r.compareSent()
 	var dropped []string
-	for reason := pipeline.Pass + 1; reason < pipeline.NumReasons; reason++ {
+	for reason := drop.Pass + 1; reason < drop.NumReasons; reason++ {
 		for range after.Dropped[reason] - before.Dropped[reason] {
 			dropped = append(dropped, reason.String())
 			r.list("dropped %s", reason)
@@ -226,7 +230,7 @@ func (r *runner) stock() {
 }
 
 // balance checks the sums that always hold.
-func (r *runner) balance(c *pipeline.Counters) {
+func (r *runner) balance(c *state.Counters) {
 	t := c.Totals()
 	if t.Received != t.Forwarded+t.Punted+t.Dropped+t.Held {
 		r.fail("received is not forwarded + punted + dropped + held: %+v", t)

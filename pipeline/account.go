@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pipeline
+
+import (
+	"math/bits"
+
+	"weir/config"
+	"weir/pipeline/drop"
+	"weir/pipeline/state"
+)
+
+// sentExtras returns how many of the first n frames are further pieces.
+func (q *Queue) sentExtras(n int) (extras int) {
+	for i := range q.extra {
+		word := q.extra[i]
+		if left := n - 64*i; left < 64 {
+			word &= 1<<max(left, 0) - 1
+		}
+		extras += bits.OnesCount64(word)
+	}
+	return extras
+}
+
+// received counts the burst at once, so that what a dying process had in hand can be told.
+func (w *Worker) received(b *Burst) {
+	w.counters.Received[b.Port] += uint64(b.N)
+	b.begin(w.gen.Ports[b.Port].Side == uint8(config.Inside))
+}
+
+// drop ends a packet's way under a reason.
+func (w *Worker) drop(p *Packet, r drop.Reason) {
+	if p.fragmented {
+		p.condemn(r)
+	}
+	w.dropped[r]++
+	w.Done = append(w.Done, p.Handle)
+}
+
+// flush adds what was counted in this turn to the shared counters.
+func (w *Worker) flush() {
+	c := w.counters
+	for r, n := range w.dropped {
+		if n != 0 {
+			c.Dropped[r] += n
+			w.dropped[r] = 0
+		}
+	}
+	c.Punted += w.counts.punted
+	c.Stateless += w.counts.stateless
+	w.counts.punted, w.counts.stateless = 0, 0
+	c.Held = uint64(w.holding + w.pieces.waiting())
+	c.Sessions = uint64(w.sessions.Len())
+}
+
+// Sent books the fate of queue port: its first n frames were sent, bytes long in all, the others refused. It
+// empties the queue, and leaves what was refused in Done.
+func (w *Worker) Sent(port, n int) {
+	q := &w.Out[port]
+	bytes := q.bytes
+	for _, f := range q.Frames[n:q.N] {
+		bytes -= uint64(len(f))
+	}
+	extras := 0 // of those sent; a refused one is no packet that was received
+	if q.extras > 0 {
+		extras = q.sentExtras(n)
+	}
+	w.counters.Transmitted[port] += uint64(n)
+	w.counters.TransmittedBytes[port] += bytes
+	w.counters.Forwarded += uint64(n - extras)
+	w.counters.Fragmented += uint64(extras)
+	if n < q.N {
+		w.counters.Dropped[drop.TxFull] += uint64(q.N - n - (q.extras - extras))
+		w.Done = append(w.Done, q.Handles[n:q.N]...)
+	}
+	if q.extras > 0 {
+		q.extra, q.extras = [len(q.extra)]uint64{}, 0
+	}
+	q.N, q.bytes = 0, 0
+}
+
+// Originated books frames of weir's own that the driver sent by port.
+func (w *Worker) Originated(port, frames int, bytes uint64) {
+	w.counters.Originated += uint64(frames)
+	w.counters.Transmitted[port] += uint64(frames)
+	w.counters.TransmittedBytes[port] += bytes
+}
+
+// Turned counts one turn of the loop that took so many nanoseconds.
+func (w *Worker) Turned(nanos int64) {
+	w.counters.Turns[min(bits.Len64(uint64(nanos)), state.TurnBuckets-1)]++
+	w.counters.TurnsNanoseconds += uint64(nanos)
+}
+
+// Polled counts n receive calls, empty of which brought nothing, and the nanoseconds of turns with work.
+func (w *Worker) Polled(n, empty int, busy int64) {
+	w.counters.Polls += uint64(n)
+	w.counters.EmptyPolls += uint64(empty)
+	w.counters.BusyNanoseconds += uint64(busy)
+}

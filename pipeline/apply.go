@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pipeline
+
+import (
+	"weir/pipeline/session"
+)
+
+// apply gives those packets of a run that have a live session their rewriting: they need neither route nor select. act stays actNone
+// for the others. The run begins with the first-th packet of the look-up.
+func (w *Worker) apply(b *Burst, first int) {
+	for k, i := range b.live {
+		p := &b.Packets[i]
+		p.hash = w.batch.Hashes[first+k]
+		ref := w.sessions.Found(&w.batch, first+k)
+		if ref == session.None || p.stray() {
+			continue
+		}
+		s := w.sessions.At(ref)
+		if !w.usable(ref, s) {
+			continue
+		}
+		switch {
+		case !b.inside:
+			if !p.uninvited(s) {
+				w.fromOutside(s, p)
+			}
+		case s.State() == session.Unconfirmed && ((p.kind == kindTCP || p.kind == kindEchoRequest) && begins(p) || !w.confirm(ref, s, p)):
+			// No reply, but a beginning: whoever sent the packet from outside does not choose its address. Or the mapping that it went to
+			// is gone.
+			w.end(ref)
+		default:
+			w.fromInside(s, p)
+		}
+	}
+}
+
+func (p *Packet) insideKey(vpc uint32) session.Key {
+	return session.InsideKey(vpc, p.local, p.remote, p.localPort, p.remotePort, p.proto)
+}
+
+func (p *Packet) outsideKey() session.Key {
+	return session.OutsideKey(p.local, p.remote, p.localPort, p.remotePort, p.proto)
+}
+
+// stray reports whether a packet takes no part in sessions: ICMP other than queries, and what goes no further.
+func (p *Packet) stray() bool { return p.kind >= kindError || p.expired || p.pinned }
+
+// uninvited reports whether a packet from outside is none of its session's: a ping to an identifier that is mapped for replies to the
+// instance's own, or one that only claims to come from an external address of weir's own, whose packets turn back and never come by a port.
+func (p *Packet) uninvited(s *session.Session) bool {
+	return p.kind == kindEchoRequest && s.Flags&session.SNAT != 0 || p.turned != (s.Flags&session.Hairpin != 0)
+}
+
+// late finds the session of a packet that began after the batch was looked up: with an earlier packet of one burst.
+func (w *Worker) late(k session.Key, p *Packet) (*session.Session, bool) {
+	if !w.created || p.stray() {
+		return nil, false
+	}
+	ref := w.sessions.Find(&k)
+	if ref == session.None || !w.usable(ref, w.sessions.At(ref)) {
+		return nil, false
+	}
+	return w.sessions.At(ref), true
+}
+
+// fromInside applies a session to a packet from its instance. Only these refresh it (RFC 4787 REQ-6).
+func (w *Worker) fromInside(s *session.Session, p *Packet) {
+	if p.tcpFlags&tcpRST == 0 { // which may answer what came from outside (RFC 7857 §8)
+		s.Last = w.tick
+	}
+	if p.kind == kindTCP {
+		w.trackTCP(s, p, true)
+	}
+	p.act, p.hairpin = actOut, s.Flags&session.Hairpin != 0
+	p.newAddr, p.newPort, p.ports, p.shared = s.External, s.ExternalPort(), s.Ports, s.Flags&session.SNAT != 0
+	p.delta, p.headerDelta = s.Delta, s.HeaderDelta
+}
+
+// confirm lets the first packet from inside, but a reset, confirm a session that began outside. Through SNAT it holds the mapping
+// from here on; false: that is gone.
+func (w *Worker) confirm(ref uint32, s *session.Session, p *Packet) bool {
+	if p.tcpFlags&tcpRST != 0 || p.kind == kindPiece {
+		return true
+	}
+	mapping := session.None
+	if s.Flags&session.SNAT != 0 {
+		h := w.gen.Host(0, s.External)
+		space, ok := p.portSpace()
+		if h == nil || !ok {
+			return false
+		}
+		port := session.PortRange{First: s.ExternalPort(), Last: s.ExternalPort()}
+		if mapping = w.mappings.Hold(s.VPC, s.Private, s.PrivatePort(), space, h.Slot, []session.PortRange{port}); mapping == session.None {
+			return false
+		}
+	}
+	s.Mapping = mapping // before the state: an unconfirmed session's is nothing after a crash
+	w.confirmed(s)
+	s.SetState(firstState(p.kind))
+	if mapping != session.None {
+		w.sessions.Pair(ref, s)
+	}
+	return true
+}
+
+// fromOutside applies a session to a packet from the Internet.
+func (w *Worker) fromOutside(s *session.Session, p *Packet) {
+	if p.kind == kindTCP && !w.trackTCP(s, p, false) {
+		p.act = actReset
+		return
+	}
+	p.act = actIn
+	p.newAddr, p.newPort = s.Private, s.PrivatePort()
+	p.delta, p.headerDelta = s.Delta.Invert(), s.HeaderDelta.Invert()
+	p.outPort, p.neighbor = s.InPort, s.Neighbor
+}
+
+// firstState is the state of a session's first packet from inside.
+func firstState(k kind) session.State {
+	switch k {
+	case kindTCP:
+		return session.TCPOpening
+	case kindUDP:
+		return session.UDP
+	case kindEchoRequest, kindEchoReply:
+		return session.ICMP
+	}
+	return session.Other
+}

@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package generation
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"sync/atomic"
+
+	"weir/config"
+	"weir/pipeline/inet"
+	"weir/pipeline/state"
+)
+
+// builder holds one compilation.
+type builder struct {
+	Tables
+	c   *Compiler
+	cfg *config.Config
+
+	poolRanges   []poolRange
+	poolGateways [][]int32 // per pool: the gateways it is associated with
+	poolPorts    []uint32
+	poolRules    []rules
+	single       map[netip.Addr][]int32 // gateways of addresses named beside pools
+
+	hostList              []Host
+	hostSecret            uint64
+	neighbors             map[uint32]int
+	created               []uint32 // entries of the neighbor table that the compilation made
+	pending               []neighborChange
+	newVPCs, newInstances map[string]uint32
+	newAddresses          map[string]uint32
+}
+
+func newBuilder(c *Compiler, cfg *config.Config) *builder {
+	return &builder{c: c, cfg: cfg, neighbors: map[uint32]int{}, newVPCs: map[string]uint32{}, newInstances: map[string]uint32{}, newAddresses: map[string]uint32{}}
+}
+
+// neighborChange is what the word of an entry is to become.
+type neighborChange struct {
+	slot uint32
+	word uint64
+}
+
+type poolRange struct {
+	config.Range
+	pool int
+}
+
+func (b *builder) build() error {
+	b.indexPools()
+	for _, list := range b.poolGateways { // set i is that of pool i
+		b.addSet(list)
+	}
+	if err := b.buildPorts(); err != nil {
+		return err
+	}
+	b.ranges = make(table[rangeTable], 2) // attachedTables, filled last
+	var attached [2][]rangeItem
+	shared := map[inet.Addr][]SNATRange{}
+	for v := range b.cfg.VPCs {
+		if err := b.buildAttachments(v); err != nil {
+			return err
+		}
+		rec, err := b.buildVPC(v, &attached, shared)
+		if err != nil {
+			return err
+		}
+		b.VPCs = append(b.VPCs, rec)
+	}
+	for i := range b.cfg.VPCs {
+		b.addName(b.cfg.VPCs[i].Name)
+	}
+	for i := range b.cfg.VPCs {
+		for j := range b.cfg.VPCs[i].Instances {
+			b.addName(b.cfg.VPCs[i].Instances[j].Name)
+		}
+	}
+	for f := range attached {
+		b.ranges[AttachedTables+f] = b.rangeTable(attached[f])
+	}
+	for addr, list := range shared {
+		if err := b.addShared(addr, list); err != nil {
+			return err
+		}
+	}
+	b.buildHosts()
+	return nil
+}
+
+// addShared notes an SNAT address with all its ranges.
+func (b *builder) addShared(addr inet.Addr, list []SNATRange) error {
+	slot, err := b.addressSlot(addr.Netip())
+	if err != nil {
+		return err
+	}
+	slices.SortFunc(list, func(x, y SNATRange) int { return cmp.Compare(x.First, y.First) })
+	b.hostList = append(b.hostList, Host{Addr: addr, Kind: HostSNAT, Index: uint32(len(b.SNAT)), Ranges: uint16(len(list)),
+		Ports: b.poolPorts[b.poolOf(addr.Netip())], Set: b.setOf(addr.Netip()), Rules: b.poolRules[b.poolOf(addr.Netip())], Slot: slot})
+	b.SNAT = append(b.SNAT, list...)
+	return nil
+}
+
+func (b *builder) addName(name string) {
+	b.names = append(b.names, name...)
+	b.nameEnds = append(b.nameEnds, uint32(len(b.names)))
+}
+
+// indexPools prepares the questions "which pool", "which gateways", "which ports" of an address.
+func (b *builder) indexPools() {
+	var outside uint32
+	for i, p := range b.cfg.Ports {
+		if p.Side == config.Outside {
+			outside |= 1 << i
+		}
+	}
+	b.poolGateways = make([][]int32, len(b.cfg.Pools))
+	b.poolPorts = make([]uint32, len(b.cfg.Pools))
+	b.poolRules = make([]rules, len(b.cfg.Pools))
+	for i, p := range b.cfg.Pools {
+		for _, r := range p.Ranges {
+			b.poolRanges = append(b.poolRanges, poolRange{r, i})
+		}
+		for _, port := range p.Ports {
+			b.poolPorts[i] |= 1 << port
+		}
+		if len(p.Ports) == 0 {
+			b.poolPorts[i] = outside
+		}
+		b.poolRules[i] = rulesOf(p.Sessions)
+	}
+	slices.SortFunc(b.poolRanges, func(x, y poolRange) int { return x.From.Compare(y.From) })
+	b.single = map[netip.Addr][]int32{}
+	for i, g := range b.cfg.Gateways {
+		for _, p := range g.Pools {
+			b.poolGateways[p] = append(b.poolGateways[p], int32(i))
+		}
+		for _, a := range g.Addresses {
+			b.single[a] = append(b.single[a], int32(i))
+		}
+	}
+}
+
+func rulesOf(t config.Translation) (r rules) {
+	if t.Mapping == config.AddressAndPortDependentMapping {
+		r |= Overload
+	}
+	switch t.Filtering {
+	case config.EndpointIndependentFiltering:
+		r |= FilterNone
+	case config.AddressAndPortDependentFiltering:
+		r |= FilterPort
+	}
+	if t.Fragments == config.DropFragments {
+		r |= DropFragments
+	}
+	return r
+}
+
+func (b *builder) addSet(list []int32) uint32 {
+	b.sets = append(b.sets, span{uint32(len(b.gateways)), uint32(len(list))})
+	b.gateways = append(b.gateways, list...)
+	return uint32(len(b.sets) - 1)
+}
+
+// setOf returns the set of gateways of an address: its pool's, and those that name it alone.
+func (b *builder) setOf(a netip.Addr) uint32 {
+	pool := b.poolOf(a)
+	if single := b.single[a]; len(single) > 0 {
+		return b.addSet(slices.Concat(b.poolGateways[pool], single))
+	}
+	return uint32(pool)
+}
+
+// poolOf returns the pool of an address; config guarantees that there is one.
+func (b *builder) poolOf(a netip.Addr) int {
+	i, found := slices.BinarySearchFunc(b.poolRanges, a, func(r poolRange, a netip.Addr) int { return r.From.Compare(a) })
+	if !found {
+		i--
+	}
+	return b.poolRanges[i].pool
+}
+
+// eligible reports whether address a may be a source for gateway: associated with it by itself or by its pool;
+// for the unnamed gateway, associated with none.
+func (b *builder) eligible(a netip.Addr, gateway int32) bool {
+	pool, single := b.poolGateways[b.poolOf(a)], b.single[a]
+	if gateway == config.UnnamedGateway {
+		return len(pool) == 0 && len(single) == 0
+	}
+	return slices.Contains(pool, gateway) || slices.Contains(single, gateway)
+}
+
+func (b *builder) buildPorts() error {
+	for i, p := range b.cfg.Ports {
+		r := Port{Side: uint8(p.Side), MTU: uint16(p.MTU), VPC: -1, MAC: p.MAC}
+		for _, a := range p.Addresses {
+			if p.Side == config.Outside {
+				b.hostList = append(b.hostList, Host{Addr: inet.FromNetip(a.Addr()), Kind: HostOwn, Port: uint8(i)})
+				first, last := inet.PrefixRange(a)
+				b.OnLink = append(b.OnLink, Prefix{First: first, Last: last, Port: uint8(i)})
+			}
+		}
+		for _, h := range p.NextHops {
+			if err := b.addHop(i, h); err != nil {
+				return err
+			}
+		}
+		b.Ports = append(b.Ports, r)
+	}
+	return nil
+}
+
+// addHop notes a router: an outside port's, which flows are spread over, or an attachment's. All of them are kept resolved.
+func (b *builder) addHop(port int, h config.NextHop) error {
+	a := inet.FromNetip(h.Address)
+	slot, err := b.neighbor(port, a, h.MAC)
+	if err == nil {
+		b.Hops = append(b.Hops, Hop{Addr: a, Neighbor: slot, Port: uint8(port), Family: uint8(a.Family())})
+	}
+	return err
+}
+
+// neighbor makes sure that the neighbor table has an entry, which keeps what was resolved already.
+func (b *builder) neighbor(port int, a inet.Addr, mac config.MAC) (uint32, error) {
+	n := b.c.state.Neighbors
+	slot := n.Find(uint8(port), a)
+	var was uint64
+	if slot != state.NoNeighbor {
+		was = atomic.LoadUint64(&n.Entries[slot].Word)
+	}
+	word := was
+	if static := state.NeighborState(was>>48) == state.NeighborStatic; mac != (config.MAC{}) {
+		word = uint64(state.NeighborStatic)<<48 | state.MACWord(mac)
+	} else if static || was == 0 {
+		word = uint64(state.NeighborIncomplete) << 48
+	}
+	switch {
+	case was == 0:
+		var err error
+		if slot, err = n.Set(uint8(port), a, state.NeighborState(word>>48), state.MACOf(word)); err != nil {
+			return slot, err
+		}
+		b.created = append(b.created, slot)
+	case word != was: // the running generation uses the entry too: not before the new one is in force
+		b.pending = append(b.pending, neighborChange{slot, word})
+	}
+	b.neighbors[slot]++
+	return slot, nil
+}
+
+// NoPort is where a VPC without attachment is reached: nowhere.
+const NoPort = 0xff
+
+// via says how a VPC-internal address is reached: by which port, and through which hop; a zero hop is the address itself.
+func via(v *config.VPC, a netip.Addr) (port int, hop config.NextHop) {
+	if len(v.Attach) == 0 {
+		return NoPort, config.NextHop{}
+	}
+	at := v.Attach[0]
+	for _, t := range v.Attach {
+		if slices.ContainsFunc(t.Addresses, func(p netip.Prefix) bool { return p.Masked().Contains(a) }) {
+			return t.Port, config.NextHop{}
+		}
+	}
+	for _, h := range at.NextHops {
+		if h.Address.BitLen() == a.BitLen() {
+			return at.Port, h
+		}
+	}
+	return at.Port, config.NextHop{}
+}
+
+func (b *builder) buildAttachments(vi int) error {
+	for _, a := range b.cfg.VPCs[vi].Attach {
+		b.Ports[a.Port].VPC = int32(vi)
+		for _, p := range a.Addresses {
+			b.hostList = append(b.hostList, Host{Addr: inet.FromNetip(p.Addr()), Domain: uint32(vi) + 1, Kind: HostOwn, Port: uint8(a.Port)})
+		}
+		for _, h := range a.NextHops {
+			if err := b.addHop(a.Port, h); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,413 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package generation is the compiled, immutable form of a configuration: the records that workers read, the compiler
+// that makes them, and what a newer generation means for a session (affinity). Control writes a generation before it
+// is published, and nobody afterwards.
+package generation
+
+import (
+	"weir/config"
+	"weir/pipeline/header"
+	"weir/pipeline/inet"
+	"weir/pipeline/memory"
+	"weir/pipeline/session"
+)
+
+// A Generation is one compiled configuration: flat tables in one segment that nobody changes. Records name each
+// other by index; only neighbor slots and the slots of VPCs and instances lie in the State and outlive it.
+type Generation struct {
+	Number  uint64
+	Segment memory.Segment
+	Header  *Header
+	Tables
+}
+
+// Header stands at the start of a generation's segment.
+type Header struct {
+	memory.Header
+	Number     uint64
+	HostSecret uint64
+	Timeouts   [2][session.NumStates]uint32 // milliseconds; as configured, and under pressure
+	Drain      uint32                       // milliseconds
+	PortRest   uint32                       // milliseconds
+	Spread     uint8
+	OnMove     uint8
+	UnknownTCP uint8
+	_          [3]uint8
+	MSSClamp   uint16 // bytes, clampAuto or clampOff
+	UDPCount   uint16
+	_          [6]uint8
+	// UDP timeouts by remote port, sorted by it; the first is at 1, for Session.Timer.
+	UDPPorts    [config.MaxUDPPorts + 2]uint16
+	UDPTimeouts [config.MaxUDPPorts + 2]uint32
+	Sections    [numSections]section
+}
+
+// section is where a table lies: Count records, and room for Cap of them.
+type section struct{ Off, Count, Cap uint64 }
+
+const (
+	numSections   = 21
+	sourceSection = numSections - 1
+)
+
+// Tables are the sections. Each is a slice into the segment (or, while compiling, on the heap).
+type Tables struct {
+	Ports      table[Port]
+	OnLink     table[Prefix] // the outside ports' own prefixes
+	Hops       table[Hop]    // next hops of the outside ports, and of attachments
+	VPCs       table[VPC]
+	Instances  table[Instance]
+	Selections table[Selection] // of an instance: per tag of its VPC, IPv4 then IPv6
+	Candidates table[Candidate]
+	Routes     table[Route]
+	ranges     table[rangeTable]
+	starts     table[inet.Addr] // of range tables
+	results    table[uint32]    // beside starts; 0: none, else 1 + index
+	Hosts      table[Host]      // open hash table
+	SNAT       table[SNATRange]
+	PortRanges table[session.PortRange] // an instance's ports of an SNAT address
+	Sources    table[Source]
+	Attached   table[Attached]
+	gateways   table[int32]  // lists of gateways
+	sets       table[span]   // the lists: gateways that a pool, or an address, is associated with
+	names      table[byte]   // of the VPCs, then of the instances, one after the other; for control
+	nameEnds   table[uint32] // where each name ends
+	source     table[byte]   // the text that it was compiled from, as control wants it; for control
+}
+
+// columns returns all sections in their order.
+func (t *Tables) columns() [numSections]column {
+	return [numSections]column{&t.Ports, &t.OnLink, &t.Hops, &t.VPCs, &t.Instances, &t.Selections, &t.Candidates, &t.Routes,
+		&t.ranges, &t.starts, &t.results, &t.Hosts, &t.SNAT, &t.PortRanges, &t.Sources, &t.Attached, &t.gateways, &t.sets, &t.names, &t.nameEnds, &t.source}
+}
+
+// span is a run of records of another section.
+type span struct{ First, Count uint32 }
+
+func (s span) End() uint32 { return s.First + s.Count }
+
+type Port struct {
+	Side uint8
+	_    uint8
+	MTU  uint16
+	VPC  int32 // inside: the VPC it belongs to, -1: none
+	MAC  config.MAC
+	_    [2]uint8
+}
+
+// Prefix is an on-link prefix of a port.
+type Prefix struct {
+	First, Last inet.Addr
+	Port        uint8
+	_           [7]uint8
+}
+
+type Hop struct {
+	Addr     inet.Addr
+	Neighbor uint32
+	Port     uint8
+	Family   uint8
+	_        [2]uint8
+}
+
+type VPC struct {
+	Slot    uint32
+	Limit   uint32    // sessions; 0: none
+	Tags    uint32    // how many different gateways its routes name
+	Sources [2]uint32 // range table per family: transit and attached prefixes -> sources; NoTable: none
+	_       uint32
+}
+
+type Instance struct {
+	Addr       [2]inet.Addr // per family; zero: none
+	VPC        uint32
+	Slot       uint32
+	Limit      uint32
+	Selections uint32    // first of 2 x Tags
+	Routes     [2]uint32 // range table per family -> routes
+	Neighbor   [2]uint32
+	Port       [2]uint8
+	_          [6]uint8
+}
+
+// Kinds of a selection.
+const (
+	SelectNone      = iota // nothing eligible
+	SelectFloating         // 1:1, rendezvous among the candidates
+	SelectEphemeral        // 1:1, one candidate
+	SelectSNAT             // one candidate, with port ranges
+)
+
+// Selection is what an instance may use for one tag and family.
+type Selection struct {
+	Candidates span
+	Kind       uint8
+	_          [3]uint8
+}
+
+// Candidate is an external address that may be chosen.
+type Candidate struct {
+	Addr   inet.Addr
+	Ranges span   // SNAT: its ports
+	Slot   uint32 // SNAT: the address's
+	Ports  uint32 // outside ports that it may leave by
+	Rules  rules
+	_      [7]byte
+}
+
+// rules say how sessions over an address are translated: what its pool has of config.Translation.
+type rules uint8
+
+const (
+	Overload      rules = 1 << iota // mapping address-and-port-dependent
+	FilterNone                      // filtering endpoint-independent
+	FilterPort                      // filtering address-and-port-dependent; neither of the two: address-dependent
+	DropFragments                   // fragments are refused
+)
+
+// Kinds of a route.
+const (
+	RouteDrop     = iota + 1
+	RouteGateway  // tag
+	RouteInternal // untranslated, to Hop by Port, or, with no Hop, to the destination itself
+)
+
+type Route struct {
+	Hop     inet.Addr
+	Gateway int32  // index in the configuration; config.UnnamedGateway
+	Tag     uint32 // number of that gateway among those that the VPC's routes name
+	Index   int32  // the route's place in its VPC's list; -1: the implicit route of a subnet
+	Kind    uint8
+	Port    uint8
+	_       [2]uint8
+}
+
+// rangeTable maps addresses to results by sorted, disjoint ranges: each starts where the one before it ends.
+type rangeTable struct{ span }
+
+// NoTable is no range table.
+const NoTable = ^uint32(0)
+
+// Kinds of a host.
+const (
+	HostOwn       = iota + 1 // an address of weir itself
+	HostInstance             // inside: an instance's own address
+	hostFloating             // outside: 1:1
+	hostEphemeral            // outside: 1:1
+	HostSNAT                 // outside: shared by port ranges
+)
+
+// Host is an address that weir knows, in a domain: 0 outside, 1 + index of a VPC inside.
+type Host struct {
+	Addr   inet.Addr
+	Domain uint32
+	Kind   uint8  // 0: empty
+	Port   uint8  // hostOwn: the port it belongs to
+	Ranges uint16 // hostSNAT: how many
+	Index  uint32 // instance, or first of the ranges
+	Ports  uint32 // outside ports that the address may use
+	Set    uint32 // the gateways that the address is associated with
+	Slot   uint32 // hostSNAT
+	Rules  rules
+	_      [7]uint8
+}
+
+// SNATRange is an instance's ports of a shared address.
+type SNATRange struct {
+	Instance    uint32
+	First, Last uint16
+}
+
+// Kinds of a source.
+const (
+	SourceTransit = iota + 1
+	SourceAttached
+)
+
+// Source says whose a source address is that is no instance's own.
+type Source struct {
+	Kind     uint32
+	Instance uint32
+	Attached uint32
+}
+
+// Attached is a public prefix that is routed to an instance.
+type Attached struct {
+	First, Last inet.Addr
+	Set         uint32 // it may leave by these gateways
+	Instance    uint32
+	Ports       uint32
+	_           uint32
+}
+
+// genLayout is the hash over all types of a generation.
+var genLayout = memory.Hash(Header{}, Port{}, Prefix{}, Hop{}, VPC{}, Instance{}, Selection{}, Candidate{},
+	Route{}, rangeTable{}, inet.Addr{}, Host{}, SNATRange{}, session.PortRange{}, Source{}, Attached{})
+
+// AttachedTables are the first two range tables of every generation: all attached prefixes, per family.
+const AttachedTables = 0
+
+// timer returns which of the UDP timeouts by remote port is a session's, or 0.
+func (h *Header) timer(proto uint8, remotePort uint16) uint8 {
+	if proto != header.ProtocolUDP {
+		return 0
+	}
+	lo, hi := 1, 1+int(h.UDPCount)
+	for lo < hi {
+		if mid := int(uint(lo+hi) >> 1); h.UDPPorts[mid] < remotePort {
+			lo = mid + 1
+		} else {
+			hi = mid
+		}
+	}
+	if lo > int(h.UDPCount) || h.UDPPorts[lo] != remotePort {
+		return 0
+	}
+	return uint8(lo)
+}
+
+// NumPorts returns the number of ports.
+func (g *Generation) NumPorts() int { return len(g.Ports) }
+
+// Eligible reports whether what has this set of gateways may be a source for gateway: the unnamed one takes only what
+// is associated with none.
+func (g *Generation) Eligible(set uint32, gateway int32) bool {
+	s := g.sets[set]
+	if gateway == config.UnnamedGateway {
+		return s.Count == 0
+	}
+	for _, x := range g.gateways[s.First:s.End()] {
+		if x == gateway {
+			return true
+		}
+	}
+	return false
+}
+
+// Source returns the text that the generation was compiled from. It aliases the segment.
+func (g *Generation) Source() []byte { return g.source }
+
+// name returns name i: the VPCs' come first, then the instances'.
+func (g *Generation) name(i int) string {
+	start := uint32(0)
+	if i > 0 {
+		start = g.nameEnds[i-1]
+	}
+	return string(g.names[start:g.nameEnds[i]])
+}
+
+// FD returns the descriptor of the generation's segment.
+func (g *Generation) FD() int { return g.Segment.FD() }
+
+// Size returns the bytes that the generation takes.
+func (g *Generation) Size() uint64 { return g.Segment.Size() }
+
+// Close unmaps it. No worker may use it any more.
+func (g *Generation) Close() error { return g.Segment.Close() }
+
+// store writes compiled tables to a new segment and returns the generation in it.
+func store(h Header, t *Tables) (*Generation, error) {
+	var l memory.Layout
+	memory.Add[Header](&l, 1)
+	for i, c := range t.columns() {
+		h.Sections[i] = c.reserve(&l, c != column(&t.Hosts)) // which is a hash table: its length is its room
+	}
+	s, err := memory.New("generation", l.Size(), false)
+	if err != nil {
+		return nil, err
+	}
+	*memory.At[Header](s, 0) = h
+	g := &Generation{Segment: *s}
+	g.view()
+	for i, c := range t.columns() {
+		c.copyTo(g.columns()[i])
+	}
+	g.Segment.Seal(genLayout)
+	return g, nil
+}
+
+// Attach maps the generation behind fd into g, which must be zero or closed, and takes fd over, also when it fails. It
+// allocates nothing.
+func (g *Generation) Attach(fd int) error {
+	if err := g.Segment.Map(fd); err != nil {
+		return err
+	}
+	if err := g.Segment.Check(genLayout); err != nil {
+		g.Segment.Close()
+		return err
+	}
+	g.view()
+	return nil
+}
+
+func (g *Generation) view() {
+	g.Header = memory.At[Header](&g.Segment, 0)
+	g.Number = g.Header.Number
+	for i, c := range g.columns() {
+		c.view(&g.Segment, g.Header.Sections[i])
+	}
+}
+
+// table is a section: a slice that can be stored to and viewed in a segment.
+type table[T any] []T
+
+type column interface {
+	reserve(l *memory.Layout, room bool) section
+	view(*memory.Segment, section)
+	copyTo(column)
+	extend(*memory.Segment, section)
+	count() uint64
+}
+
+// reserve makes room for the table, and for what Compiler.Follow may add to it later.
+func (t *table[T]) reserve(l *memory.Layout, room bool) section {
+	n := len(*t)
+	if room {
+		n += n/8 + 32
+	}
+	return section{memory.Add[T](l, n), uint64(len(*t)), uint64(n)}
+}
+
+func (t *table[T]) view(s *memory.Segment, at section) {
+	*t = memory.Slice[T](s, at.Off, int(at.Count))
+}
+
+// extend is view, but append has the room to itself.
+func (t *table[T]) extend(s *memory.Segment, at section) {
+	*t = memory.Slice[T](s, at.Off, int(at.Cap))[:at.Count]
+}
+
+func (t *table[T]) count() uint64 { return uint64(len(*t)) }
+
+func (t *table[T]) copyTo(to column) { copy(*to.(*table[T]), *t) }
+
+// VPCNames returns the names of the VPCs of g by slot. cfg is the configuration that g was compiled from.
+func (g *Generation) VPCNames(cfg *config.Config) map[uint32]string {
+	names := make(map[uint32]string, len(g.VPCs))
+	for i := range g.VPCs {
+		names[g.VPCs[i].Slot] = cfg.VPCs[i].Name
+	}
+	return names
+}
+
+// Holds reports whether a lies in the prefix. Of most prefixes, all of IPv4 among them, the upper half is one number.
+func (l *Prefix) Holds(a inet.Addr) bool {
+	if l.First.Hi == l.Last.Hi {
+		return a.Hi == l.First.Hi && a.Lo-l.First.Lo <= l.Last.Lo-l.First.Lo
+	}
+	return !a.Less(l.First) && !l.Last.Less(a)
+}
+
+// Values of Header.MSSClamp that are not sizes.
+const (
+	ClampOff  = 0
+	ClampAuto = 0xffff
+)
+
+func clampOf(n int) uint16 {
+	if n == config.MSSClampAuto {
+		return ClampAuto
+	}
+	return uint16(n)
+}

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pipeline
+
+import (
+	"weir/pipeline/drop"
+	"weir/pipeline/header"
+	"weir/pipeline/inet"
+	"weir/pipeline/state"
+)
+
+// Packets that wait for a neighbor: few in all and few each, for a short time.
+const (
+	maxHeld            = 256
+	maxHeldPerNeighbor = 3
+	minHeldPerPort     = 8 // each port has a share, so that one network's silence is not another's
+	holdMillis         = 3000
+)
+
+// heldPacket is a packet that is ready but for its destination MAC.
+type heldPacket struct {
+	frame  []byte
+	handle uintptr
+	hop    inet.Addr
+	port   uint8
+	since  uint32 // millisecond
+	asked  uint32 // millisecond
+}
+
+// hold keeps a packet until its neighbor is resolved, and asks control to resolve it.
+func (w *Worker) hold(p *Packet) {
+	hop := p.hop
+	if p.neighbor != state.NoNeighbor {
+		_, hop = w.neighbors.At(p.neighbor)
+	}
+	same, here := 0, 0
+	for i := range w.holding {
+		if h := &w.held[i]; h.port == p.outPort {
+			here++
+			if h.hop == hop {
+				same++
+			}
+		}
+	}
+	// Held or not, the neighbor is asked for: the next packet shall find it.
+	if same == 0 {
+		w.resolve(p.outPort, hop)
+	}
+	if share := max(minHeldPerPort, maxHeld/len(w.gen.Ports)); w.holding == maxHeld || here >= share || same == maxHeldPerNeighbor {
+		w.drop(p, drop.NeighborUnresolved)
+		return
+	}
+	w.held[w.holding] = heldPacket{p.Data, p.Handle, hop, p.outPort, w.tick, w.tick}
+	w.holding++
+}
+
+// resolve asks control for a neighbor.
+func (w *Worker) resolve(port uint8, hop inet.Addr) {
+	if w.allowed(port, resolution) {
+		w.punts.Put(state.PuntResolve, port, drop.Pass, 0, hop, nil)
+	}
+}
+
+// Release queues held packets whose neighbor has been resolved since, and drops those that waited too long, for that or for
+// their first fragment. The
+// driver calls it every turn, and empties the queues after it.
+func (w *Worker) Release() {
+	w.ageFragments()
+	if w.counters.Held == 0 {
+		return
+	}
+	keep := 0
+	for i := range w.holding {
+		h := w.held[i]
+		mac := w.resolved(w.neighbors.Find(h.port, h.hop))
+		switch {
+		case mac != 0 && w.Out[h.port].N+w.Spare.N < queueSize:
+			if len(h.frame)-header.EthernetSize <= int(w.gen.Ports[h.port].MTU) {
+				w.queue(h.port, mac, h.handle, h.frame)
+			} else if !w.split(h.port, mac, h.handle, h.frame) {
+				w.dropped[drop.TooBig]++
+				w.Done = append(w.Done, h.handle)
+			}
+		case w.tick-h.since > holdMillis:
+			w.dropped[drop.NeighborUnresolved]++
+			w.Done = append(w.Done, h.handle)
+		default:
+			if w.tick-h.asked >= 1000 { // the question may have been lost
+				h.asked = w.tick
+				w.resolve(h.port, h.hop)
+			}
+			w.held[keep] = h
+			keep++
+		}
+	}
+	w.holding = keep
+	w.flush()
+}
+
+// Abandon drops all held packets, and gives the spare buffers back: the worker stops.
+func (w *Worker) Abandon() {
+	w.abandonFragments()
+	w.Done = append(w.Done, w.Spare.Handles[:w.Spare.N]...)
+	w.Spare.N = 0
+	for i := range w.holding {
+		w.dropped[drop.NeighborUnresolved]++
+		w.Done = append(w.Done, w.held[i].handle)
+	}
+	w.holding = 0
+	w.flush()
+}

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pipeline
+
+import (
+	"sync/atomic"
+
+	"weir/pipeline/drop"
+	"weir/pipeline/generation"
+	"weir/pipeline/session"
+)
+
+// inbound delivers an unsolicited packet to a 1:1 address. It begins a session only where the function, applied to the
+// reply, would not give the address it arrived on: 1:1 never needs state to be possible.
+func (w *Worker) inbound(p *Packet, in *generation.Instance, h *generation.Host) {
+	f := p.family
+	p.act, p.newAddr, p.newPort, p.outPort, p.neighbor = actIn, in.Addr[f], p.localPort, in.Port[f], in.Neighbor[f]
+	p.setDeltas(p.local, in.Addr[f], p.localPort, p.localPort)
+	w.counts.stateless++
+	r := w.gen.Find(in.Routes[f], p.remote)
+	if r == 0 || w.gen.Routes[r-1].Kind != generation.RouteGateway || !begins(p) {
+		return
+	}
+	sel := &w.gen.Selections[in.Selections+2*w.gen.Routes[r-1].Tag+uint32(f)]
+	if sel.Kind == generation.SelectFloating || sel.Kind == generation.SelectEphemeral {
+		if w.choose(p, in, sel).Addr == p.local {
+			return
+		}
+	}
+	if w.beginOutside(p, in, h, session.FromOutside) {
+		w.counts.stateless--
+	}
+}
+
+// invited delivers a packet to a mapping of an SNAT address, if the filtering lets its sender in (RFC 4787 §5), and begins a
+// session. The session holds the mapping from the first packet from inside on.
+func (w *Worker) invited(p *Packet, h *generation.Host) drop.Reason {
+	space, ok := p.portSpace()
+	piece := p.kind == kindPiece // its first one was let in; there may have been no room for a session
+	if !ok || h.Rules&generation.Overload != 0 || space == session.EchoIdentifiers || !begins(p) && !piece {
+		return drop.Unsolicited
+	}
+	ref := w.mappings.FindOutside(h.Slot, space, p.localPort)
+	if ref == session.None {
+		return drop.Unsolicited
+	}
+	m := w.mappings.At(ref)
+	owner, ok := w.gen.PortOwner(h, p.localPort)
+	if !ok {
+		return drop.Unsolicited
+	}
+	in, f := &w.gen.Instances[owner], p.family
+	if in.Addr[f] != m.Private || w.gen.VPCs[in.VPC].Slot != m.VPC {
+		return drop.Unsolicited
+	}
+	switch {
+	case h.Rules&generation.FilterPort != 0 || h.Rules&generation.FilterNone == 0 && !w.knows(h, p):
+		return drop.Filtered
+	case p.expired:
+		return drop.TTLExceeded
+	case p.pinned:
+		return drop.Untranslatable
+	}
+	p.act, p.newAddr, p.newPort, p.outPort, p.neighbor = actIn, m.Private, m.PrivatePort, in.Port[f], in.Neighbor[f]
+	p.setDeltas(p.local, m.Private, p.localPort, m.PrivatePort)
+	if r := w.gen.Find(in.Routes[f], p.remote); !piece && r != 0 && w.gen.Routes[r-1].Kind == generation.RouteGateway {
+		w.beginOutside(p, in, h, session.FromOutside|session.SNAT)
+	}
+	return drop.Pass
+}
+
+// knows reports whether the mapping that p goes to has a session with the remote address of p.
+func (w *Worker) knows(h *generation.Host, p *Packet) bool {
+	for {
+		ref := w.sessions.FindPaired(h.Addr, p.remote, p.localPort, p.proto)
+		if ref == session.None {
+			return false
+		}
+		if w.usable(ref, w.sessions.At(ref)) {
+			return true
+		}
+	}
+}
+
+// beginOutside makes an unconfirmed session for a packet from outside that is translated already, if there may be one.
+func (w *Worker) beginOutside(p *Packet, in *generation.Instance, h *generation.Host, flags uint16) bool {
+	// The inside key may be taken by a flow that the instance began and that left by another address: that one stays.
+	key := session.InsideKey(w.gen.VPCs[in.VPC].Slot, p.newAddr, p.remote, p.newPort, p.remotePort, p.proto)
+	if ref := w.sessions.Find(&key); ref != session.None && w.usable(ref, w.sessions.At(ref)) {
+		return false
+	}
+	if w.filled(6) {
+		return false
+	}
+	// At most a quarter of what the instance may have, and of what the VPC may: strangers take no limit away from those inside. The
+	// oldest of the instance's at this worker gives way. Each worker has its share, so that those whom one of them owns deny nobody
+	// the others.
+	v, most := &w.gen.VPCs[in.VPC], quarter(in.Limit)
+	all := v.Limit != 0 && atomic.LoadUint32(&w.state.VPCs[v.Slot].Unconfirmed) >= max(1, v.Limit/4)
+	mine := &w.unconfirmed[in.Slot]
+	if all || most == 0 || atomic.LoadUint32(&w.state.Instances[in.Slot].Unconfirmed) >= most && mine.N >= max(1, most/uint32(w.state.Workers())) {
+		if mine.Oldest == session.None {
+			return false
+		}
+		w.end(mine.Oldest)
+	}
+	f := flow{in: in, private: p.newAddr, privatePort: p.newPort, external: p.local, externalPort: p.localPort, ports: h.Ports, flags: flags, mapping: session.None}
+	return w.create(p, &f) == drop.Pass
+}
+
+// defaultQuarter is for instances without a limit: a quarter of the limit's default.
+const defaultQuarter = 65536 / 4
+
+// quarter is how many unconfirmed sessions an instance of that limit may have.
+func quarter(limit uint32) uint32 {
+	if limit == 0 {
+		return defaultQuarter
+	}
+	return limit / 4
+}

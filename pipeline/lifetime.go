@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pipeline
+
+import (
+	"weir/pipeline/session"
+)
+
+// usable ends a session that is over, by time or by a newer generation, and reports whether it lives.
+func (w *Worker) usable(ref uint32, s *session.Session) bool {
+	// The check comes first: Timer is an index into the generation's own table.
+	if s.Generation != uint32(w.gen.Number) && !w.gen.Recheck(s, w.tick) || w.over(s) {
+		w.end(ref)
+		return false
+	}
+	return true
+}
+
+// over reports whether the time of a session is over.
+func (w *Worker) over(s *session.Session) bool {
+	limit := w.timeouts[s.State()%session.NumStates]
+	if s.Timer != 0 && s.State() == session.UDP {
+		limit = w.gen.Header.UDPTimeouts[s.Timer]
+	}
+	return w.tick-s.Last > limit || s.Flags&session.Draining != 0 && int32(w.tick-s.Drain) >= 0
+}
+
+// Under pressure from three quarters of the table on, and until it is down to five eighths.
+const (
+	pressFrom = 6 // eighths
+	pressTo   = 5
+)
+
+// pressedRest is how long a port rests, in milliseconds, while the table of mappings is as full: ranges are an instance's own, so that RFC 6888
+// REQ-8 asks for no rest, and a full table would refuse everybody.
+const pressedRest = 1000
+
+// weigh decides whether what has not been answered ends early. Established sessions never do.
+func (w *Worker) weigh() {
+	switch {
+	case w.filled(pressFrom):
+		w.pressed = 1
+	case !w.filled(pressTo):
+		w.pressed = 0
+	}
+	w.timeouts = &w.gen.Header.Timeouts[w.pressed]
+	w.counters.Pressed = uint64(w.pressed)
+}
+
+// Expire ends the sessions among the next n that have been idle for too long or that a newer generation ends, and
+// returns how many. Called every turn, it walks the table in slices. The first worker also lets go of mappings.
+func (w *Worker) Expire(n int) int {
+	ended := 0
+	w.weigh()
+	for range n {
+		s := w.sessions.At(w.expireAt)
+		if s.State() != session.Free && !w.usable(w.expireAt, s) {
+			ended++
+		}
+		if w.expireAt++; w.expireAt == uint32(w.sessions.Capacity()) {
+			w.expireAt = 0
+		}
+	}
+	if ended > 0 {
+		w.counters.Sessions = uint64(w.sessions.Len())
+	}
+	if w.index == 0 {
+		rest := w.gen.Header.PortRest
+		if w.mappings.Len() >= w.mappings.Capacity()/8*pressFrom {
+			rest = min(rest, pressedRest)
+		}
+		w.mappings.Reap(n, w.tick, rest, w.state.OldestTurn(w.tick))
+	}
+	return ended
+}
+
+// filled reports whether eighths of the session table are in use. The last eighth is for SNAT, which cannot do without a
+// session; the eighth before it is for 1:1 flows that begin inside too; what the Internet begins has to stay below both.
+func (w *Worker) filled(eighths int) bool {
+	return w.sessions.Len() >= w.sessions.Capacity()/8*eighths
+}

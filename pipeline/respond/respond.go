@@ -1,0 +1,474 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package respond is what control says for weir on the wire: answers to ARP, neighbor discovery and pings, questions
+// for neighbors, ICMP errors and resets. It is ordinary Go and runs in control, behind the punt rings.
+package respond
+
+import (
+	"net/netip"
+	"slices"
+
+	"weir/config"
+	"weir/pipeline/drop"
+	"weir/pipeline/generation"
+	"weir/pipeline/header"
+	"weir/pipeline/inet"
+	"weir/pipeline/state"
+)
+
+// Responder is control's end of the punt rings: it says what weir itself has to say. It answers ARP, neighbor
+// solicitations and pings to weir's own addresses, resolves neighbors, and writes ICMP errors. Ordinary Go: it may
+// allocate and take its time. One goroutine uses it.
+type Responder struct {
+	state *state.State
+	cfg   *config.Config
+	gen   *generation.Generation
+	macs  []config.MAC
+
+	// Passive: neighbors count as resolved, so nobody is asked and nothing learned. For replays.
+	Passive bool
+
+	probes map[probeKey]*probe
+	scan   int64 // when to look through the probes next
+	buf    []byte
+	lost   uint64
+}
+
+type probeKey struct {
+	port uint8
+	addr inet.Addr
+}
+
+// probe is a neighbor that is being asked for, or asked again from time to time.
+type probe struct {
+	next    int64 // when to ask next, nanoseconds
+	tries   int   // unanswered
+	wanted  bool  // a packet waits
+	hop     bool  // a next hop of the configuration: always kept resolved
+	dynamic bool  // not named by the configuration
+}
+
+// Times of neighbor resolution. RFC 4861 §10: three questions, a second apart.
+const (
+	probeInterval = int64(1e9)
+	ProbeTries    = 3
+	scanInterval  = int64(100e6)
+	hopInterval   = int64(10e9)  // a next hop is asked again after this
+	ReaskInterval = int64(300e9) // any other neighbor
+	MaxDynamic    = 1024         // neighbors of a port that no configuration names
+)
+
+// New returns a responder for the state's rings.
+func New(s *state.State, macs []config.MAC) *Responder {
+	return &Responder{state: s, macs: macs, probes: map[probeKey]*probe{}}
+}
+
+// Configure tells of the generation that answers are to follow, and of the configuration it was compiled from.
+func (r *Responder) Configure(cfg *config.Config, g *generation.Generation) {
+	first := r.gen == nil
+	r.cfg, r.gen = cfg, g
+	asked := map[uint32]bool{} // the only ones of which it matters whether an instance has them
+	for k := range r.probes {
+		asked[r.state.Neighbors.Find(k.port, k.addr)] = true
+	}
+	named := map[uint32]bool{}
+	for i := range g.Instances {
+		for _, slot := range g.Instances[i].Neighbor {
+			if first || asked[slot] {
+				named[slot] = true
+			}
+		}
+	}
+	for k, p := range r.probes {
+		slot := r.state.Neighbors.Find(k.port, k.addr)
+		if p.hop || slot == state.NoNeighbor {
+			delete(r.probes, k)
+		} else if named[slot] {
+			p.dynamic = false // so that nobody removes it
+		}
+	}
+	if first {
+		r.inherit(named)
+	}
+	for i := range g.Hops {
+		h := &g.Hops[i]
+		if now, _ := r.state.Neighbors.Get(h.Neighbor); now != state.NeighborStatic {
+			r.probes[probeKey{h.Port, h.Addr}] = &probe{hop: true}
+		}
+	}
+}
+
+// inherit takes over the neighbors that an earlier responder resolved: they are asked again one after the other.
+func (r *Responder) inherit(named map[uint32]bool) {
+	for slot := range r.state.Neighbors.Entries {
+		now, _ := r.state.Neighbors.Get(uint32(slot))
+		if now == state.NeighborNone || now == state.NeighborStatic || now == state.NeighborIncomplete && named[uint32(slot)] {
+			continue
+		}
+		port, addr := r.state.Neighbors.At(uint32(slot))
+		r.probes[probeKey{port, addr}] = &probe{next: ReaskInterval / 1024 * int64(len(r.probes)%1024), dynamic: !named[uint32(slot)]}
+	}
+}
+
+// Poll handles what the workers have punted and asks for neighbors whose time has come.
+func (r *Responder) Poll(now int64) {
+	if r.scan == 0 && !r.Passive { // what was configured before the first turn counts from it
+		for _, p := range r.probes {
+			p.next += now
+		}
+	}
+	for w := range r.state.Workers() {
+		ring := r.state.Punt(w)
+		for m := ring.Peek(); m != nil; m = ring.Peek() {
+			r.Handle(m, now)
+			ring.Pop()
+		}
+	}
+	if r.Passive || now < r.scan {
+		return
+	}
+	r.scan = now + scanInterval
+	for k, p := range r.probes {
+		if now >= p.next {
+			r.ask(k, p, now)
+		}
+	}
+}
+
+// Lost returns how many frames found no room on the way to a worker.
+func (r *Responder) Lost() uint64 { return r.lost }
+
+// Probing returns how many neighbors are asked for, now or later.
+func (r *Responder) Probing() int { return len(r.probes) }
+
+// Handle does what a message from a worker asks for.
+func (r *Responder) Handle(m *state.Message, now int64) {
+	if int(m.Port) >= len(r.macs) {
+		return
+	}
+	switch m.Kind {
+	case state.PuntResolve:
+		r.want(probeKey{m.Port, m.Addr}, now)
+	case state.PuntError:
+		r.sendError(m)
+	case state.PuntFrame:
+		e, ok := header.ParseEthernet(m.Data())
+		if !ok {
+			return
+		}
+		switch e.Type() {
+		case header.EtherTypeARP:
+			r.arp(m.Port, e, now)
+		case header.EtherTypeIPv4:
+			if ip, ok := header.ParseIPv4(e.Payload()); ok {
+				b := r.frame(e.Src(), m.Port, header.EtherTypeIPv4)
+				if b, ok = header.AppendEchoReplyIPv4(b, ip); ok {
+					r.send(m.Port, b)
+				}
+			}
+		case header.EtherTypeIPv6:
+			if ip, ok := header.ParseIPv6(e.Payload()); ok {
+				r.ipv6(m.Port, e, ip, now)
+			}
+		}
+	}
+}
+
+// frame begins a frame of ours to dst in the responder's buffer.
+func (r *Responder) frame(dst header.MAC, port uint8, etherType uint16) []byte {
+	return header.AppendEthernet(r.buf[:0], dst, header.MAC(r.macs[port]), etherType)
+}
+
+// send hands a frame to a worker, any of which can transmit by every port.
+func (r *Responder) send(port uint8, b []byte) {
+	r.buf = b
+	if !r.state.Inject(0).Put(state.InjectFrame, port, drop.Pass, 0, inet.Addr{}, b) {
+		r.lost++
+	}
+}
+
+func (r *Responder) arp(port uint8, e header.Ethernet, now int64) {
+	a, ok := header.ParseARP(e.Payload())
+	if !ok || a.SenderMAC() != e.Src() || a.SenderMAC().IsGroup() || r.ours(port, a.Sender()) {
+		return // malformed, or somebody claims one of our addresses
+	}
+	if a.Sender().IsValid() && !a.Sender().IsUnspecified() {
+		r.Learn(port, a.Sender(), a.SenderMAC(), now)
+	}
+	if a.Operation() == header.ARPRequest && r.answers(port, a.Target()) {
+		r.send(port, header.AppendARPReply(r.frame(a.SenderMAC(), port, header.EtherTypeARP), header.MAC(r.macs[port]), a))
+	}
+}
+
+func (r *Responder) ipv6(port uint8, e header.Ethernet, ip header.IPv6, now int64) {
+	if s, ok := header.ParseNeighborSolicitation(ip); ok {
+		if mac, ok := s.LinkLayer(); ok && mac == e.Src() && !mac.IsGroup() && !r.ours(port, ip.Src()) {
+			r.Learn(port, ip.Src(), mac, now)
+		}
+		if r.answers(port, s.Target()) {
+			flags := uint8(header.NDPRouter | header.NDPSolicited | header.NDPOverride)
+			to := e.Src()
+			if ip.Src().IsUnspecified() { // duplicate detection: all nodes shall hear it
+				to = header.MulticastMAC(netip.IPv6LinkLocalAllNodes())
+			}
+			r.send(port, header.AppendNeighborAdvertisement(r.frame(to, port, header.EtherTypeIPv6), header.MAC(r.macs[port]), flags, s.Target(), ip.Src(), s.Target()))
+		}
+		return
+	}
+	if a, ok := header.ParseNeighborAdvertisement(ip); ok {
+		mac, ok := a.LinkLayer()
+		if !ok {
+			mac = e.Src()
+		}
+		if !mac.IsGroup() && !r.ours(port, a.Target()) {
+			r.Learn(port, a.Target(), mac, now)
+		}
+		return
+	}
+	b := r.frame(e.Src(), port, header.EtherTypeIPv6)
+	if b, ok := header.AppendEchoReplyIPv6(b, ip); ok {
+		r.send(port, b)
+	}
+}
+
+// ours reports whether a is an address of weir itself on port.
+func (r *Responder) ours(port uint8, a netip.Addr) bool {
+	return slices.ContainsFunc(r.prefixes(port), func(p netip.Prefix) bool { return p.Addr() == a })
+}
+
+// prefixes returns weir's own addresses on a port with their prefixes: the port's outside, its VPC's inside.
+func (r *Responder) prefixes(port uint8) []netip.Prefix {
+	p := &r.cfg.Ports[port]
+	if p.Side == config.Outside {
+		return p.Addresses
+	}
+	if v := r.gen.Ports[port].VPC; v >= 0 {
+		for _, a := range r.cfg.VPCs[v].Attach {
+			if a.Port == int(port) {
+				return a.Addresses
+			}
+		}
+	}
+	return nil
+}
+
+// answers reports whether weir answers for address a on port: its own, and on an outside port, as the port's answer key
+// says, external addresses of instances.
+func (r *Responder) answers(port uint8, a netip.Addr) bool {
+	if r.ours(port, a) {
+		return true
+	}
+	p := &r.cfg.Ports[port]
+	if p.Side != config.Outside || p.Answer == config.AnswerNone {
+		return false
+	}
+	x := inet.FromNetip(a)
+	if h := r.gen.Host(0, x); h != nil && h.Kind == generation.HostOwn || !r.gen.Own(x) {
+		return false
+	}
+	return p.Answer == config.AnswerAll || slices.ContainsFunc(p.Addresses, func(n netip.Prefix) bool { return n.Masked().Contains(a) })
+}
+
+// Learn takes a neighbor's MAC if anybody wants to know it. A configured MAC stays.
+func (r *Responder) Learn(port uint8, a netip.Addr, mac header.MAC, now int64) {
+	x := inet.FromNetip(a)
+	slot := r.state.Neighbors.Find(port, x)
+	if slot == state.NoNeighbor || r.Passive {
+		return
+	}
+	if now, _ := r.state.Neighbors.Get(slot); now == state.NeighborStatic {
+		return
+	}
+	if _, err := r.state.Neighbors.Set(port, x, state.NeighborReachable, config.MAC(mac)); err != nil {
+		return
+	}
+	k := probeKey{port, x}
+	p := r.probes[k]
+	if p == nil {
+		p = &probe{}
+		r.probes[k] = p
+	}
+	p.tries, p.wanted = 0, false
+	p.next = now + ReaskInterval
+	if p.hop {
+		p.next = now + hopInterval
+	}
+}
+
+// want asks for a neighbor that a packet waits for.
+func (r *Responder) want(k probeKey, now int64) {
+	p := r.probes[k]
+	if p == nil {
+		p = &probe{}
+		if r.state.Neighbors.Find(k.port, k.addr) == state.NoNeighbor {
+			r.makeRoom(k.port)
+			if _, err := r.state.Neighbors.Set(k.port, k.addr, state.NeighborIncomplete, config.MAC{}); err != nil {
+				return
+			}
+			p.dynamic = true
+		}
+		r.probes[k] = p
+	}
+	if !p.wanted {
+		p.wanted, p.tries = true, 0
+		r.ask(k, p, now)
+	}
+}
+
+// makeRoom lets a port have one more neighbor that no configuration names. When it has its share, one that
+// was never resolved gives way, else the one that was heard of longest ago: a scan of a large prefix must not keep others from
+// being found (RFC 6583).
+func (r *Responder) makeRoom(port uint8) {
+	n := 0
+	var oldest probeKey
+	var age *probe
+	for k, p := range r.probes {
+		if !p.dynamic || k.port != port {
+			continue
+		}
+		n++
+		if age == nil || p.tries > age.tries || p.tries == age.tries && p.next < age.next {
+			oldest, age = k, p
+		}
+	}
+	if n < MaxDynamic {
+		return
+	}
+	if slot := r.state.Neighbors.Find(oldest.port, oldest.addr); slot != state.NoNeighbor {
+		r.state.Neighbors.Remove(slot)
+	}
+	delete(r.probes, oldest)
+}
+
+// ask sends the next question for a neighbor, or gives up.
+func (r *Responder) ask(k probeKey, p *probe, now int64) {
+	slot := r.state.Neighbors.Find(k.port, k.addr)
+	if slot == state.NoNeighbor {
+		delete(r.probes, k)
+		return
+	}
+	if p.tries >= ProbeTries {
+		r.state.Neighbors.Set(k.port, k.addr, state.NeighborIncomplete, config.MAC{})
+		switch {
+		case p.hop:
+			p.next, p.tries, p.wanted = now+probeInterval, ProbeTries, false // and go on asking
+		case p.dynamic:
+			r.state.Neighbors.Remove(slot)
+			fallthrough
+		default:
+			delete(r.probes, k)
+			return
+		}
+	} else {
+		p.tries++
+		p.next = now + probeInterval
+	}
+	target := k.addr.Netip()
+	src, ok := r.source(k.port, target)
+	if !ok {
+		return
+	}
+	mac := header.MAC(r.macs[k.port])
+	if target.Is4() {
+		r.send(k.port, header.AppendARPRequest(r.frame(header.Broadcast, k.port, header.EtherTypeARP), mac, src, target))
+		return
+	}
+	group := header.SolicitedNode(target)
+	r.send(k.port, header.AppendNeighborSolicitation(r.frame(header.MulticastMAC(group), k.port, header.EtherTypeIPv6), mac, src, group, target))
+}
+
+// source returns weir's own address on a port that is fit to speak to target: on its prefix, else any of its family.
+func (r *Responder) source(port uint8, target netip.Addr) (netip.Addr, bool) {
+	var any netip.Addr
+	for _, p := range r.prefixes(port) {
+		if p.Addr().BitLen() != target.BitLen() {
+			continue
+		}
+		if p.Masked().Contains(target) {
+			return p.Addr(), true
+		}
+		if !any.IsValid() {
+			any = p.Addr()
+		}
+	}
+	return any, any.IsValid()
+}
+
+// sendReset answers a TCP segment of no session as its destination would that does not know the connection.
+func (r *Responder) sendReset(m *state.Message, e header.Ethernet) {
+	var src, dst netip.Addr
+	var segment header.TCP
+	length := 0
+	switch data := e.Payload(); e.Type() { // may be cut: all but the lengths in the headers is there
+	case header.EtherTypeIPv4:
+		ip := header.IPv4(data)
+		if len(ip) < header.IPv4Size || len(ip) < ip.HeaderLength()+header.TCPSize || !header.MayAnswerIPv4(ip, e.Dst()) {
+			return
+		}
+		src, dst = ip.Dst(), ip.Src()
+		segment, length = header.TCP(ip.Payload()), int(ip.TotalLength())-ip.HeaderLength()
+	case header.EtherTypeIPv6:
+		ip := header.IPv6(data)
+		if len(ip) < header.IPv6Size || !header.MayAnswerIPv6(ip, e.Dst(), header.HostUnreachable) {
+			return
+		}
+		chain, _ := ip.Walk()
+		if len(ip) < chain.Offset+header.TCPSize {
+			return
+		}
+		src, dst = ip.Dst(), ip.Src()
+		segment, length = header.TCP(ip[chain.Offset:]), header.IPv6Size+int(ip.PayloadLength())-chain.Offset
+	}
+	if length >= header.TCPSize && segment.Flags()&header.TCPRst == 0 {
+		r.send(m.Port, header.AppendTCPReset(r.frame(e.Src(), m.Port, e.Type()), src, dst, segment, length))
+	}
+}
+
+// errorSource returns the address that an error about a packet from src to dst speaks with: weir's own on the port. No private one
+// leaves by an outside port: there the external address that the packet was for stands in.
+func (r *Responder) errorSource(port uint8, src, dst netip.Addr) (netip.Addr, bool) {
+	own, ok := r.source(port, src)
+	if r.cfg.Ports[port].Side == config.Inside || ok && !own.IsPrivate() {
+		return own, ok
+	}
+	return dst, r.gen.Own(inet.FromNetip(dst))
+}
+
+// sendError answers a dropped packet with the ICMP error that its reason calls for, back the way it came.
+func (r *Responder) sendError(m *state.Message) {
+	e, ok := header.ParseEthernet(m.Data())
+	if !ok {
+		return
+	}
+	kind := header.HostUnreachable
+	switch m.Reason {
+	case drop.NoSession:
+		r.sendReset(m, e)
+		return
+	case drop.TTLExceeded:
+		kind = header.TimeExceeded
+	case drop.NoEligible, drop.SNATProtocol:
+		kind = header.Prohibited
+	case drop.TooBig:
+		kind = header.PacketTooBig
+	}
+	// The ring cuts long packets: a quote is shorter anyway, but the lengths that parsers check would lie.
+	switch data := e.Payload(); e.Type() {
+	case header.EtherTypeIPv4:
+		ip := header.IPv4(data)
+		if len(ip) < header.IPv4Size || len(ip) < ip.HeaderLength() || !header.MayAnswerIPv4(ip, e.Dst()) || kind == header.PacketTooBig && !ip.DontFragment() {
+			return
+		}
+		if src, ok := r.errorSource(m.Port, ip.Src(), ip.Dst()); ok {
+			r.send(m.Port, header.AppendICMPv4Error(r.frame(e.Src(), m.Port, header.EtherTypeIPv4), kind, src, m.MTU, ip))
+		}
+	case header.EtherTypeIPv6:
+		ip := header.IPv6(data)
+		if len(ip) < header.IPv6Size || !header.MayAnswerIPv6(ip, e.Dst(), kind) {
+			return
+		}
+		if src, ok := r.errorSource(m.Port, ip.Src(), ip.Dst()); ok {
+			r.send(m.Port, header.AppendICMPv6Error(r.frame(e.Src(), m.Port, header.EtherTypeIPv6), kind, src, uint32(m.MTU), ip))
+		}
+	}
+}
