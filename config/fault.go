@@ -78,7 +78,7 @@ func (f *findings) sorted() []Fault {
 	})
 	if f.more {
 		last := f.list[len(f.list)-1]
-		return append(f.list, Fault{File: last.File, Message: fmt.Sprintf("there are more than these %d", maxFaults)})
+		return append(f.list, Fault{File: last.File, Message: fmt.Sprintf("there are more; only these %d are listed", maxFaults)})
 	}
 	return f.list
 }

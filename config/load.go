@@ -115,7 +115,7 @@ func readInto(w io.Writer, name string) (int, error) {
 		return 0, err
 	}
 	if !info.Mode().IsRegular() {
-		return 0, errors.New("it is no regular file; expected a YAML file")
+		return 0, errors.New("it is not a regular file; expected a YAML file")
 	}
 	if info.Size() > MaxFileSize {
 		return 0, tooLarge
@@ -132,11 +132,11 @@ func readInto(w io.Writer, name string) (int, error) {
 	return int(n), err
 }
 
-var tooLarge = fmt.Errorf("it is larger than %d MiB; expected it split over a directory of files", MaxFileSize>>20)
+var tooLarge = fmt.Errorf("it is larger than %d MiB; expected it split into a directory of files", MaxFileSize>>20)
 
 // tooMuch is about files that are larger than MaxSize together.
 func tooMuch(path string) Faults {
-	return Faults{{File: path, Message: fmt.Sprintf("cannot be read: its files are larger than %d MiB together", MaxSize>>20)}}
+	return Faults{{File: path, Message: fmt.Sprintf("cannot be read: its files are larger than %d MiB in total", MaxSize>>20)}}
 }
 
 func unreadable(name string, err error) Fault {

@@ -104,7 +104,7 @@ func join(all []*fragment) (doc *document, faults findings, whole bool) {
 				continue
 			}
 			if first := doc.sections[key]; first != nil {
-				faults.add(s, "stands already at %v; expected %s in one file only", first, key)
+				faults.add(s, "is already set at %v; expected %s in one file only", first, key)
 				continue
 			}
 			doc.sections[key] = s

@@ -267,7 +267,7 @@ func (r *reader) workers(v value) []int {
 		switch {
 		case !core.ok:
 		case slices.Contains(cores, core.value):
-			r.faults.add(e.spot, "core %d stands already in the list; expected each core once", core.value)
+			r.faults.add(e.spot, "core %d is already in the list; expected each core once", core.value)
 		default:
 			cores = append(cores, core.value)
 		}
@@ -275,9 +275,9 @@ func (r *reader) workers(v value) []int {
 	switch n := len(v.node.Content); {
 	case v.node.Kind != yaml.SequenceNode:
 	case n == 0:
-		r.faults.add(v.spot, "no core is named; expected one, such as [1]")
+		r.faults.add(v.spot, "no core is listed; expected at least one, such as [1]")
 	case n > MaxWorkers:
-		r.faults.add(v.spot, "%d cores are named; expected at most %d", n, MaxWorkers)
+		r.faults.add(v.spot, "%d cores are listed; expected at most %d", n, MaxWorkers)
 	}
 	return cores
 }
@@ -400,7 +400,7 @@ func (r *reader) timeout(v value, floor time.Duration, rule string, unsafe bool)
 // portTimeouts reads a mapping of remote UDP ports to timeouts. Those of well-known ports may be below the floor (RFC 4787 REQ-5a).
 func (r *reader) portTimeouts(v value, unsafe bool) {
 	if v.node.Kind != yaml.MappingNode {
-		r.faults.add(v.spot, "found %s; expected a mapping of UDP ports to time spans", kindOf(v.node))
+		r.faults.add(v.spot, "found %s; expected a mapping of UDP ports to durations", kindOf(v.node))
 		return
 	}
 	if n := len(v.node.Content) / 2; n > MaxUDPPorts {
@@ -419,7 +419,7 @@ func (r *reader) portTimeouts(v value, unsafe bool) {
 			continue
 		}
 		if s := seen[port.value]; s != nil {
-			r.faults.add(key.spot, "the port stands already at %v; expected it once", s)
+			r.faults.add(key.spot, "the port is already set at %v; expected it once", s)
 			continue
 		}
 		seen[port.value] = key.spot

@@ -58,7 +58,7 @@ func (r *reader) parseDocument(f File) (value, bool) {
 	}
 	if i := firstUnreadable(f.Data); i >= 0 {
 		root.spot.line += bytes.Count(f.Data[:i], []byte("\n"))
-		r.faults.add(root.spot, "byte 0x%02x is no text; expected UTF-8", f.Data[i])
+		r.faults.add(root.spot, "byte 0x%02x is not text; expected UTF-8", f.Data[i])
 		return root, false
 	}
 	node, err := decode(f.Data)
@@ -172,7 +172,7 @@ func (r *reader) plain(v value) bool {
 func (r *reader) object(v value, keys []string) iter.Seq2[string, value] {
 	return func(yield func(string, value) bool) {
 		if v.node.Kind != yaml.MappingNode {
-			r.faults.add(v.spot, "found %s; expected a mapping with keys of %s", kindOf(v.node), strings.Join(keys, ", "))
+			r.faults.add(v.spot, "found %s; expected a mapping with keys among %s", kindOf(v.node), strings.Join(keys, ", "))
 			return
 		}
 		var lines [16]int // of the keys seen, as keys has them
@@ -189,7 +189,7 @@ func (r *reader) object(v value, keys []string) iter.Seq2[string, value] {
 			case k < 0:
 				r.faults.add(child.spot, "unknown key; expected one of %s", strings.Join(keys, ", "))
 			case lines[k] != 0:
-				r.faults.add(child.spot, "the key stands already on line %d; expected it once", lines[k])
+				r.faults.add(child.spot, "the key is already on line %d; expected it once", lines[k])
 			default:
 				lines[k] = key.Line
 				if r.plain(child) && !yield(key.Value, child) {
@@ -225,7 +225,7 @@ func text[T any](r *reader, v value, parse func(string) (T, error)) at[T] {
 	if v.node.Kind != yaml.ScalarNode || v.node.ShortTag() != "!!str" {
 		hint := ""
 		if v.node.Kind == yaml.ScalarNode {
-			hint = " (in quotes, if it is meant as such)"
+			hint = " (put it in quotes if it is meant as text)"
 		}
 		r.faults.add(v.spot, "found %s; expected text%s", kindOf(v.node), hint)
 		return a
@@ -285,7 +285,7 @@ func kindOf(n *yaml.Node) string {
 	case "!!int", "!!float":
 		return "the number " + clip(n.Value)
 	case "!!bool":
-		return "the truth value " + clip(n.Value)
+		return "the boolean " + clip(n.Value)
 	case "!!null":
 		return "nothing"
 	case "!!timestamp":
