@@ -21,7 +21,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A testCase is a configuration of one or more files. What is expected stands beside the line it is about:
+// A testCase is a configuration of one or more files. Expectations are comments on the lines they
+// are about:
 //
 //	# want: PATH: MESSAGE    a fault
 //	# warn: PATH: MESSAGE    a warning
@@ -32,7 +33,8 @@ type testCase struct {
 
 var caseHeader = regexp.MustCompile(`(?m)^-- (\S+?)(?:/(\S+))? --\n`)
 
-// readCases splits an archive at its headers: "-- case --", or "-- case/file.yaml --" for each of several files.
+// readCases splits an archive at its headers: "-- case --", or "-- case/file.yaml --" for each of
+// several files.
 func readCases(t testing.TB, archive string) []testCase {
 	t.Helper()
 	data, err := os.ReadFile(archive)
@@ -349,7 +351,8 @@ func TestTooManyVPCs(t *testing.T) {
 	}
 }
 
-// As many workers as there may be, and one more; a fault of one core does not hide that there are too many.
+// As many workers as there may be, and one more; a fault of one core does not hide that there are
+// too many.
 func TestMaxWorkers(t *testing.T) {
 	parse := func(cores []int) (*Config, error) {
 		text := "version: 1\ndataplane: {workers: " + strings.ReplaceAll(fmt.Sprint(cores), " ", ", ") + "}\n"
@@ -414,7 +417,7 @@ func TestManual(t *testing.T) {
 	}
 }
 
-// Every key of the schema stands in the example or in a case, so none is untried.
+// Every key of the schema is in the example or in a case, so none is untested.
 func TestEveryKeyIsTried(t *testing.T) {
 	var text bytes.Buffer
 	for _, name := range append(archives(t), "testdata/example.yaml") {
@@ -686,7 +689,8 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// checkGuarantees holds c against what the package's comment states, by the slowest and plainest means.
+// checkGuarantees holds c against what the package's comment states, by the slowest and plainest
+// means.
 func checkGuarantees(t testing.TB, c *Config) {
 	t.Helper()
 	check := func(ok bool, format string, args ...any) {
@@ -912,8 +916,8 @@ func BenchmarkDiff(b *testing.B) {
 	}
 }
 
-// large returns a configuration of n instances, with a floating address and an SNAT range each, in as many VPCs
-// as there may be inside ports.
+// large returns a configuration of n instances, with a floating address and an SNAT range each, in
+// as many VPCs as there may be inside ports.
 func large(n int) []File {
 	const inside = MaxPorts
 	var b bytes.Buffer

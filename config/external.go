@@ -56,7 +56,7 @@ func (v *vpcChecker) claim(t *instanceText, i *Instance) {
 	slices.SortFunc(i.Attached, comparePrefix)
 }
 
-// whole checks addresses that an instance has for itself, at most limit of each family.
+// whole checks addresses that only one instance has, at most limit of each family.
 func (v *vpcChecker) whole(t *instanceText, i *Instance, list []at[netip.Addr], what string, limit int) []netip.Addr {
 	var all []netip.Addr
 	count := map[int]int{} // by bits
@@ -77,7 +77,7 @@ func (v *vpcChecker) whole(t *instanceText, i *Instance, list []at[netip.Addr], 
 	return all
 }
 
-// joinSNAT sorts ranges and joins neighbors on one address: they are one range.
+// joinSNAT sorts ranges and joins adjacent ranges of one address.
 func joinSNAT(list []SNAT) []SNAT {
 	slices.SortFunc(list, func(a, b SNAT) int {
 		return cmp.Or(a.Address.Compare(b.Address), cmp.Compare(a.First, b.First))
@@ -116,7 +116,8 @@ func (c *checker) prefixInPool(p at[netip.Prefix], r Range) {
 	c.faults.add(p.spot, "%v is not within one pool; expected a prefix within the ranges of one pool", p.value)
 }
 
-// checkExternal checks that no two instances hold the same. Sorting keeps it linear, nearly.
+// checkExternal checks that no two instances hold the same address or share. Sorting keeps it
+// nearly linear.
 func (c *checker) checkExternal() {
 	x := &c.external
 	x.attached.sort()
@@ -144,7 +145,8 @@ func (c *checker) checkExternal() {
 	}
 }
 
-// checkDistinct checks that of sorted claims no two are on one address or share. An SNAT address is never also a 1:1 address.
+// checkDistinct checks that of sorted claims no two are on one address or share. An SNAT address is
+// never also a 1:1 address.
 func (c *checker) checkDistinct() {
 	x := &c.external
 	for i, h := range x.whole {
@@ -171,7 +173,7 @@ func (c *checker) checkDistinct() {
 	}
 }
 
-// notOwn reports an external address that is our port's own or its next hop's.
+// notOwn reports an external address that a port or a next hop has.
 func (c *checker) notOwn(h claim) {
 	if o := c.own[h.address]; o.spot != nil {
 		c.faults.add(h.spot, "%v of %s is already used by %v; expected another address", h.address, c.instance(h), o)

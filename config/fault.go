@@ -17,7 +17,7 @@ type Fault struct {
 	Message string `json:"message"`        // the value, what is wrong with it, what was expected
 }
 
-// Warning is a Fault's form for what is legal and probably wrong.
+// Warning has the form of a Fault. It reports what is legal but probably wrong.
 type Warning = Fault
 
 // String returns the fault on one line: file:line: path: message.
@@ -108,7 +108,8 @@ func (s *spot) path() string {
 // String returns file:line.
 func (s *spot) String() string { return fmt.Sprintf("%s:%d", s.file, s.line) }
 
-// owner is what a value belongs to, as messages name it. The zero owner is nobody.
+// owner is what a value belongs to, as messages name it. The zero owner means that nothing owns the
+// value.
 type owner struct {
 	what, name string // such as instance, web-1
 	spot       *spot  // of the value

@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// Each function here reads one kind of text. Its error continues a sentence that begins with the text:
-// what is wrong, then what was expected.
+// Each function here reads one kind of text. Its error continues a sentence that begins with the
+// text: what is wrong, then what was expected.
 
 // A choice is one of the words that a key takes.
 type choice[T any] struct {
@@ -56,7 +56,7 @@ func parseName(s string) (string, error) {
 	return s, nil
 }
 
-// parseGatewayName keeps names apart from what else a route's gateway may say.
+// parseGatewayName refuses names that a route's gateway would take for something else.
 func parseGatewayName(s string) (string, error) {
 	if s == unnamed {
 		return "", errors.New("is reserved for the unnamed gateway; expected another name")
@@ -81,7 +81,8 @@ func parseID(s string) (ID, error) {
 	return id, nil
 }
 
-// special lists the ranges that are nobody's unicast address (RFC 6890) and so no pool's, subnet's or host's.
+// special lists ranges without unicast addresses (RFC 6890). They cannot be in a pool or subnet,
+// nor belong to a host.
 var special = []struct {
 	prefix netip.Prefix
 	what   string
@@ -98,7 +99,7 @@ var special = []struct {
 	{netip.MustParsePrefix("ff00::/8"), "multicast"},
 }
 
-// unicast refuses a range that meets special ones.
+// unicast refuses a range that overlaps a special one.
 func unicast(r Range) error {
 	for _, s := range special {
 		if r.Contains(s.prefix.Addr()) || s.prefix.Contains(r.From) {
@@ -159,8 +160,8 @@ func parseNetwork(s string) (netip.Prefix, error) {
 	return p, unicast(rangeOf(p))
 }
 
-// parseInterface reads an address of our own with the prefix of its network. All of a /31 (RFC 3021) or /127
-// (RFC 6164) are hosts.
+// parseInterface reads one of weir's addresses with the prefix of its network. All of a /31
+// (RFC 3021) or /127 (RFC 6164) are hosts.
 func parseInterface(s string) (netip.Prefix, error) {
 	p, err := parseLength(s)
 	if err != nil {

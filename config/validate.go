@@ -11,10 +11,12 @@ import (
 	"sort"
 )
 
-// checker turns a document into a Config. In order: ports, pools and gateways (this file), VPCs with their
-// routes and instances (vpc.go), external addresses (external.go); warnings last, of a Config without faults.
+// checker turns a document into a Config. In order: ports, pools and gateways (this file), VPCs
+// with their routes and instances (vpc.go), external addresses (external.go); warnings last, of a
+// Config without faults.
 //
-// A faulty value is reported where it is read and left out here; checks that it would make guess are not made.
+// A faulty value is reported where it is read and left out here. Checks that depend on it are
+// skipped.
 type checker struct {
 	faults findings
 	doc    *document
@@ -24,18 +26,19 @@ type checker struct {
 	pools    map[string]int
 	vpcs     map[string]int
 	gateways map[gatewayKey]int
-	private  map[string]int // gateways of one VPC, whichever
+	private  map[string]int // gateways private to any VPC
 	ids      map[ID]int
 
 	ranges      spans                // of all pools; index: the pool
 	poolsBroken bool                 // some range is not known
-	own         map[netip.Addr]owner // addresses of our ports and their next hops
+	own         map[netip.Addr]owner // addresses of the ports and their next hops
 	external    claims
 	attached    map[int]owner // VPCs, by the inside port that they have
 	warned      warnings
 }
 
-// gatewayKey is what a route names a gateway by. Names of gateways private to different VPCs are apart.
+// gatewayKey is what a route names a gateway by. Private gateways of different VPCs may share a
+// name.
 type gatewayKey struct {
 	vpc  int // -1: global
 	name string
@@ -50,7 +53,7 @@ func (c *checker) check() {
 	c.checkExternal()
 }
 
-// sortNamed reports names that stand twice in list, sorts it by name and returns the index of each name.
+// sortNamed reports duplicate names in list, sorts it by name and returns the index of each name.
 func sortNamed[T any](c *checker, list []T, what string, name func(*T) at[string]) map[string]int {
 	first := make(map[string]*spot, len(list))
 	for i := range list {
@@ -110,7 +113,7 @@ func (c *checker) checkPorts() {
 	}
 }
 
-// port checks one port and notes its addresses as our own.
+// port checks one port and notes its addresses as weir's own.
 func (c *checker) port(p *portText) Port {
 	port := Port{
 		Name:   p.name.value,
@@ -156,14 +159,16 @@ func (c *checker) inside(p *portText) {
 	}
 }
 
-// wide6 reports a port that carries IPv6, as the value at s says, with too small an MTU (RFC 8200 section 5).
+// wide6 reports a port that carries IPv6, as the value at s says, with too small an MTU (RFC 8200
+// section 5).
 func (c *checker) wide6(p *portText, s *spot) {
 	if p.mtu.ok && p.mtu.value < 1280 {
 		c.faults.add(p.mtu.spot, "MTU %d is too small for IPv6 (%v); expected at least 1280", p.mtu.value, s)
 	}
 }
 
-// nextHops checks routers against the prefixes that they must be reached in, and returns them sorted.
+// nextHops checks routers against the prefixes that they must be reached in, and returns them
+// sorted.
 func (c *checker) nextHops(list []nextHopText, prefixes []at[netip.Prefix], whose string) []NextHop {
 	var hops []NextHop
 	seen := map[netip.Addr]*spot{}
@@ -215,8 +220,9 @@ func (c *checker) checkPools() {
 	}
 }
 
-// translation returns what t says, and def where it says nothing. When an external port serves many remote endpoints at once,
-// only the endpoint tells whose a packet is: such a mapping filters by it.
+// translation returns what t says, and def where it says nothing. When an external port serves many
+// remote endpoints at once, only the endpoint says which instance owns a packet, so such a mapping
+// filters by it.
 func (c *checker) translation(t *translationText, def Translation) Translation {
 	n := Translation{t.mapping.or(def.Mapping), t.filtering.or(def.Filtering), t.fragments.or(def.Fragments)}
 	if n.Mapping == AddressAndPortDependentMapping && n.Filtering != AddressAndPortDependentFiltering {
@@ -349,7 +355,7 @@ func (s spans) sort() {
 	slices.SortStableFunc(s, func(a, b span) int { return a.From.Compare(b.From) })
 }
 
-// overlaps yields each range that overlaps an earlier one, after that one; s is sorted.
+// overlaps yields pairs: an earlier range, and a later one that overlaps it; s is sorted.
 func (s spans) overlaps() iter.Seq2[span, span] {
 	return func(yield func(a, b span) bool) {
 		reach := 0 // the range that ends last so far
@@ -364,7 +370,7 @@ func (s spans) overlaps() iter.Seq2[span, span] {
 	}
 }
 
-// joined makes one range of neighbors that have one owner; s is sorted and its ranges do not overlap.
+// joined merges adjacent ranges of one owner; s is sorted and its ranges do not overlap.
 func (s spans) joined() spans {
 	var all spans
 	for _, next := range s {

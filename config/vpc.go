@@ -11,7 +11,7 @@ import (
 // unnamed is the gateway of a route to the unnamed gateway.
 const unnamed = "unnamed"
 
-// placeVPCs sorts the VPCs and gives each the instances that stand elsewhere.
+// placeVPCs sorts the VPCs and gives each the instances that are listed outside it.
 func (c *checker) placeVPCs() {
 	if n := len(c.doc.vpcs); n > MaxVPCs {
 		c.faults.add(c.doc.vpcs[MaxVPCs].spot, "there are %d VPCs; expected at most %d", n, MaxVPCs)
@@ -120,7 +120,7 @@ func (v *vpcChecker) attach(t *attachmentText) {
 	v.vpc.Attach = append(v.vpc.Attach, a)
 }
 
-// take notes an address of the VPC as somebody's.
+// take records the owner of an address in the VPC.
 func (v *vpcChecker) take(a netip.Addr, by owner) {
 	if o := v.taken[a]; o.spot != nil {
 		v.faults.add(by.spot, "%v of %s %q is already used by %v; expected each address of a VPC once", a, by.what, by.name, o)
@@ -212,14 +212,15 @@ func (v *vpcChecker) route(t *routeText) Route {
 	return r
 }
 
-// sameFamily reports what is not of the family of the route's destination.
+// sameFamily reports an address of another family than the route's destination.
 func (v *vpcChecker) sameFamily(t *routeText, s *spot, what string, a netip.Addr) {
 	if t.to.ok && t.to.value.Addr().BitLen() != a.BitLen() {
 		v.faults.add(s, "the route to %v has an %s %s; expected the same family", t.to.value, familyOf(a), what)
 	}
 }
 
-// gateway finds the gateway that a route of this VPC names: unnamed, an ID, a private name, a global name.
+// gateway finds the gateway that a route of this VPC names: unnamed, an ID, a private name, a
+// global name.
 func (v *vpcChecker) gateway(g at[string]) int {
 	if !g.ok || g.value == unnamed {
 		return UnnamedGateway
@@ -245,7 +246,7 @@ func (v *vpcChecker) gateway(g at[string]) int {
 	return UnnamedGateway
 }
 
-// foreign reports a gateway that is another VPC's.
+// foreign reports a gateway that is private to another VPC.
 func (v *vpcChecker) foreign(g at[string], i int) {
 	v.faults.add(g.spot, "gateway %q is private to VPC %q at %v; expected a gateway of this VPC or a global one",
 		g.value, v.doc.vpcs[v.config.Gateways[i].VPC].name.value, v.doc.gateways[i].spot)
@@ -299,7 +300,8 @@ func (v *vpcChecker) addresses(t *instanceText, i *Instance) {
 	}
 }
 
-// checkTransit reads the further sources of an instance: two instances with the same would share its packets by chance.
+// checkTransit reads the further sources of an instance: two instances with the same would share
+// its packets by chance.
 func (v *vpcChecker) checkTransit(t *instanceText) []netip.Prefix {
 	var all []netip.Prefix
 	for _, p := range t.transit {

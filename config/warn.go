@@ -26,7 +26,7 @@ func (w *warnings) all() []Warning {
 	return f.sorted()
 }
 
-// warner looks through a Config without faults for what is legal and probably wrong.
+// warner looks through a Config without faults for what is legal but probably wrong.
 type warner struct {
 	*checker
 	found        findings

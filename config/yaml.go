@@ -17,8 +17,8 @@ import (
 	"gopkg.in/yaml.v3"
 )
 
-// reader turns YAML into a document. It works on nodes, because only a node knows its line. This file knows
-// YAML and no key of ours; schema.go has those.
+// reader turns YAML into a document. It works on nodes, because only a node knows its line. This
+// file knows YAML and none of the keys; schema.go has those.
 type reader struct {
 	faults findings
 	doc    *document
@@ -37,7 +37,7 @@ type at[T any] struct {
 	ok    bool
 }
 
-// given reports whether the key stands in the file, whatever its value.
+// given reports whether the file has the key, whatever its value.
 func (a at[T]) given() bool { return a.spot != nil }
 
 // or returns the value, or def when there is none.
@@ -48,7 +48,8 @@ func (a at[T]) or(def T) T {
 	return def
 }
 
-// parseDocument returns the one document in f as a mapping that begins with a version we read, or reports why not.
+// parseDocument returns the one document in f as a mapping that begins with a version we read, or
+// reports why not.
 func (r *reader) parseDocument(f File) (value, bool) {
 	root := value{spot: &spot{file: f.Name, line: 1}}
 	if len(f.Data) > MaxFileSize {
@@ -94,7 +95,7 @@ func (r *reader) version(root value) bool {
 	return true
 }
 
-// firstUnreadable returns the offset of the first byte that is no UTF-8 text, or -1.
+// firstUnreadable returns the offset of the first byte that is not UTF-8 text, or -1.
 func firstUnreadable(data []byte) int {
 	if i := bytes.IndexByte(data, 0); i >= 0 && utf8.Valid(data[:i]) {
 		return i
@@ -111,8 +112,8 @@ func firstUnreadable(data []byte) int {
 	}
 }
 
-// decode returns the root of the only document in data. The parser is given whatever a user's editor left
-// behind, and a panic in it must not take the gateway down.
+// decode returns the root of the only document in data. The parser gets whatever a user's editor
+// left, and a panic in it must not take the gateway down.
 func decode(data []byte) (root *yaml.Node, err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -140,7 +141,7 @@ func decode(data []byte) (root *yaml.Node, err error) {
 
 var yamlErrorForm = regexp.MustCompile(`(?s)^yaml: (?:line (\d+): )?(.*)$`)
 
-// yamlError takes the line out of an error of the parser's.
+// yamlError takes the line number out of a parser error.
 func yamlError(err error) (line int, message string) {
 	m := yamlErrorForm.FindStringSubmatch(err.Error())
 	if m == nil {
@@ -150,8 +151,8 @@ func yamlError(err error) (line int, message string) {
 	return max(line, 1), m[2]
 }
 
-// plain refuses aliases and what they refer to, which make a small file large and hide where a value stands,
-// and tags, which make a value something else than it looks like.
+// plain refuses aliases and what they refer to, which make a small file large and hide where a
+// value is, and tags, which give a value another type than it seems to have.
 func (r *reader) plain(v value) bool {
 	if v.node.Kind == yaml.AliasNode {
 		r.faults.add(v.spot, "the alias *%s is not accepted; expected the value itself", clip(v.node.Value))
@@ -168,7 +169,8 @@ func (r *reader) plain(v value) bool {
 	return true
 }
 
-// object yields the keys of a mapping and their values: those of keys, each at most once. Everything else is a fault.
+// object yields the keys of a mapping and their values: those of keys, each at most once.
+// Everything else is a fault.
 func (r *reader) object(v value, keys []string) iter.Seq2[string, value] {
 	return func(yield func(string, value) bool) {
 		if v.node.Kind != yaml.MappingNode {

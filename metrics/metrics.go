@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package metrics is what operators see: Prometheus metrics read from the shared state at scrape time, and the
-// health of the process. The packet path never hears of it.
+// Package metrics serves Prometheus metrics, read from the shared state at scrape time, and the
+// health of the process. The packet path does not know of it.
 package metrics
 
 import (
@@ -14,7 +14,8 @@ import (
 	"weir/pipeline"
 )
 
-// Status is what control knows and the shared state does not. All of it may be read and written at any time.
+// Status is what control knows and the shared state does not. Any goroutine may read and write it
+// at any time.
 type Status struct {
 	Up         atomic.Bool // the data plane forwards
 	Restarts   atomic.Uint64
@@ -87,7 +88,7 @@ type collector struct {
 	status *Status
 }
 
-// Describe sends nothing: which series there are depends on the configuration.
+// Describe sends nothing: the set of series depends on the configuration.
 func (c collector) Describe(chan<- *prometheus.Desc) {}
 
 // Collect sends all metrics as they are now.
@@ -130,7 +131,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	for r := pipeline.Pass + 1; r < pipeline.NumReasons; r++ {
 		count(dropped, sum.Dropped[r], r.String())
 	}
-	gauge(held, float64(max(0, int64(sum.Held+sum.Handed-sum.Adopted)))) // the workers go on between the two readings
+	gauge(held, float64(max(0, int64(sum.Held+sum.Handed-sum.Adopted)))) // workers keep counting between the two reads
 	count(handed, sum.Handed)
 	count(stateless, sum.Stateless)
 	count(created, sum.SessionsCreated)
@@ -154,7 +155,8 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	gauge(heap, float64(r.HeapBytes))
 }
 
-// turnHistogram makes powers of two of nanoseconds from 1 us to 67 ms into a Prometheus histogram.
+// turnHistogram returns a Prometheus histogram with buckets of powers of two nanoseconds, from 1 us
+// to 67 ms.
 func turnHistogram(k *pipeline.Counters, worker string) prometheus.Metric {
 	const first, last = 10, 26
 	buckets := make(map[float64]uint64, last-first+1)

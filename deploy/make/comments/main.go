@@ -275,21 +275,24 @@ func wrap(lines []string) []string {
 		if special.MatchString(t) || columnsOfTable.MatchString(t) {
 			return lines
 		}
-		words = append(words, strings.Fields(t)...)
+		for _, w := range strings.Fields(t) {
+			if n := len(words); n > 0 && (special.MatchString(w) || output.MatchString("//"+w)) {
+				words[n-1] += " " + w // at a line's begin it would be read as more than a word
+				continue
+			}
+			words = append(words, w)
+		}
 	}
-	head, rest := indent+"// "+marker, indent+"// "+strings.Repeat(" ", utf8.RuneCountInString(marker))
+	rest := indent + "// " + strings.Repeat(" ", utf8.RuneCountInString(marker))
+	line := indent + "// " + marker + words[0]
 	var out []string
-	line := head
-	for i, w := range words {
-		switch {
-		case i == 0:
-			line += w
-		case columns(line)+1+columns(w) <= maxColumns || special.MatchString(w) || output.MatchString("//"+w):
-			line += " " + w // what would be read as more than a word stays off a line's begin
-		default:
+	for _, w := range words[1:] {
+		if columns(line)+1+columns(w) > maxColumns {
 			out = append(out, line)
 			line = rest + w
+			continue
 		}
+		line += " " + w
 	}
 	return append(out, line)
 }

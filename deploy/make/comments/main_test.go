@@ -53,7 +53,7 @@ import "C"
 
 //go:generate echo LONG LONG LONG
 
-// F is 1 - 2 and LONG - LONG
+// F is 1 - 2 and LONG - LONG (RFC 3021) aaaaaaaaaaaaa aaaaaaaaaaaaaa aaaaaaaaaaaaaaaaaa aaaaaaaaa aaaaa (RFC 3021)
 // after that.
 func F() int {
 	x := 1 // a comment after code LONG LONG
