@@ -32,10 +32,10 @@ func benchCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "bench",
 		Short: "Measure what a packet costs on this machine",
-		Long: "Bench sends packets in real packet buffers through the real pipeline, without a device, and says what each costs. The cost is that\n" +
-			"of everything between a receive call and a transmit call; making and freeing the packets is measured apart and not in it.\n" +
-			"Sessions come in random order. A cycle is one of the time stamp counter, which counts at the nominal frequency. Frames\n" +
-			"count with their CRC. It needs no privileges.",
+		Long: "Bench sends packets in real packet buffers through the real pipeline, without a device, and reports what each packet costs.\n" +
+			"The cost covers everything between a receive call and a transmit call; making and freeing packets is measured separately.\n" +
+			"Sessions come in random order. Cycles are those of the time stamp counter, which counts at the nominal frequency. Frame\n" +
+			"lengths include the CRC. Bench needs no privileges.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if all {
@@ -58,17 +58,17 @@ func benchCommand() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.BoolVar(&b.json, "json", false, "print an array of objects, one for each measurement")
-	f.StringVar(&b.out, "out", "", "write what --json prints to `FILE`, and print the table too")
-	f.StringVar(&b.profile, "profile", "", "write a processor profile to `FILE`, as go tool pprof and go build -pgo read it")
-	f.StringVar(&b.match, "scenario", "", "only those whose name matches the `REGEXP`")
-	f.IntSliceVar(&b.sessions, "sessions", []int{1000, 65536, 1 << 20}, "how many sessions there are")
-	f.IntSliceVar(&b.burst, "burst", []int{burstSize}, "packets in a burst")
-	f.StringSliceVar(&frames, "frame", []string{"64"}, "lengths of frames; imix: 7 of 64, 4 of 594, 1 of 1518")
-	f.IntSliceVar(&b.workers, "workers", []int{1}, "workers, each on a core of its own")
-	f.DurationVar(&b.time, "time", 200*time.Millisecond, "how long to measure each")
-	f.IntVar(&b.runs, "runs", 1, "measure all so often, each time anew; the median is printed, lowest and highest beside it")
-	f.BoolVar(&b.withDevices, "devices", false, "also over net_ring and net_memif, with a generator on another core, beside dpdk-testpmd")
+	f.BoolVar(&b.json, "json", false, "print a JSON array with one object per measurement")
+	f.StringVar(&b.out, "out", "", "write what --json prints to `FILE`, and print the table")
+	f.StringVar(&b.profile, "profile", "", "write a CPU profile to `FILE`, for go tool pprof and go build -pgo")
+	f.StringVar(&b.match, "scenario", "", "run only scenarios whose names match `REGEXP`")
+	f.IntSliceVar(&b.sessions, "sessions", []int{1000, 65536, 1 << 20}, "numbers of sessions")
+	f.IntSliceVar(&b.burst, "burst", []int{burstSize}, "packets per burst")
+	f.StringSliceVar(&frames, "frame", []string{"64"}, "frame lengths; imix: 7 of 64, 4 of 594, 1 of 1518")
+	f.IntSliceVar(&b.workers, "workers", []int{1}, "numbers of workers, each on its own core")
+	f.DurationVar(&b.time, "time", 200*time.Millisecond, "duration of each measurement")
+	f.IntVar(&b.runs, "runs", 1, "number of independent runs; prints the median, the lowest and the highest")
+	f.BoolVar(&b.withDevices, "devices", false, "also measure over net_ring and net_memif, with a generator on another core, and compare with dpdk-testpmd")
 	f.BoolVar(&all, "all", false, "all sizes: 10,000,000 sessions, bursts of 8 and 64, longer frames, two workers; takes minutes")
 	return cmd
 }
@@ -326,7 +326,7 @@ const mostNew = 1 << 20
 func (b *bench) runAll(run, sessions, workers int) error {
 	need := uint64(sessions)*260 + 256<<20
 	if free := availableMemory(); free < need {
-		fmt.Fprintf(b.progress, "weir bench: left out %d sessions: they need %d MiB, %d are free\n", sessions, need>>20, free>>20)
+		fmt.Fprintf(b.progress, "weir bench: skipped %d sessions: they need %d MiB, %d MiB are free\n", sessions, need>>20, free>>20)
 		return nil
 	}
 	groups := map[string][]scenario{}
@@ -371,7 +371,7 @@ func (b *bench) runGroup(run int, group []scenario, sessions, workers int) (err 
 	defer func() { err = r.close(err) }()
 	if !s.begin || s.fill > 0 {
 		if err := b.populate(r, s, sessions); err != nil {
-			return fmt.Errorf("%s: beginning %d sessions: %w", s.name, sessions, err)
+			return fmt.Errorf("%s: creating %d sessions: %w", s.name, sessions, err)
 		}
 	}
 	if s.mixed {

@@ -60,7 +60,7 @@ type forwarder interface {
 // devices measures all with devices, once.
 func (b *bench) devices() error {
 	if len(b.cores) < 2 {
-		return errors.New("--devices: a generator and a forwarder need two cores, one is allowed")
+		return errors.New("--devices: a generator and a forwarder need two cores, but this process may use only one; allow it a second (taskset, cpuset)")
 	}
 	dir, err := os.MkdirTemp("", "weir-bench-")
 	if err != nil {
@@ -348,7 +348,7 @@ type testpmd struct {
 	hz    float64
 }
 
-var errNoTestpmd = errors.New("dpdk-testpmd is not there; it is in Debian's package dpdk-dev")
+var errNoTestpmd = errors.New("dpdk-testpmd is not installed; install Debian's package dpdk-dev")
 
 func (b *bench) startTestpmd(dir, mode string) (*testpmd, error) {
 	path, err := exec.LookPath("dpdk-testpmd")

@@ -143,7 +143,7 @@ func (g *generator) prime() error {
 			received += n
 			last = time.Now()
 		} else if time.Since(last) > patience {
-			return fmt.Errorf("of the first packets of %d flows %d were sent and %d came back", len(g.order), sent, received)
+			return fmt.Errorf("of the first packets of %d flows, %d were sent and %d came back", len(g.order), sent, received)
 		}
 	}
 	return nil
@@ -206,7 +206,7 @@ type generatorSetup struct {
 func generatorCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:    "bench-generator",
-		Short:  "The other side of weir bench --devices",
+		Short:  "The generator process of weir bench --devices",
 		Hidden: true,
 		Args:   cobra.NoArgs,
 		RunE: work(func(cmd *cobra.Command, _ []string) error {
@@ -221,7 +221,7 @@ func serveGenerator(in io.Reader, out io.Writer) (err error) {
 	debug.SetGCPercent(-1)
 	lines := bufio.NewScanner(in)
 	if !lines.Scan() {
-		return errors.New("expected a set-up on the standard input")
+		return errors.New("expected a setup as JSON on standard input")
 	}
 	var c generatorSetup
 	if err := json.Unmarshal(lines.Bytes(), &c); err != nil {
@@ -243,7 +243,7 @@ func serveGenerator(in io.Reader, out io.Writer) (err error) {
 	}
 	for deadline := time.Now().Add(5 * time.Second); !ports[0].Link().Up || !ports[1].Link().Up; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
-			return fmt.Errorf("%s and %s: nobody connects on the other side", c.Devices[0], c.Devices[1])
+			return fmt.Errorf("%s and %s: nothing connects at the other end", c.Devices[0], c.Devices[1])
 		}
 	}
 	result := make(chan error)

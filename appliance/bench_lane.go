@@ -179,7 +179,7 @@ func (l *lane) begin(set, from, n int) error {
 		created, first := l.counters.SessionsCreated, l.tail+l.inFlight
 		l.process(0)
 		if got := l.counters.SessionsCreated - created; got != uint64(count) {
-			return fmt.Errorf("%d of %d packets began a session; dropped: %v", got, count, drops(l.counters))
+			return fmt.Errorf("only %d of %d packets created a session; dropped: %v", got, count, drops(l.counters))
 		}
 		for j := range count {
 			// What left is in the order of what came: nothing was dropped.
@@ -218,7 +218,7 @@ func (l *lane) crowd(n int) error {
 		want := l.counters.SessionsCreated + uint64(count)
 		for try := 0; l.counters.SessionsCreated < want; try++ {
 			if try == 10000 {
-				return fmt.Errorf("%d of %d sessions fit into the ranges; dropped: %v", at, n, drops(l.counters))
+				return fmt.Errorf("only %d of %d sessions fit into the ranges; dropped: %v", at, n, drops(l.counters))
 			}
 			if try > 0 {
 				l.jump(20e6) // a search that found nothing is not repeated for a while

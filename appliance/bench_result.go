@@ -124,8 +124,8 @@ func (b *bench) summarize() {
 		}
 	}
 	if disturbed > 0 {
-		fmt.Fprintf(b.progress, "weir bench: in %d of %d measurements over a tenth of the time went to bursts that took %d times the median and more: "+
-			"something else runs on these cores; see interrupted_share, and ns_per_packet_p50 beside ns_per_packet\n", disturbed, len(b.results), interruption)
+		fmt.Fprintf(b.progress, "weir bench: in %d of %d measurements, more than a tenth of the time went to bursts that took at least %d times the median: "+
+			"something else runs on these cores; see interrupted_share, and compare ns_per_packet_p50 with ns_per_packet\n", disturbed, len(b.results), interruption)
 	}
 	for _, r := range b.results {
 		device, _, _ := strings.Cut(r.Name, "/")

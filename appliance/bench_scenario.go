@@ -313,7 +313,7 @@ func (s *scenario) check(r *rig, before, after pipeline.Counters) error {
 	if len(s.drops) > 0 && received == 0 {
 		return nil
 	}
-	return fmt.Errorf("of %d packets %d were forwarded, %d are held; dropped so far: %v", received, forwarded, held, drops(&after))
+	return fmt.Errorf("of %d packets, %d were forwarded and %d are held; dropped so far: %v", received, forwarded, held, drops(&after))
 }
 
 // total adds the lanes' counters up.

@@ -18,16 +18,16 @@ func checkCommand() *cobra.Command {
 	var target string
 	cmd := &cobra.Command{
 		Use:   "check PATH",
-		Short: "Check a configuration: all faults and warnings, with file and line",
-		Long:  "Check reads a configuration, a file or a directory of files, as weir run does.\nIt exits 0 if there is no fault, 1 otherwise; with --strict also on warnings.",
+		Short: "Check a configuration and print all faults and warnings, with file and line",
+		Long:  "Check reads a configuration (a file, or a directory of files) as weir run does.\nIt exits with 0 if there are no faults and with 1 otherwise; --strict makes warnings fail too.",
 		Args:  cobra.ExactArgs(1),
 		RunE: work(func(cmd *cobra.Command, args []string) error {
 			return check(cmd.OutOrStdout(), args[0], target, asJSON, strict)
 		}),
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
-	cmd.Flags().StringVar(&target, "against", "", "also say what would change: `ADDR|PATH` of a running weir's API, with its sessions, or of another configuration")
-	cmd.Flags().BoolVar(&strict, "strict", false, "warnings fail too")
+	cmd.Flags().StringVar(&target, "against", "", "also print what would change. `ADDR|PATH` is the API address of a running weir, whose live sessions are counted, or the path of another configuration")
+	cmd.Flags().BoolVar(&strict, "strict", false, "fail on warnings")
 	return cmd
 }
 

@@ -33,9 +33,9 @@ func dataplaneCommand() *cobra.Command {
 	var socket string
 	cmd := &cobra.Command{
 		Use:   "dataplane",
-		Short: "Run the data plane alone; weir run commands it through a socket",
-		Long: "Dataplane waits at a socket for weir run, which tells it what to do, and goes on forwarding when weir run goes\n" +
-			"away, until the next one comes. weir run starts one by itself unless one is there; on a host it is a systemd unit of its own.",
+		Short: "Run only the data plane; weir run controls it through a socket",
+		Long: "Dataplane listens on a socket for weir run, which controls it. When weir run goes away, dataplane keeps forwarding\n" +
+			"until the next weir run connects. weir run starts a data plane if none is running; on a host it is a separate systemd unit.",
 		Args: cobra.NoArgs,
 		RunE: work(func(*cobra.Command, []string) error { return dataplane(socket) }),
 	}
@@ -96,7 +96,7 @@ func (d *plane) start(payload []byte, stateFD, genFD int) error {
 	d.log = newLogger(c.Log).With("process", "dataplane")
 	d.config = append([]byte{}, payload...)
 	if stateFD < 0 || genFD < 0 {
-		return errors.New("start: no segments came with it")
+		return errors.New("start: the message carries no memory segments")
 	}
 	var err error
 	if d.state, err = pipeline.AttachState(stateFD); err != nil {
@@ -107,7 +107,7 @@ func (d *plane) start(payload []byte, stateFD, genFD int) error {
 		return fmt.Errorf("generation: %w", err)
 	}
 	if len(c.Dataplane.Workers) != d.state.Workers() || len(c.Ports) != g.Ports() {
-		return fmt.Errorf("start: %d workers and %d ports, but segments for %d and %d",
+		return fmt.Errorf("start: the message has %d workers and %d ports, but its segments are for %d and %d",
 			len(c.Dataplane.Workers), len(c.Ports), d.state.Workers(), g.Ports())
 	}
 	d.current = g.Number
@@ -143,7 +143,7 @@ func (d *plane) start(payload []byte, stateFD, genFD int) error {
 			}
 		})
 		if refused != nil {
-			d.log.Warn("a worker's own memory may lie on another NUMA node than its core", "core", core, "reason", refused)
+			d.log.Warn("a worker's memory may be on another NUMA node than its core", "core", core, "reason", refused)
 		}
 		if w.waiter = d.waiter(i); w.waiter != nil && handoff == nil {
 			w.nap = wokenBackoff
@@ -195,7 +195,7 @@ func (d *plane) open(c *startConfig) error {
 			return err
 		}
 		if why := p.RSSRefused(); why != nil {
-			d.log.Info("packets go from the worker that receives them to the one that owns them by a ring", "reason", why)
+			d.log.Info("packets cross a ring from the worker that receives them to the worker that owns them", "reason", why)
 		}
 	}
 	if c.Dataplane.Idle == config.IdleSleep {
@@ -215,7 +215,7 @@ func (d *plane) logWaking(names []startPort) {
 		without = append(without, names[i].Name)
 		d.log.Debug("the port has no interrupts", "port", names[i].Name, "reason", p.RxInterruptsRefused())
 	}
-	d.log.Info("a worker at rest is woken by interrupts if all ports that it receives from have them, else after a sleep",
+	d.log.Info("interrupts wake an idle worker if all its ports have them; otherwise it polls again after a sleep",
 		"with_interrupts", with, "without", without)
 }
 
@@ -277,7 +277,7 @@ func (d *plane) buffers(c *startConfig, node int) (*dpdk.Mempool, error) {
 		if err == nil || node < 0 {
 			return p, err
 		}
-		d.log.Warn("packet buffers lie on another NUMA node than their users; reserve huge pages on each", "node", node, "reason", err)
+		d.log.Warn("packet buffers are on another NUMA node than their users; reserve huge pages on each node", "node", node, "reason", err)
 	}
 	return d.buffers(c, -1)
 }
@@ -309,7 +309,7 @@ func claim(device string) error {
 		if err := unix.Bind(fd, &unix.SockaddrUnix{Name: "@weir/interface/" + name}); err != nil {
 			unix.Close(fd)
 			if err == unix.EADDRINUSE {
-				return fmt.Errorf("interface %s: another data plane uses it, or another port; stop that one, or name another interface", name)
+				return fmt.Errorf("interface %s: another data plane uses it, or another port; stop that data plane, or choose another interface", name)
 			}
 			return fmt.Errorf("interface %s: lock: %w", name, err)
 		}
@@ -391,7 +391,7 @@ func (d *plane) accept(l int) {
 	}
 }
 
-var alreadyCommanded = []byte("another weir run commands this data plane; stop that first, or give this one a socket of its own with --socket")
+var alreadyCommanded = []byte("another weir run controls this data plane; stop it first, or choose another socket with --socket")
 
 // obey handles one message of control. A stop, or a start that failed, ends the process; anything that is wrong with the
 // connection only ends the connection.
@@ -427,10 +427,10 @@ func (d *plane) obey() (stop bool, err error) {
 		c.send(msgOK, 0, nil)
 		return true, nil
 	default:
-		err = c.send(msgFailed, 0, fmt.Appendf(nil, "message %d is not understood now: control is of another version", kind))
+		err = c.send(msgFailed, 0, fmt.Appendf(nil, "message %d is not expected now: control has another version; expected the same version of both", kind))
 	}
 	if err != nil {
-		d.log.Warn("control does not take its answer", "error", err)
+		d.log.Warn("cannot send control its answer", "error", err)
 		c.Close()
 	}
 	return false, nil
@@ -439,7 +439,7 @@ func (d *plane) obey() (stop bool, err error) {
 // publish maps a generation, tells the workers, and lets go of the old one when all of them are past it.
 func (d *plane) publish(number uint64, fd int) error {
 	if fd < 0 {
-		return errors.New("publish: no segment came with it")
+		return errors.New("publish: the message carries no memory segment")
 	}
 	g := &d.gens[number%generations]
 	if number <= d.current || number%generations == d.current%generations {

@@ -35,7 +35,7 @@ type change struct {
 }
 
 type affected struct {
-	Instance string `json:"instance"` // VPC/name; empty: of an instance that is gone already
+	Instance string `json:"instance"` // VPC/name; empty: of an instance that no longer exists
 	pipeline.Fate
 }
 
@@ -51,13 +51,13 @@ const maxCheck = 64 << 20
 // previewHandler answers POST /api/v1/check: the body is a JSON array of files, the answer a preview. It changes nothing.
 func (c *control) previewHandler(w http.ResponseWriter, r *http.Request) {
 	if !c.previewing.CompareAndSwap(false, true) {
-		http.Error(w, "another check is under way", http.StatusTooManyRequests)
+		http.Error(w, "another check is running; try again", http.StatusTooManyRequests)
 		return
 	}
 	defer c.previewing.Store(false)
 	var files []config.File
 	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxCheck)).Decode(&files); err != nil {
-		http.Error(w, "the body is no JSON array of files: "+err.Error(), http.StatusBadRequest)
+		http.Error(w, "the body is not a JSON array of files: "+err.Error(), http.StatusBadRequest)
 		return
 	}
 	p := preview{Changes: []change{}, RestartOnly: []string{}, Affected: []affected{}, Faults: []config.Fault{}}
@@ -143,11 +143,11 @@ func against(path, target string, cfg *config.Config) (*preview, error) {
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+target+"/api/v1/check", bytes.NewReader(body))
 	if err != nil {
-		return nil, fmt.Errorf("--against %s: neither a file nor an address: %w", target, err)
+		return nil, fmt.Errorf("--against %s: is neither a file nor an address: %w", target, err)
 	}
 	answer, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("--against %s: no file of this name, and no weir answers there: %w", target, err)
+		return nil, fmt.Errorf("--against %s: no file has this name, and no weir answers at this address: %w", target, err)
 	}
 	defer answer.Body.Close()
 	if answer.StatusCode != http.StatusOK {
@@ -156,10 +156,10 @@ func against(path, target string, cfg *config.Config) (*preview, error) {
 	}
 	p := &preview{known: true}
 	if err := json.NewDecoder(answer.Body).Decode(p); err != nil {
-		return nil, fmt.Errorf("--against %s: the answer is not weir's: %w", target, err)
+		return nil, fmt.Errorf("--against %s: the answer does not come from weir: %w", target, err)
 	}
 	if len(p.Faults) > 0 {
-		return nil, fmt.Errorf("--against %s: that weir, of another version, refuses the configuration: %s", target, p.Faults[0])
+		return nil, fmt.Errorf("--against %s: the running weir has another version and refuses the configuration: %s", target, p.Faults[0])
 	}
 	return p, nil
 }
@@ -167,14 +167,14 @@ func against(path, target string, cfg *config.Config) (*preview, error) {
 // print writes the preview in words.
 func (p *preview) print(out io.Writer) {
 	if len(p.Changes) == 0 {
-		fmt.Fprintln(out, "no change of meaning: nothing would happen")
+		fmt.Fprintln(out, "the meaning does not change: a reload would do nothing")
 	}
 	for _, c := range p.Changes {
 		switch f := c.Sessions; {
 		case f == nil:
 			fmt.Fprintf(out, "change: %s\n", c.What)
 		case *f == pipeline.Fate{}:
-			fmt.Fprintf(out, "change: %s: concerns no session\n", c.What)
+			fmt.Fprintf(out, "change: %s: affects no session\n", c.What)
 		default:
 			fmt.Fprintf(out, "change: %s: of its sessions %d stay, %d drain, %d end\n", c.What, f.Keep, f.Drain, f.End)
 		}
@@ -188,12 +188,12 @@ func (p *preview) print(out io.Writer) {
 	fmt.Fprintf(out, "sessions: %d stay, %d drain, %d end\n", p.Sessions.Keep, p.Sessions.Drain, p.Sessions.End)
 	for i, a := range p.Affected {
 		if i == 20 {
-			fmt.Fprintf(out, "sessions: ... of %d more instances\n", len(p.Affected)-i)
+			fmt.Fprintf(out, "sessions: ... and those of %d more instances\n", len(p.Affected)-i)
 			break
 		}
 		name := a.Instance
 		if name == "" {
-			name = "an instance that is gone already"
+			name = "an instance that no longer exists"
 		}
 		fmt.Fprintf(out, "sessions of %s: %d stay, %d drain, %d end\n", name, a.Keep, a.Drain, a.End)
 	}

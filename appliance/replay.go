@@ -29,10 +29,10 @@ func replayCommand() *cobra.Command {
 	var in, reloads []string
 	cmd := &cobra.Command{
 		Use:   "replay --config PATH --in PORT=FILE.pcap... --out DIR",
-		Short: "Send captures through the real pipeline and write what comes out",
-		Long: "Replay replaces every port of the configuration by a capture file: frames enter in the order of their times over all\n" +
-			"ports, the clock is the captures' own, and what weir sends is written to DIR/PORT.pcap. It needs no privileges. Neighbors\n" +
-			"without a configured MAC count as resolved, with " + assumedMAC.String() + ", so that the same input gives the same output.",
+		Short: "Send captured packets through the real pipeline and write what comes out",
+		Long: "Replay replaces every port of the configuration with a capture file. Frames enter in the order of their time stamps over\n" +
+			"all ports, the clock follows the captures, and what weir sends goes to DIR/PORT.pcap. Replay needs no privileges.\n" +
+			"Neighbors without a configured MAC count as resolved, with " + assumedMAC.String() + ", so that the same input gives the same output.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := r.parse(in, reloads); err != nil {
@@ -46,8 +46,8 @@ func replayCommand() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&r.config, "config", "", "configuration: a file, or a directory of files")
-	f.StringArrayVar(&in, "in", nil, "`PORT=FILE`: what the port receives; ports without one receive nothing")
-	f.StringArrayVar(&reloads, "reload", nil, "`SECONDS=PATH`: another configuration from so many seconds after the first frame on")
+	f.StringArrayVar(&in, "in", nil, "`PORT=FILE`: capture that the port receives; ports without one receive nothing")
+	f.StringArrayVar(&reloads, "reload", nil, "`SECONDS=PATH`: load another configuration this many seconds after the first frame")
 	f.StringVar(&r.out, "out", "", "directory for what the ports send")
 	f.BoolVar(&r.json, "json", false, "print the counters as one JSON object")
 	cmd.MarkFlagRequired("config")
@@ -84,7 +84,7 @@ func (r *replay) parse(in, reloads []string) error {
 			return fmt.Errorf("--in %q: expected PORT=FILE", s)
 		}
 		if r.in[port] != "" {
-			return fmt.Errorf("--in %q: the port has a file already", s)
+			return fmt.Errorf("--in %q: the port already has a file", s)
 		}
 		r.in[port] = file
 	}
@@ -110,7 +110,7 @@ type arrival struct {
 func (r *replay) schedule(cfg *config.Config) ([]arrival, error) {
 	for name := range r.in {
 		if !slices.ContainsFunc(cfg.Ports, func(p config.Port) bool { return p.Name == name }) {
-			return nil, fmt.Errorf("--in %s: the configuration has no port of this name", name)
+			return nil, fmt.Errorf("--in %s: the configuration has no port with this name", name)
 		}
 	}
 	var all []arrival
@@ -126,7 +126,7 @@ func (r *replay) schedule(cfg *config.Config) ([]arrival, error) {
 		var at time.Duration
 		for n, rec := range records {
 			if len(rec.Frame) > maxPcapFrame {
-				return nil, fmt.Errorf("%s: frame %d has %d bytes; net_pcap takes %d at the most: leave it out of the capture", file, n+1, len(rec.Frame), maxPcapFrame)
+				return nil, fmt.Errorf("%s: frame %d has %d bytes; net_pcap takes at most %d: remove it from the capture", file, n+1, len(rec.Frame), maxPcapFrame)
 			}
 			at = max(at, rec.Time)
 			all = append(all, arrival{at, i})
@@ -297,7 +297,7 @@ func (r *replay) reload(cfg *config.Config, c *pipeline.Compiler, path string) (
 		return reloaded{}, err
 	}
 	if keys := config.RestartOnly(cfg, next); len(keys) > 0 && !keepRestartOnly(next, cfg) {
-		return reloaded{}, fmt.Errorf("%s: %v changed, which takes a restart", path, keys)
+		return reloaded{}, fmt.Errorf("%s: %v changed, which needs a restart", path, keys)
 	}
 	g, err := c.Compile(next)
 	return reloaded{next, g}, err

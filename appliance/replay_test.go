@@ -241,7 +241,7 @@ func (p *program) testReplay(t *testing.T) {
 		{"plain output", []string{config, in, "--out=" + at("plain")}, 0,
 			`(?m)^received +2\nforwarded +2\npunted +0\noriginated +0\nfragmented +0\nheld +0\nport inside +received 2 +transmitted 0 +\S+/inside.pcap\nport outside +received 0 +transmitted 2 +\S+/outside.pcap\n$`, `^$`},
 		{"drops with their help", []string{config, "--in=outside=" + at("good.pcap"), "--out=" + at("drops")}, 0,
-			`dropped martian +2 +an address that may not be on the wire here\n`, `^$`},
+			`dropped martian +2 +an address that must not appear on this wire\n`, `^$`},
 		{"no captures", []string{config, "--out=" + at("none")}, 0, `^received +0\n`, `^$`},
 		{"a capture without frames", []string{config, "--in=inside=" + at("empty.pcap"), "--out=" + at("none")}, 0, `^received +0\n`, `^$`},
 
@@ -251,21 +251,21 @@ func (p *program) testReplay(t *testing.T) {
 		{"an unknown flag", []string{config, in, out, "--fast"}, 2, `^$`, `unknown flag: --fast`},
 		{"--in without a file", []string{config, "--in=inside", out}, 2, `^$`, `--in "inside": expected PORT=FILE`},
 		{"--in without a port", []string{config, "--in==x.pcap", out}, 2, `^$`, `--in "=x.pcap": expected PORT=FILE`},
-		{"--in twice", []string{config, in, in, out}, 2, `^$`, `the port has a file already`},
+		{"--in twice", []string{config, in, in, out}, 2, `^$`, `the port already has a file`},
 		{"--reload without a time", []string{config, in, out, "--reload=" + at("moved.yaml")}, 2, `^$`, `--reload ".*": expected SECONDS=PATH`},
 		{"--reload in the past", []string{config, in, out, "--reload=-1=x"}, 2, `^$`, `expected SECONDS=PATH`},
 
-		{"an unknown port", []string{config, "--in=middle=" + at("good.pcap"), out}, 1, `^$`, `--in middle: the configuration has no port of this name`},
+		{"an unknown port", []string{config, "--in=middle=" + at("good.pcap"), out}, 1, `^$`, `--in middle: the configuration has no port with this name`},
 		{"no such config", []string{"--config=" + at("none.yaml"), in, out}, 1, `^$`, `none.yaml: cannot be read: no such file`},
 		{"a faulty config", []string{"--config=" + at("faulty.yaml"), in, out}, 1, `^$`, `faulty.yaml:\d+: .*no gateway is named "nowhere"`},
 		{"no such capture", []string{config, "--in=inside=" + at("none.pcap"), out}, 1, `^$`, `none.pcap: no such file`},
 		{"no capture at all", []string{config, "--in=inside=" + at("text.pcap"), out}, 1, `^$`, `text.pcap: pcap header`},
 		{"a capture that ends inside a frame", []string{config, "--in=inside=" + at("cut.pcap"), out}, 1, `^$`, `cut.pcap: pcap record 1`},
-		{"a frame that net_pcap cannot take", []string{config, "--in=inside=" + at("long.pcap"), out}, 1, `^$`, `long.pcap: frame 2 has 65536 bytes; net_pcap takes 65535 at the most`},
+		{"a frame that net_pcap cannot take", []string{config, "--in=inside=" + at("long.pcap"), out}, 1, `^$`, `long.pcap: frame 2 has 65536 bytes; net_pcap takes at most 65535`},
 		{"an out that is a file", []string{config, in, "--out=" + at("file")}, 1, `^$`, `file: not a directory`},
 		{"a path that DPDK cannot take", []string{config, in, "--out=" + at("a,b")}, 1, `^$`, `cannot hold a path with`},
 		{"a reload with faults", []string{config, in, out, "--reload=1=" + at("faulty.yaml")}, 1, `^$`, `no gateway is named "nowhere"`},
-		{"a reload with another port", []string{config, in, out, "--reload=1=" + at("ports.yaml")}, 1, `^$`, `ports.yaml: .*spare.* takes a restart`},
+		{"a reload with another port", []string{config, in, out, "--reload=1=" + at("ports.yaml")}, 1, `^$`, `ports.yaml: .*spare.* needs a restart`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -277,7 +277,7 @@ func (p *program) testReplay(t *testing.T) {
 		})
 	}
 
-	// Seconds count from the first frame, and what takes a restart leaves the rest of the reload in force.
+	// Seconds count from the first frame, and what needs a restart leaves the rest of the reload in force.
 	for _, file := range []string{"moved.yaml", "larger.yaml"} {
 		for _, c := range []struct {
 			seconds, second string // what the second frame leaves by

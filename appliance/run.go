@@ -32,10 +32,10 @@ func runCommand() *cobra.Command {
 	var attach bool
 	cmd := &cobra.Command{
 		Use:   "run",
-		Short: "Run the gateway: control in the foreground, and the data plane that it starts",
-		Long: "Run reads the configuration, starts the data plane, or takes over the one that listens at the socket, and serves\n" +
-			"metrics. It follows changes of the configuration on disk; SIGHUP makes it look at once. SIGTERM or SIGINT ends it, and\n" +
-			"the data plane too unless that is a service of its own. Should it crash, the data plane goes on forwarding.",
+		Short: "Run the gateway: control in the foreground, and a data plane that it starts",
+		Long: "Run reads the configuration, starts the data plane or takes over the one that listens on the socket, and serves\n" +
+			"metrics. It reloads when the configuration on disk changes; SIGHUP makes it look at once. SIGTERM or SIGINT stops it,\n" +
+			"and also the data plane unless that is a separate service. If control crashes, the data plane keeps forwarding.",
 		Args: cobra.NoArgs,
 		RunE: work(func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGTERM, unix.SIGINT)
@@ -45,7 +45,7 @@ func runCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&path, "config", "/etc/weir/weir.yaml", "configuration: a file, or a directory of files")
 	cmd.Flags().StringVar(&socket, "socket", defaultSocket, "where the data plane listens")
-	cmd.Flags().BoolVar(&attach, "attach", false, "start no data plane: wait for the one that is a service of its own")
+	cmd.Flags().BoolVar(&attach, "attach", false, "start no data plane: wait for the one that runs as a separate service")
 	return cmd
 }
 
@@ -96,7 +96,7 @@ func run(ctx context.Context, path, socket string, attach bool) error {
 	}
 	if loadErr == nil {
 		if err := keepOff(next.cfg.Dataplane.Workers); err != nil {
-			c.log.Warn("control shares the workers' cores", "reason", err)
+			c.log.Warn("control runs on the same cores as the workers", "reason", err)
 		}
 	}
 	live, err := c.plane.connect(ctx)
@@ -195,7 +195,7 @@ func (c *control) load() (*loaded, error) {
 			break
 		}
 		if try == 20 {
-			return nil, fmt.Errorf("%s: it changes all the time; expected two equal readings in a row", c.path)
+			return nil, fmt.Errorf("%s: it keeps changing; expected two equal reads in a row", c.path)
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
@@ -247,7 +247,7 @@ func unpack(b []byte) ([]config.File, error) {
 		name, ok := next()
 		data, whole := next()
 		if !ok || !whole {
-			return nil, errors.New("its text is cut off")
+			return nil, errors.New("its text is cut short")
 		}
 		files = append(files, config.File{Name: string(name), Data: data})
 	}
@@ -264,7 +264,7 @@ func (c *control) begin(ctx context.Context, live *running, next *loaded, loadEr
 		if loadErr != nil {
 			return errors.Join(err, loadErr)
 		}
-		c.log.Warn("the running data plane cannot be taken over; it is restarted, and its sessions are lost", "reason", err)
+		c.log.Warn("cannot take over the running data plane: restarting it, its sessions are lost", "reason", err)
 		c.plane.halt()
 		if _, err := c.plane.connect(ctx); err != nil {
 			return err
@@ -296,11 +296,11 @@ func (c *control) adopt(live *running, next *loaded, loadErr error) error {
 	}
 	cfg, _, err := c.parser.Parse(files)
 	if err != nil {
-		return fail(fmt.Errorf("the running configuration is not one for this version: %w", err))
+		return fail(fmt.Errorf("this version does not accept the running configuration: %w", err))
 	}
 	cfg = own(cfg)
 	if !live.start.putInto(cfg) {
-		return fail(errors.New("the running ports are not those of the running configuration"))
+		return fail(errors.New("the running ports differ from those of the running configuration"))
 	}
 	if next != nil {
 		cfg.API, cfg.Log = next.cfg.API, next.cfg.Log // a new control has its own
@@ -356,10 +356,10 @@ func (c *control) prepare(next *loaded) error {
 		return err
 	}
 	if why := c.state.Segment.PlacementRefused(); why != nil {
-		c.log.Warn("workers' tables may lie on other NUMA nodes than their cores: packets cost more there", "reason", why)
+		c.log.Warn("workers' tables may be on other NUMA nodes than their cores: packets cost more there", "reason", why)
 	}
 	if !c.state.Segment.Huge() {
-		c.log.Warn("no huge pages for the session table: look-ups in a large table cost more; reserve some in /proc/sys/vm/nr_hugepages",
+		c.log.Warn("no huge pages for the session table: lookups in a large table cost more; reserve some in /proc/sys/vm/nr_hugepages",
 			"mebibytes", c.state.Segment.Size()>>20)
 	}
 	c.compiler = pipeline.NewCompiler(c.state, nil)
@@ -444,7 +444,7 @@ func (c *control) reconnect(ctx context.Context) error {
 		}
 	} else {
 		if !live.isOurs(c.state) {
-			return errors.New("the data plane that came back forwards for somebody else")
+			return errors.New("the data plane that came back is controlled by another weir run")
 		}
 		if live.number != c.gen.Number {
 			if err := c.plane.conn.ask(msgPublish, c.gen.Number, nil, c.gen.FD()); err != nil {
@@ -512,16 +512,16 @@ func (c *control) apply(next *loaded) error {
 	var refused error
 	if keys := config.RestartOnly(c.cfg, cfg); len(keys) > 0 {
 		if !keepRestartOnly(cfg, c.cfg) {
-			return fmt.Errorf("%v changed, which takes a restart of weir; nothing of this change is applied", keys)
+			return fmt.Errorf("%v changed, which needs a restart of weir; nothing was applied", keys)
 		}
-		refused = partly{fmt.Errorf("%v changed, which takes a restart of weir; all else of the configuration is in force", keys)}
+		refused = partly{fmt.Errorf("%v changed, which needs a restart of weir; the rest was applied", keys)}
 		if changes = config.Changes(c.cfg, cfg); len(changes) == 0 {
 			return refused
 		}
 	}
 	if percent := shrunk(c.cfg, cfg); percent > c.cfg.Reload.MaxShrink {
-		return fmt.Errorf("the change takes away %d %% of the instances or of the external addresses, more than reload.max_shrink allows (%d %%); "+
-			"raise that first if it is meant", percent, c.cfg.Reload.MaxShrink)
+		return fmt.Errorf("the change removes %d %% of the instances or of the external addresses, more than reload.max_shrink allows (%d %%); "+
+			"if this is intended, raise max_shrink first", percent, c.cfg.Reload.MaxShrink)
 	}
 	c.warn(next.warnings)
 	c.compiler.Source = source(next.files)

@@ -77,7 +77,7 @@ func (c *conn) Close() error {
 // send writes one message.
 func (c *conn) send(kind messageKind, number uint64, payload []byte, fds ...int) error {
 	if messageHeader+len(payload) > maxMessage {
-		return fmt.Errorf("a message of %d bytes; the socket takes %d", len(payload), maxMessage-messageHeader)
+		return fmt.Errorf("message of %d bytes; expected at most %d", len(payload), maxMessage-messageHeader)
 	}
 	binary.LittleEndian.PutUint32(c.buf[:], uint32(kind))
 	binary.LittleEndian.PutUint64(c.buf[8:], number)
@@ -118,9 +118,9 @@ func (c *conn) receive() (messageKind, uint64, []byte, error) {
 	}
 	switch {
 	case c.hdr.Flags&unix.MSG_TRUNC != 0:
-		return 0, 0, nil, fmt.Errorf("a message of more than %d bytes", maxMessage)
+		return 0, 0, nil, fmt.Errorf("message of more than %d bytes; expected at most that", maxMessage)
 	case n < messageHeader:
-		return 0, 0, nil, errors.New("a message without its header")
+		return 0, 0, nil, errors.New("message without a header")
 	}
 	return messageKind(binary.LittleEndian.Uint32(c.buf[:])), binary.LittleEndian.Uint64(c.buf[8:]), c.buf[messageHeader:n], nil
 }
@@ -159,7 +159,7 @@ func (c *conn) ask(kind messageKind, number uint64, payload any, fds ...int) err
 	}
 	kind, _, _, err := c.answer()
 	if err == nil && kind != msgOK {
-		err = fmt.Errorf("the data plane answered with message %d: it is of another version", kind)
+		err = fmt.Errorf("the data plane answered with message %d: it has another version", kind)
 	}
 	return err
 }
@@ -185,11 +185,11 @@ func (l lost) Unwrap() error { return l.err }
 // listen binds the data plane's socket. A socket file that nobody listens at is left over from a crash, and replaced.
 func listen(path string) (int, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return -1, fmt.Errorf("socket %s: %w; choose another place with --socket", path, err)
+		return -1, fmt.Errorf("socket %s: %w; choose another path with --socket", path, err)
 	}
 	if c, err := dial(path); err == nil {
 		c.Close()
-		return -1, fmt.Errorf("socket %s: another data plane listens there; stop it, or choose another place with --socket", path)
+		return -1, fmt.Errorf("socket %s: another data plane listens there; stop it, or choose another path with --socket", path)
 	}
 	os.Remove(path)
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
@@ -204,7 +204,7 @@ func listen(path string) (int, error) {
 	}
 	if err != nil {
 		unix.Close(fd)
-		return -1, fmt.Errorf("socket %s: %w; choose another place with --socket", path, err)
+		return -1, fmt.Errorf("socket %s: %w; choose another path with --socket", path, err)
 	}
 	return fd, nil
 }

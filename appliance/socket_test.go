@@ -73,8 +73,8 @@ func TestAsk(t *testing.T) {
 		{"ok", func(p *conn) error { return p.send(msgOK, 0, nil) }, "", false},
 		{"failed", func(p *conn) error { return p.send(msgFailed, 0, []byte("no such core")) }, "no such core", false},
 		{"gone", func(p *conn) error { return p.Close() }, "the data plane is gone: EOF", true},
-		{"another version", func(p *conn) error { return p.send(99, 0, nil) }, "the data plane answered with message 99: it is of another version", false},
-		{"cut", func(p *conn) error { _, err := unix.Write(p.fd, []byte{5}); return err }, "the data plane is gone: a message without its header", true},
+		{"another version", func(p *conn) error { return p.send(99, 0, nil) }, "the data plane answered with message 99: it has another version", false},
+		{"cut", func(p *conn) error { _, err := unix.Write(p.fd, []byte{5}); return err }, "the data plane is gone: message without a header", true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			control, plane := newPair(t)

@@ -103,11 +103,11 @@ func (s *supervisor) hello() (*running, error) {
 		s.supervised = s.child != nil
 		return nil, nil
 	case kind != msgRunning:
-		return nil, fmt.Errorf("answered with message %d: it is of another version; stop it and start again", kind)
+		return nil, fmt.Errorf("answered with message %d: it has another version; stop it and start again", kind)
 	}
 	r := &running{number: number, state: s.conn.take(0), gen: s.conn.take(1)}
 	if err := json.Unmarshal(payload, &r.start); err != nil {
-		return nil, fmt.Errorf("says nothing of use: %w; it is of another version: stop it and start again", err)
+		return nil, fmt.Errorf("sent an answer that cannot be read: %w; it has another version: stop it and start again", err)
 	}
 	s.supervised = r.start.Supervised
 	return r, nil
@@ -203,7 +203,7 @@ func (s *supervisor) release() {
 	if s.supervised {
 		s.reap()
 	} else if s.conn != nil {
-		s.log.Info("the data plane goes on forwarding", "socket", s.socket)
+		s.log.Info("the data plane keeps forwarding", "socket", s.socket)
 		s.hangUp()
 	}
 }
@@ -211,13 +211,13 @@ func (s *supervisor) release() {
 // halt tells the data plane to end, and waits until it has.
 func (s *supervisor) halt() {
 	if err := s.conn.ask(msgStop, 0, nil); err != nil && !errors.As(err, new(lost)) {
-		s.log.Warn("the data plane did not stop in order", "error", err)
+		s.log.Warn("the data plane did not stop cleanly", "error", err)
 		return
 	}
 	tv := unix.Timeval{Sec: 5}
 	unix.SetsockoptTimeval(s.conn.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv)
 	if _, _, _, err := s.conn.receive(); errors.Is(err, unix.EAGAIN) {
-		s.log.Warn("the data plane takes too long to end")
+		s.log.Warn("the data plane takes too long to stop")
 	} else if s.child != nil {
 		select {
 		case <-s.exited:

@@ -44,7 +44,7 @@ func TestHotCheckAgainst(t *testing.T) {
 		t.Errorf("weir check exits with %d, expected 0", code)
 	}
 	_, got, _ := strings.Cut(p.log(), "change: ")
-	const want = `route to 100.64.0.0/16 of vpc "blue" added: concerns no session
+	const want = `route to 100.64.0.0/16 of vpc "blue" added: affects no session
 change: instance "batch" of vpc "blue" changed: of its sessions 6 stay, 0 drain, 0 end
 change: instance "web" of vpc "blue" changed: of its sessions 2 stay, 0 drain, 3 end
 sessions: 8 stay, 0 drain, 3 end

@@ -73,9 +73,9 @@ func TestHotControl(t *testing.T) {
 		{"changed", func() string { return other[running] }, true, true, []string{`instance \"late\" of vpc \"blue\"`, "msg=reloaded"}},
 		{"faulty", func() string { return strings.Replace(running, "side: outside", "side: upside", 1) }, false, false, []string{"reload refused", "upside"}},
 		{"restart-only", func() string { return strings.Replace(running, "sessions: 8192", "sessions: 16384", 1) }, false, false,
-			[]string{"dataplane.sessions", "takes a restart of weir"}},
+			[]string{"dataplane.sessions", "needs a restart of weir"}},
 		{"restart-only and more", func() string { return strings.Replace(other[running], "sessions: 8192", "sessions: 16384", 1) }, true, false,
-			[]string{"dataplane.sessions", "all else of the configuration is in force"}},
+			[]string{"dataplane.sessions", "the rest was applied"}},
 		{"none", nil, false, false, []string{"reload refused", "cannot be read"}},
 	}
 	var controls []*process
@@ -166,7 +166,7 @@ func TestHotOtherLayout(t *testing.T) {
 	old := w.dataplanes(t)
 	w.run(t)
 	w.ready(t)
-	w.expectLog(t, "the running data plane cannot be taken over; it is restarted, and its sessions are lost", "segment layout")
+	w.expectLog(t, "cannot take over the running data plane: restarting it, its sessions are lost", "segment layout")
 	if now := w.dataplane(t); len(old) != 1 || now == old[0] {
 		t.Errorf("data plane %d runs, before %v", now, old)
 	}
@@ -196,14 +196,14 @@ func TestHotAttach(t *testing.T) {
 	s := startFlowing(t, n.guest, batch4, remote4)
 
 	second := spawn(t, n.gateway, w.env(), "run", "--attach", "--config", w.config, "--socket", w.socket)
-	expectRefused(t, second, "another weir run commands this data plane")
+	expectRefused(t, second, "another weir run controls this data plane")
 
 	for range 3 {
 		w.signal(t, syscall.SIGTERM)
 		if code := w.wait(t, patience); code != 0 {
 			t.Errorf("weir run exits with %d, expected 0", code)
 		}
-		w.expectLog(t, "the data plane goes on forwarding")
+		w.expectLog(t, "the data plane keeps forwarding")
 		before := s.echoed()
 		eventually(t, patience, "the stream flows without control", func() error { return atLeast(s.echoed(), before+50) })
 		attach()
