@@ -47,7 +47,7 @@ type Change struct {
 // in that of the VPC.
 type Place struct{ VPC, Index int }
 
-// None means that the object is in neither list.
+// None is the Place of an object that a Config does not have.
 var None = Place{-1, -1}
 
 // Changes returns what differs, in the order of the file's keys. Empty exactly when Equal. It takes
