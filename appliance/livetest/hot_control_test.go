@@ -143,9 +143,8 @@ func TestHotOtherLayout(t *testing.T) {
 	n := newNetwork(t)
 	serveEcho(t, n.internet, remote4)
 	other := filepath.Join(t.TempDir(), "weir")
-	build := exec.Command("go", "build", "-tags", "faultpoints", "-ldflags", "-X weir/pipeline/memory.meaning=other", "-o", other, "weir/appliance")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+	if err := build(other, "-ldflags", "-X weir/pipeline/memory.meaning=other"); err != nil {
+		t.Fatal(err)
 	}
 	w := startWeir(t, n, baseConfig)
 	if _, err := echoUDP(n.guest, batch4, remote4); err != nil {
@@ -154,13 +153,13 @@ func TestHotOtherLayout(t *testing.T) {
 	w.signal(t, syscall.SIGKILL)
 	w.wait(t, patience)
 	// Upgraded in place, as a package manager does.
-	if err := os.Rename(program, program+".old"); err != nil {
-		t.Fatal(err)
-	}
-	defer os.Rename(program+".old", program)
-	if err := os.Link(other, program); err != nil {
-		if err := os.Symlink(other, program); err != nil {
+	for was, is := range map[string]string{program: other, dataplaneOf(program): dataplaneOf(other)} {
+		if err := os.Rename(was, was+".old"); err != nil {
 			t.Fatal(err)
+		}
+		defer os.Rename(was+".old", was)
+		if out, err := exec.Command("cp", is, was).CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
 		}
 	}
 	old := w.dataplanes(t)
@@ -191,7 +190,7 @@ func TestHotAttach(t *testing.T) {
 	if pids := w.dataplanes(t); len(pids) > 0 {
 		t.Fatalf("--attach started data planes %v", pids)
 	}
-	plane := spawn(t, n.gateway, w.env(), "dataplane", "--socket", w.socket)
+	plane := spawnDataplane(t, n.gateway, w.env(), "--socket", w.socket)
 	w.ready(t)
 	s := startFlowing(t, n.guest, batch4, remote4)
 
@@ -219,7 +218,7 @@ func TestHotAttach(t *testing.T) {
 	w.wait(t, patience)
 	plane.signal(t, syscall.SIGTERM)
 	if code := plane.wait(t, restartLimit); code != 0 {
-		t.Errorf("weir dataplane exits with %d after SIGTERM, expected 0", code)
+		t.Errorf("weir-dataplane exits with %d after SIGTERM, expected 0", code)
 	}
 }
 

@@ -26,7 +26,7 @@ func expectRefused(t *testing.T, p *process, text string) {
 	}
 	said := 0
 	for line := range strings.Lines(p.log()) {
-		if strings.HasPrefix(line, "weir: ") && strings.Contains(line, text) {
+		if program, rest, _ := strings.Cut(line, ": "); (program == "weir" || program == "weir-dataplane") && strings.Contains(rest, text) {
 			said++
 		}
 	}
@@ -195,7 +195,7 @@ func TestGarbage(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w := newWeir(t, n, baseConfig)
-			p := spawn(t, n.gateway, w.env(), "dataplane", "--socket", w.socket)
+			p := spawnDataplane(t, n.gateway, w.env(), "--socket", w.socket)
 			fd, hangUp := dialSocket(t, w.socket)
 			before := openFiles(t, p.cmd.Process.Pid, os.DevNull)
 			var rights []byte

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package control
 
 import (
 	"bytes"
@@ -18,28 +18,29 @@ import (
 	"weir/pipeline"
 )
 
-// preview is what would become of a running gateway under another configuration.
-type preview struct {
-	Changes     []change       `json:"changes"`
+// Preview is what would become of a running gateway under another configuration.
+type Preview struct {
+	Changes     []Change       `json:"changes"`
 	RestartOnly []string       `json:"restart_only"`
 	Sessions    pipeline.Fate  `json:"sessions"`
-	Affected    []affected     `json:"affected"` // instances whose sessions do not all stay
+	Affected    []Affected     `json:"affected"` // instances whose sessions do not all stay
 	Faults      []config.Fault `json:"faults"`
 	known       bool           // the sessions were looked at
 }
 
-// change is one difference, and what becomes of the sessions that it concerns: nil where they were not looked at.
-type change struct {
+// Change is one difference, and what becomes of the sessions that it concerns: nil where they were not looked at.
+type Change struct {
 	What     string         `json:"what"`
 	Sessions *pipeline.Fate `json:"sessions,omitempty"`
 }
 
-type affected struct {
+// Affected is an instance whose sessions do not all stay.
+type Affected struct {
 	Instance string `json:"instance"` // VPC/name; empty: of an instance that is gone already
 	pipeline.Fate
 }
 
-// comparison asks control's own goroutine for what a preview needs.
+// comparison is what a preview needs of the loop's.
 type comparison struct {
 	cfg      *config.Config
 	compiler *pipeline.Compiler
@@ -60,18 +61,17 @@ func (c *control) previewHandler(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "the body is no JSON array of files: "+err.Error(), http.StatusBadRequest)
 		return
 	}
-	p := preview{Changes: []change{}, RestartOnly: []string{}, Affected: []affected{}, Faults: []config.Fault{}}
+	p := Preview{Changes: []Change{}, RestartOnly: []string{}, Affected: []Affected{}, Faults: []config.Fault{}}
 	cfg, _, err := config.Parse(files)
 	if faults, ok := err.(config.Faults); ok {
 		p.Faults = faults
 	} else {
-		answer := make(chan comparison, 1)
-		select {
-		case c.compare <- answer:
-		case <-r.Context().Done():
+		var running comparison
+		if err := c.do(r.Context(), func(c *control) { running = comparison{c.cfg, c.compiler.Clone()} }); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return
 		}
-		if err := p.compare(<-answer, cfg, c.state); err != nil {
+		if err := p.compare(running, cfg, c.state); err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 			return
 		}
@@ -81,27 +81,27 @@ func (c *control) previewHandler(w http.ResponseWriter, r *http.Request) {
 }
 
 // compare fills in what differs, and what the live sessions would see of it.
-func (p *preview) compare(live comparison, cfg *config.Config, state *pipeline.State) error {
-	changes := config.Changes(live.cfg, cfg)
-	p.RestartOnly = append(p.RestartOnly, config.RestartOnly(live.cfg, cfg)...)
+func (p *Preview) compare(running comparison, cfg *config.Config, state *pipeline.State) error {
+	changes := config.Changes(running.cfg, cfg)
+	p.RestartOnly = append(p.RestartOnly, config.RestartOnly(running.cfg, cfg)...)
 	for _, c := range changes {
-		p.Changes = append(p.Changes, change{What: c.Text})
+		p.Changes = append(p.Changes, Change{What: c.Text})
 	}
-	if len(p.RestartOnly) > 0 && !keepRestartOnly(cfg, live.cfg) {
+	if len(p.RestartOnly) > 0 && !KeepRestartOnly(cfg, running.cfg) {
 		return nil // a restart: no session stays
 	}
-	before, err := live.compiler.Preview(live.cfg)
+	before, err := running.compiler.Preview(running.cfg)
 	if err != nil {
 		return err
 	}
 	defer before.Close()
-	after, err := live.compiler.Preview(cfg)
+	after, err := running.compiler.Preview(cfg)
 	if err != nil {
 		return err
 	}
 	defer after.Close()
-	tally := pipeline.NewTally(live.cfg, cfg, before, after, changes)
-	fates := state.Fates(live.compiler, after, tally)
+	tally := pipeline.NewTally(running.cfg, cfg, before, after, changes)
+	fates := state.Fates(running.compiler, after, tally)
 	for i := range p.Changes {
 		p.Changes[i].Sessions = &tally.Fates[i]
 	}
@@ -111,23 +111,23 @@ func (p *preview) compare(live comparison, cfg *config.Config, state *pipeline.S
 		p.Sessions.Drain += f.Drain
 		p.Sessions.End += f.End
 		if f.Drain+f.End > 0 {
-			p.Affected = append(p.Affected, affected{name, f})
+			p.Affected = append(p.Affected, Affected{name, f})
 		}
 	}
 	return nil
 }
 
-// against compares the configuration at path with what stands at target: another configuration, or the API address of a
+// Against compares the configuration at path with what is at target: another configuration, or the API address of a
 // running gateway.
-func against(path, target string, cfg *config.Config) (*preview, error) {
+func Against(path, target string, cfg *config.Config) (*Preview, error) {
 	if _, err := os.Stat(target); err == nil {
 		old, _, err := config.Load(target)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", target, err)
 		}
-		p := &preview{RestartOnly: config.RestartOnly(old, cfg)}
+		p := &Preview{RestartOnly: config.RestartOnly(old, cfg)}
 		for _, line := range config.Diff(old, cfg) {
-			p.Changes = append(p.Changes, change{What: line})
+			p.Changes = append(p.Changes, Change{What: line})
 		}
 		return p, nil
 	}
@@ -154,7 +154,7 @@ func against(path, target string, cfg *config.Config) (*preview, error) {
 		text, _ := io.ReadAll(io.LimitReader(answer.Body, 1<<12))
 		return nil, fmt.Errorf("--against %s: %s: %s", target, answer.Status, bytes.TrimSpace(text))
 	}
-	p := &preview{known: true}
+	p := &Preview{known: true}
 	if err := json.NewDecoder(answer.Body).Decode(p); err != nil {
 		return nil, fmt.Errorf("--against %s: the answer is not weir's: %w", target, err)
 	}
@@ -164,8 +164,8 @@ func against(path, target string, cfg *config.Config) (*preview, error) {
 	return p, nil
 }
 
-// print writes the preview in words.
-func (p *preview) print(out io.Writer) {
+// Print writes the preview in words.
+func (p *Preview) Print(out io.Writer) {
 	if len(p.Changes) == 0 {
 		fmt.Fprintln(out, "no change of meaning: nothing would happen")
 	}

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package bench
 
 import (
 	"fmt"
 	"math/rand/v2"
 
+	"weir/appliance/dataplane"
 	"weir/pipeline"
 	"weir/pipeline/inet"
 	"weir/pipeline/tsc"
@@ -114,8 +115,10 @@ func (b *bench) newRig(s *scenario, sessions, workers int) (*rig, error) {
 	}
 	key, queues := st.RSS()
 	for w := range workers {
+		pipe := pipeline.NewWorker(st, w, r.gen, c)
 		l := &lane{
-			pipe: pipeline.NewWorker(st, w, r.gen, c), counters: st.Counters(w), index: w, workers: workers,
+			worker: dataplane.Worker{Index: w, Pool: b.pool, State: st, Pipe: pipe}, pipe: pipe,
+			counters: st.Counters(w), index: w, workers: workers,
 			pool: b.pool, random: rand.NewPCG(rand.Uint64(), rand.Uint64()), clock: 1e9, epoch: tsc.Read(), nanos: 1e9 / b.hz, frames: []int{64},
 		}
 		for _, set := range s.of.sets {

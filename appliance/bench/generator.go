@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package bench
 
 import (
 	"bufio"
@@ -18,6 +18,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"weir/appliance/command"
+	"weir/appliance/dataplane"
 	"weir/dpdk"
 	"weir/pipeline/tsc"
 )
@@ -132,7 +134,7 @@ func (g *generator) prime() error {
 	sent, received := 0, 0
 	last := time.Now()
 	for received < len(g.order) {
-		if n := min(burstSize, len(g.order)-sent); n > 0 && sent-received < window {
+		if n := min(dataplane.BurstSize, len(g.order)-sent); n > 0 && sent-received < window {
 			taken, err := g.send(n)
 			if err != nil {
 				return err
@@ -149,8 +151,8 @@ func (g *generator) prime() error {
 	return nil
 }
 
-// run sends for a time and waits for what is still on its way.
-func (g *generator) run(p phase) (r phaseResult, err error) {
+// perform sends for a time and waits for what is still on its way.
+func (g *generator) perform(p phase) (r phaseResult, err error) {
 	clear(g.latency[:])
 	begin := tsc.Read()
 	counts := uint64(float64(p.Nanos) / 1e9 * g.hz)
@@ -160,7 +162,7 @@ func (g *generator) run(p phase) (r phaseResult, err error) {
 			r.Seconds = float64(elapsed) / g.hz
 			break
 		}
-		n := uint64(burstSize)
+		n := uint64(dataplane.BurstSize)
 		if p.Rate > 0 {
 			// What is due. A gap in which this thread did not run is not made up for: it would be a burst of packets.
 			due := uint64(float64(elapsed) / g.hz * p.Rate)
@@ -202,14 +204,14 @@ type generatorSetup struct {
 	Sessions int       `json:"sessions"`
 }
 
-// generatorCommand is the process beside a device under test. It is no word for users.
-func generatorCommand() *cobra.Command {
+// GeneratorCommand is the process beside a device under test. It is no word for users.
+func GeneratorCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:    "bench-generator",
 		Short:  "The other side of weir bench --devices",
 		Hidden: true,
 		Args:   cobra.NoArgs,
-		RunE: work(func(cmd *cobra.Command, _ []string) error {
+		RunE: command.Work(func(cmd *cobra.Command, _ []string) error {
 			return serveGenerator(cmd.InOrStdin(), cmd.OutOrStdout())
 		}),
 	}
@@ -267,7 +269,7 @@ func serveGenerator(in io.Reader, out io.Writer) (err error) {
 				result <- err
 				return
 			}
-			r, err := g.run(p)
+			r, err := g.perform(p)
 			if err != nil {
 				result <- err
 				return

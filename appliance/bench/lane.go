@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package bench
 
 import (
 	"fmt"
@@ -9,16 +9,18 @@ import (
 	"sync/atomic"
 	"unsafe"
 
+	"weir/appliance/dataplane"
 	"weir/dpdk"
 	"weir/pipeline"
 	"weir/pipeline/tsc"
 )
 
-// lane is one worker of weir bench: its own pipeline on the common state, its flows, and packets in mbufs of a pool.
-// It stands where the worker's loop stands, without ports: what a receive would bring is made, what a transmit would
-// take is kept for a while, as a device's queue keeps it, and freed.
+// lane is one worker of weir bench: the data plane's, without ports, on the common state, its flows, and packets in mbufs
+// of a pool. It takes the place of the worker's loop: what a receive would bring is made, what a transmit would take is
+// kept for a while, as a device's queue keeps it, and freed.
 type lane struct {
-	pipe     *pipeline.Worker
+	worker   dataplane.Worker
+	pipe     *pipeline.Worker // the worker's
 	counters *pipeline.Counters
 	pool     *dpdk.Mempool
 	sets     []*flows
@@ -31,9 +33,6 @@ type lane struct {
 	clock    int64   // the pipeline's, at the count epoch
 	epoch    uint64  // of the time stamp counter
 	nanos    float64 // per count
-
-	rx    dpdk.RxBurst
-	burst pipeline.Burst
 
 	sent     [laneRing]dpdk.Mbuf // packets that left, the oldest from tail on
 	tail     int
@@ -55,15 +54,16 @@ type traffic func(l *lane, b []byte, port, j int) int
 // make fills the receive arrays with n packets, as a device would.
 func (l *lane) make(port, n int, from traffic) error {
 	l.trim(n)
-	if err := l.pool.Alloc(l.rx.Mbufs[:n]); err != nil {
+	rx := &l.worker.Rx
+	if err := l.pool.Alloc(rx.Mbufs[:n]); err != nil {
 		return err
 	}
-	l.rx.N = n
-	for j, m := range l.rx.Mbufs[:n] {
+	rx.N = n
+	for j, m := range rx.Mbufs[:n] {
 		b := m.Bytes()
 		size := from(l, b[:cap(b)], port, j)
-		l.rx.Data[j] = unsafe.Pointer(unsafe.SliceData(b))
-		l.rx.Len[j], l.rx.Segs[j], l.rx.PktLen[j] = uint16(size), 1, uint32(size)
+		rx.Data[j] = unsafe.Pointer(unsafe.SliceData(b))
+		rx.Len[j], rx.Segs[j], rx.PktLen[j] = uint16(size), 1, uint32(size)
 		m.SetLen(size)
 	}
 	return nil
@@ -88,15 +88,7 @@ func (l *lane) release(n int) {
 // counts that it took.
 func (l *lane) process(port int) uint64 {
 	before := tsc.Read()
-	b := &l.burst
-	b.Port, b.N = port, l.rx.N
-	for i := range l.rx.N {
-		k := &b.Packets[i]
-		k.Data = unsafe.Slice((*byte)(l.rx.Data[i]), l.rx.Len[i])
-		k.Handle = uintptr(l.rx.Mbufs[i])
-		k.Long = l.rx.Segs[i] > 1 || l.rx.PktLen[i] != uint32(l.rx.Len[i])
-	}
-	l.pipe.Process(b)
+	l.worker.Enter(port)
 	l.collect()
 	l.adopt()
 	return tsc.Read() - before
@@ -169,7 +161,7 @@ func (l *lane) established() flow {
 func (l *lane) begin(set, from, n int) error {
 	f := l.sets[set]
 	for at := from; at < n; {
-		count := min(burstSize, n-at)
+		count := min(dataplane.BurstSize, n-at)
 		l.tick()
 		if err := l.make(0, count, func(_ *lane, b []byte, port, j int) int {
 			return f.put(b, flow{number: uint32(at + j)}, port, 64, tcpSYN)
@@ -214,7 +206,7 @@ func (l *lane) begin(set, from, n int) error {
 func (l *lane) crowd(n int) error {
 	f := l.sets[0]
 	for at := 0; at < n; {
-		count := min(burstSize, n-at)
+		count := min(dataplane.BurstSize, n-at)
 		want := l.counters.SessionsCreated + uint64(count)
 		for try := 0; l.counters.SessionsCreated < want; try++ {
 			if try == 10000 {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package link
 
 import (
 	"time"
@@ -21,5 +21,5 @@ var (
 	}()
 )
 
-// monotonic returns the clock in nanoseconds.
-func monotonic() int64 { return clockStart + int64(time.Since(clockBase)) }
+// Monotonic returns the clock in nanoseconds.
+func Monotonic() int64 { return clockStart + int64(time.Since(clockBase)) }

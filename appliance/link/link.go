@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+// Package link is what the two processes share: the messages that pass between control and the data plane, the form of
+// their logs, and their clock.
+package link
 
 import (
 	"encoding/binary"
@@ -17,45 +19,49 @@ import (
 	"weir/config"
 )
 
-// Control and the data plane meet at a Unix socket of packets (SOCK_SEQPACKET). A message is a kind, a number, a
-// payload, and descriptors of segments. The data plane listens; control asks, and gets one reply to each question.
-type messageKind uint32
+// Kind says what a message is. Control and the data plane meet at a Unix socket of packets (SOCK_SEQPACKET). A message is a kind, a
+// number, a payload, and descriptors of segments. The data plane listens; control asks, and gets one reply to each question.
+type Kind uint32
 
+// The messages. Hello, Start, Publish and Stop are control's; the others answer them.
 const (
-	msgHello   messageKind = iota + 1 // answered by msgIdle or msgRunning
-	msgStart                          // JSON startConfig; descriptors: state, generation
-	msgPublish                        // number; descriptor: generation
-	msgStop                           // end in order
-	msgOK
-	msgFailed  // text
-	msgIdle    // nothing runs yet
-	msgRunning // number of the generation; JSON startConfig; descriptors: state, generation
+	Hello   Kind = iota + 1 // answered by Idle or Running
+	Start                   // JSON StartConfig; descriptors: state, generation
+	Publish                 // number; descriptor: generation
+	Stop                    // end in order
+	OK
+	Failed  // text
+	Idle    // nothing runs yet
+	Running // number of the generation; JSON StartConfig; descriptors: state, generation
 )
+
+// DefaultSocket is where a data plane listens that nobody tells otherwise.
+const DefaultSocket = "/run/weir/dataplane.sock"
 
 const (
 	messageHeader = 16
 	maxMessage    = 64 << 10
-	defaultSocket = "/run/weir/dataplane.sock"
 )
 
-// startConfig is what the data plane needs beside the segments.
-type startConfig struct {
+// StartConfig is what the data plane needs beside the segments.
+type StartConfig struct {
 	Log        config.Log
 	Dataplane  config.Dataplane
-	Ports      []startPort
+	Ports      []StartPort
 	Supervised bool // a weir run started the process, and ends it when it ends in order
 }
 
-type startPort struct {
+// StartPort is a port of StartConfig.
+type StartPort struct {
 	Name, Device string
 	MTU          int
 	MAC          config.MAC
 	Inside       bool
 }
 
-// conn is one end. It allocates nothing but in errors and for descriptors that it sends.
-type conn struct {
-	fd   int
+// Conn is one end. It allocates nothing but in errors and for descriptors that it sends.
+type Conn struct {
+	FD   int
 	buf  [maxMessage]byte
 	oob  [unix.SizeofCmsghdr + 4*4]byte // four descriptors; the kernel closes what is beyond
 	fds  [4]int
@@ -64,18 +70,18 @@ type conn struct {
 	iov  unix.Iovec
 }
 
-// noConn is the descriptor of a conn without connection.
-const noConn = -1
+// NoConn is the descriptor of a Conn without connection.
+const NoConn = -1
 
-func (c *conn) Close() error {
+func (c *Conn) Close() error {
 	c.drop()
-	err := unix.Close(c.fd)
-	c.fd = noConn
+	err := unix.Close(c.FD)
+	c.FD = NoConn
 	return err
 }
 
-// send writes one message.
-func (c *conn) send(kind messageKind, number uint64, payload []byte, fds ...int) error {
+// Send writes one message.
+func (c *Conn) Send(kind Kind, number uint64, payload []byte, fds ...int) error {
 	if messageHeader+len(payload) > maxMessage {
 		return fmt.Errorf("a message of %d bytes; the socket takes %d", len(payload), maxMessage-messageHeader)
 	}
@@ -87,21 +93,21 @@ func (c *conn) send(kind messageKind, number uint64, payload []byte, fds ...int)
 		rights = unix.UnixRights(fds...)
 	}
 	for {
-		if err := unix.Sendmsg(c.fd, c.buf[:n], rights, nil, unix.MSG_NOSIGNAL); err != unix.EINTR {
+		if err := unix.Sendmsg(c.FD, c.buf[:n], rights, nil, unix.MSG_NOSIGNAL); err != unix.EINTR {
 			return err
 		}
 	}
 }
 
-// receive reads one message. The payload is good until the next call; the descriptors are the caller's to close, by
-// take. io.EOF: the other side is gone.
-func (c *conn) receive() (messageKind, uint64, []byte, error) {
+// Receive reads one message. The payload is good until the next call; the descriptors are the caller's to close, by
+// Take. io.EOF: the other side is gone.
+func (c *Conn) Receive() (Kind, uint64, []byte, error) {
 	c.drop()
 	c.iov = unix.Iovec{Base: &c.buf[0], Len: maxMessage}
 	c.hdr = unix.Msghdr{Iov: &c.iov, Iovlen: 1, Control: &c.oob[0], Controllen: uint64(len(c.oob))}
 	n, e := uintptr(0), unix.EINTR
 	for e == unix.EINTR { // signals of Go's scheduler; on a socket with a timeout the kernel does not go on by itself
-		n, _, e = unix.Syscall(unix.SYS_RECVMSG, uintptr(c.fd), uintptr(unsafe.Pointer(&c.hdr)), unix.MSG_CMSG_CLOEXEC)
+		n, _, e = unix.Syscall(unix.SYS_RECVMSG, uintptr(c.FD), uintptr(unsafe.Pointer(&c.hdr)), unix.MSG_CMSG_CLOEXEC)
 	}
 	switch {
 	case e == unix.ECONNRESET || e == 0 && n == 0:
@@ -122,11 +128,11 @@ func (c *conn) receive() (messageKind, uint64, []byte, error) {
 	case n < messageHeader:
 		return 0, 0, nil, errors.New("a message without its header")
 	}
-	return messageKind(binary.LittleEndian.Uint32(c.buf[:])), binary.LittleEndian.Uint64(c.buf[8:]), c.buf[messageHeader:n], nil
+	return Kind(binary.LittleEndian.Uint32(c.buf[:])), binary.LittleEndian.Uint64(c.buf[8:]), c.buf[messageHeader:n], nil
 }
 
-// take hands descriptor i of the last message to the caller, or -1.
-func (c *conn) take(i int) int {
+// Take hands descriptor i of the last message to the caller, or -1.
+func (c *Conn) Take(i int) int {
 	if i >= c.nfds {
 		return -1
 	}
@@ -136,7 +142,7 @@ func (c *conn) take(i int) int {
 }
 
 // drop closes the descriptors that nobody took.
-func (c *conn) drop() {
+func (c *Conn) drop() {
 	for _, fd := range c.fds[:c.nfds] {
 		if fd >= 0 {
 			unix.Close(fd)
@@ -145,8 +151,8 @@ func (c *conn) drop() {
 	c.nfds = 0
 }
 
-// ask sends a question that is answered by msgOK. A msgFailed comes back as an error with its text.
-func (c *conn) ask(kind messageKind, number uint64, payload any, fds ...int) error {
+// Ask sends a question that is answered by OK. A Failed comes back as an error with its text.
+func (c *Conn) Ask(kind Kind, number uint64, payload any, fds ...int) error {
 	var b []byte
 	if payload != nil {
 		var err error
@@ -154,40 +160,40 @@ func (c *conn) ask(kind messageKind, number uint64, payload any, fds ...int) err
 			return err
 		}
 	}
-	if err := c.send(kind, number, b, fds...); err != nil {
-		return lost{err}
+	if err := c.Send(kind, number, b, fds...); err != nil {
+		return Lost{err}
 	}
-	kind, _, _, err := c.answer()
-	if err == nil && kind != msgOK {
+	kind, _, _, err := c.Answer()
+	if err == nil && kind != OK {
 		err = fmt.Errorf("the data plane answered with message %d: it is of another version", kind)
 	}
 	return err
 }
 
-// answer receives the answer to a question.
-func (c *conn) answer() (messageKind, uint64, []byte, error) {
-	kind, number, payload, err := c.receive()
+// Answer receives the answer to a question.
+func (c *Conn) Answer() (Kind, uint64, []byte, error) {
+	kind, number, payload, err := c.Receive()
 	switch {
 	case err != nil:
-		return 0, 0, nil, lost{err}
-	case kind == msgFailed:
+		return 0, 0, nil, Lost{err}
+	case kind == Failed:
 		return 0, 0, nil, errors.New(string(payload))
 	}
 	return kind, number, payload, nil
 }
 
-// lost is an error of the connection: the other side died.
-type lost struct{ err error }
+// Lost is an error of the connection: the other side died.
+type Lost struct{ Err error }
 
-func (l lost) Error() string { return "the data plane is gone: " + l.err.Error() }
-func (l lost) Unwrap() error { return l.err }
+func (l Lost) Error() string { return "the data plane is gone: " + l.Err.Error() }
+func (l Lost) Unwrap() error { return l.Err }
 
-// listen binds the data plane's socket. A socket file that nobody listens at is left over from a crash, and replaced.
-func listen(path string) (int, error) {
+// Listen binds the data plane's socket. A socket file that nobody listens at is left over from a crash, and replaced.
+func Listen(path string) (int, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return -1, fmt.Errorf("socket %s: %w; choose another place with --socket", path, err)
 	}
-	if c, err := dial(path); err == nil {
+	if c, err := Dial(path); err == nil {
 		c.Close()
 		return -1, fmt.Errorf("socket %s: another data plane listens there; stop it, or choose another place with --socket", path)
 	}
@@ -209,8 +215,8 @@ func listen(path string) (int, error) {
 	return fd, nil
 }
 
-// dial connects to a data plane.
-func dial(path string) (*conn, error) {
+// Dial connects to a data plane.
+func Dial(path string) (*Conn, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("socket: %w", err)
@@ -225,5 +231,5 @@ func dial(path string) (*conn, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("socket %s: %w", path, err)
 	}
-	return &conn{fd: fd}, nil
+	return &Conn{FD: fd}, nil
 }

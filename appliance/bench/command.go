@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package bench measures what a packet costs: the data plane's own worker between a generator of packets and a sink, without
+// devices and with them.
+package bench
+
+import (
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"weir/appliance/command"
+	"weir/appliance/dataplane"
+)
+
+// Command is weir-dataplane bench.
+func Command() *cobra.Command {
+	var b bench
+	var frames []string
+	var all bool
+	cmd := &cobra.Command{
+		Use:   "bench",
+		Short: "Measure what a packet costs on this machine",
+		Long: "Bench sends packets in real packet buffers through the real pipeline, without a device, and says what each costs. The cost is that\n" +
+			"of everything between a receive call and a transmit call; making and freeing the packets is measured apart and not in it.\n" +
+			"Sessions come in random order. A cycle is one of the time stamp counter, which counts at the nominal frequency. Frames\n" +
+			"count with their CRC. It needs no privileges.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if all {
+				for flag, v := range map[string]string{"sessions": "1000,65536,1048576,10000000", "burst": "8,32,64", "workers": "1,2", "time": "50ms"} {
+					if !cmd.Flags().Changed(flag) {
+						cmd.Flags().Set(flag, v)
+					}
+				}
+				if !cmd.Flags().Changed("frame") {
+					frames = []string{"64", "imix", "1500"}
+				}
+			}
+			if err := b.parse(frames); err != nil {
+				return err
+			}
+			if err := b.measureAll(cmd.OutOrStdout(), cmd.ErrOrStderr()); err != nil {
+				return command.Failed(err)
+			}
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.BoolVar(&b.json, "json", false, "print an array of objects, one for each measurement")
+	f.StringVar(&b.out, "out", "", "write what --json prints to `FILE`, and print the table too")
+	f.StringVar(&b.profile, "profile", "", "write a processor profile to `FILE`, as go tool pprof and go build -pgo read it")
+	f.StringVar(&b.match, "scenario", "", "only those whose name matches the `REGEXP`")
+	f.IntSliceVar(&b.sessions, "sessions", []int{1000, 65536, 1 << 20}, "how many sessions there are")
+	f.IntSliceVar(&b.burst, "burst", []int{dataplane.BurstSize}, "packets in a burst")
+	f.StringSliceVar(&frames, "frame", []string{"64"}, "lengths of frames; imix: 7 of 64, 4 of 594, 1 of 1518")
+	f.IntSliceVar(&b.workers, "workers", []int{1}, "workers, each on a core of its own")
+	f.DurationVar(&b.time, "time", 200*time.Millisecond, "how long to measure each")
+	f.IntVar(&b.runs, "runs", 1, "measure all so often, each time anew; the median is printed, lowest and highest beside it")
+	f.BoolVar(&b.withDevices, "devices", false, "also over net_ring and net_memif, with a generator on another core, beside dpdk-testpmd")
+	f.BoolVar(&all, "all", false, "all sizes: 10,000,000 sessions, bursts of 8 and 64, longer frames, two workers; takes minutes")
+	return cmd
+}
