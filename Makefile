@@ -53,7 +53,7 @@ test: need-root packages-test build lint ## everything: lint, tests, races, live
 	$(MAKE) --no-print-directory run DURATION=5s
 
 .PHONY: lint
-lint: packages-test ## gofmt, vet, layering, shell scripts, alert rules, units
+lint: packages-test ## gofmt, vet, staticcheck, layering, shell scripts, alert rules, units
 	deploy/make/lint "$(GO)"
 
 .PHONY: conformance

@@ -118,7 +118,7 @@ func readInto(w io.Writer, name string) (int, error) {
 		return 0, errors.New("it is no regular file; expected a YAML file")
 	}
 	if info.Size() > MaxFileSize {
-		return 0, tooLarge
+		return 0, errTooLarge
 	}
 	f, err := os.Open(name)
 	if err != nil {
@@ -127,12 +127,12 @@ func readInto(w io.Writer, name string) (int, error) {
 	defer f.Close()
 	n, err := io.Copy(w, io.LimitReader(f, MaxFileSize+1))
 	if err == nil && n > MaxFileSize {
-		err = tooLarge
+		err = errTooLarge
 	}
 	return int(n), err
 }
 
-var tooLarge = fmt.Errorf("it is larger than %d MiB; expected it split over a directory of files", MaxFileSize>>20)
+var errTooLarge = fmt.Errorf("it is larger than %d MiB; expected it split over a directory of files", MaxFileSize>>20)
 
 // tooMuch is about files that are larger than MaxSize together.
 func tooMuch(path string) Faults {

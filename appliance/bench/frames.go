@@ -84,7 +84,6 @@ type flows struct {
 	family    inet.Family
 	snat      bool
 	tcp       bool
-	fragment  bool // datagrams in two pieces
 	first     uint32
 	instances uint32 // a power of two
 	remotes   []uint32
