@@ -28,8 +28,9 @@ help: ## list these words
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
-build: packages-build ## build bin/weir
-	$(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/weir ./appliance
+build: packages-build ## build bin/weir and, with libdpdk, bin/weir-dataplane
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/weir ./appliance
+	$(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/weir-dataplane ./appliance/weir-dataplane
 
 .PHONY: run
 run: need-root build ## play: two tenants, an Internet and a weir in namespaces (DURATION=10s: end by itself)
@@ -52,7 +53,7 @@ test: need-root packages-test build lint ## everything: lint, tests, races, live
 	$(MAKE) --no-print-directory run DURATION=5s
 
 .PHONY: lint
-lint: packages-test ## gofmt, vet, layering, shell scripts, alert rules, units
+lint: packages-test ## gofmt, vet, staticcheck, layering, shell scripts, alert rules, units
 	deploy/make/lint "$(GO)"
 
 .PHONY: conformance
@@ -65,9 +66,9 @@ fuzz: packages-build ## run every fuzz target for FUZZTIME (10s)
 
 .PHONY: bench
 bench: packages-bench build ## measure on a quiet machine, beside dpdk-testpmd (RUNS=5); results in bin/bench-*.json
-	bin/weir bench --devices --runs $(RUNS) --time 100ms --out bin/bench-1.json
-	bin/weir bench --scenario 'established/(mixed|snat/v4/out)|handoff' --sessions 65536,1048576 --burst 8,32,64 --frame 64,imix,1500 --workers 1,2 --runs $(RUNS) --time 50ms --out bin/bench-2.json
-	bin/weir bench --scenario 'established/(floating|snat)/v4|mixed' --sessions 10000000 --runs $(RUNS) --time 500ms --out bin/bench-3.json
+	bin/weir-dataplane bench --devices --runs $(RUNS) --time 100ms --out bin/bench-1.json
+	bin/weir-dataplane bench --scenario 'established/(mixed|snat/v4/out)|handoff' --sessions 65536,1048576 --burst 8,32,64 --frame 64,imix,1500 --workers 1,2 --runs $(RUNS) --time 50ms --out bin/bench-2.json
+	bin/weir-dataplane bench --scenario 'established/(floating|snat)/v4|mixed' --sessions 10000000 --runs $(RUNS) --time 500ms --out bin/bench-3.json
 	$(CC) -O2 -o bin/memory deploy/bench/memory/memory.c
 	bin/memory 1000 65536 1048576 10000000 > bin/bench-4.json
 

@@ -76,32 +76,39 @@ func TestHotUnits(t *testing.T) {
 		t.Fatal(err)
 	}
 	installed := filepath.Join(bin, "weir")
+	dataplane := dataplaneOf(installed)
 	install := func(version string) {
 		t.Helper()
-		next := installed + "." + version
-		build := exec.Command("go", "build", "-tags", "faultpoints", "-ldflags", "-X main.version="+version, "-o", next, "weir/appliance")
-		if out, err := build.CombinedOutput(); err != nil {
-			t.Fatalf("%v\n%s", err, out)
-		}
-		if err := os.Rename(next, installed); err != nil { // as a package manager does
+		next := filepath.Join(t.TempDir(), "weir")
+		if err := build(next, "-ldflags", "-X main.version="+version); err != nil {
 			t.Fatal(err)
 		}
-		if out, err := exec.Command(installed, "version").Output(); err != nil || !strings.Contains(string(out), version) {
-			t.Fatalf("weir version: %q, %v; expected %s", out, err, version)
+		for from, to := range map[string]string{next: installed, dataplaneOf(next): dataplane} {
+			if err := os.Rename(from, to); err != nil { // as a package manager does
+				t.Fatal(err)
+			}
+			if out, err := exec.Command(to, "version").Output(); err != nil || !strings.Contains(string(out), version) {
+				t.Fatalf("%s version: %q, %v; expected %s", to, out, err, version)
+			}
 		}
 	}
 	install("1.0.0-test")
 	defer func(was string) { program = was }(program)
 	program = installed
 
-	places := map[string]string{"/usr/local/bin/weir": installed, "/etc/weir/weir.yaml": w.config, "/run/weir/dataplane.sock": w.socket}
+	places := map[string]string{"/usr/local/bin/weir": installed, "/usr/local/bin/weir-dataplane": dataplane,
+		"/etc/weir/weir.yaml": w.config, "/run/weir/dataplane.sock": w.socket}
 	start := func(u unit) *process {
 		t.Helper()
 		words := u.command(t, "ExecStart", places)
-		if words[0] != installed {
-			t.Fatalf("ExecStart begins with %s, expected the installed program", words[0])
+		switch words[0] {
+		case installed:
+			return spawn(t, n.gateway, w.env(), words[1:]...)
+		case dataplane:
+			return spawnDataplane(t, n.gateway, w.env(), words[1:]...)
 		}
-		return spawn(t, n.gateway, w.env(), words[1:]...)
+		t.Fatalf("ExecStart begins with %s, expected an installed program", words[0])
+		return nil
 	}
 	forwarding := start(plane)
 	w.process = start(control)
@@ -200,7 +207,7 @@ func TestHotUnits(t *testing.T) {
 	stop()
 	forwarding.signal(t, syscall.SIGTERM)
 	if code := forwarding.wait(t, restartLimit); code != 0 {
-		t.Errorf("weir dataplane exits with %d after SIGTERM, expected 0", code)
+		t.Errorf("weir-dataplane exits with %d after SIGTERM, expected 0", code)
 	}
 	w.expectClean(t)
 }

@@ -26,7 +26,7 @@ func expectRefused(t *testing.T, p *process, text string) {
 	}
 	said := 0
 	for line := range strings.Lines(p.log()) {
-		if strings.HasPrefix(line, "weir: ") && strings.Contains(line, text) {
+		if program, rest, _ := strings.Cut(line, ": "); (program == "weir" || program == "weir-dataplane") && strings.Contains(rest, text) {
 			said++
 		}
 	}
@@ -87,7 +87,7 @@ func TestSecondWeir(t *testing.T) {
 	for _, c := range []struct {
 		name, config, socket, text string
 	}{
-		{"same socket", elsewhere, w.socket, "another weir run commands this data plane"},
+		{"same socket", elsewhere, w.socket, "another weir run controls this data plane"},
 		{"same interfaces", elsewhere, "", "another data plane uses it"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -187,15 +187,15 @@ func TestGarbage(t *testing.T) {
 		{"publish before start", message(wordPublish, 1, ""), nil, "another version", false},
 		{"start without anything", message(wordStart, 0, ""), nil, "start:", true},
 		{"start with noise", append(message(wordStart, 0, ""), noise(100)...), nil, "start:", true},
-		{"start without segments", message(wordStart, 0, "{}"), nil, "no segments", true},
-		{"start with one segment", message(wordStart, 0, "{}"), []int{int(segment.Fd())}, "no segments", true},
+		{"start without segments", message(wordStart, 0, "{}"), nil, "no memory segments", true},
+		{"start with one segment", message(wordStart, 0, "{}"), []int{int(segment.Fd())}, "no memory segments", true},
 		{"start with devices", message(wordStart, 0, "{}"), []int{int(null.Fd()), int(null.Fd())}, "empty", true},
 		{"start with files of noise", message(wordStart, 0, "{}"), []int{int(segment.Fd()), int(segment.Fd())}, "not a weir segment", true},
 		{"too many descriptors", message(wordHello, 0, ""), repeated(null.Fd(), 100), "", false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w := newWeir(t, n, baseConfig)
-			p := spawn(t, n.gateway, w.env(), "dataplane", "--socket", w.socket)
+			p := spawnDataplane(t, n.gateway, w.env(), "--socket", w.socket)
 			fd, hangUp := dialSocket(t, w.socket)
 			before := openFiles(t, p.cmd.Process.Pid, os.DevNull)
 			var rights []byte

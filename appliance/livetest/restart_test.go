@@ -204,14 +204,14 @@ func TestDataplaneFirst(t *testing.T) {
 	n := newNetwork(t)
 	serveEcho(t, n.internet, remote4)
 	w := newWeir(t, n, baseConfig)
-	plane := spawn(t, n.gateway, w.env(), "dataplane", "--socket", w.socket)
+	plane := spawnDataplane(t, n.gateway, w.env(), "--socket", w.socket)
 	eventually(t, patience, "it listens", func() error {
 		_, err := os.Stat(w.socket)
 		return err
 	})
 	// Who only looks does no harm.
 	for range 3 {
-		second := spawn(t, n.gateway, w.env(), "dataplane", "--socket", w.socket)
+		second := spawnDataplane(t, n.gateway, w.env(), "--socket", w.socket)
 		if code := second.wait(t, patience); code != 1 {
 			t.Errorf("a second data plane exits with %d, expected 1", code)
 		}
@@ -240,7 +240,7 @@ func TestDataplaneFirst(t *testing.T) {
 
 	plane.signal(t, syscall.SIGTERM)
 	if code := plane.wait(t, restartLimit); code != 0 {
-		t.Errorf("weir dataplane exits with %d after SIGTERM, expected 0", code)
+		t.Errorf("weir-dataplane exits with %d after SIGTERM, expected 0", code)
 	}
 	w.expectClean(t)
 }

@@ -23,8 +23,24 @@ import (
 	"weir/pipeline/state"
 )
 
-// program is the weir binary under test, with its named points to die at.
+// program is the weir binary under test, with its named points to die at; weir-dataplane is beside it.
 var program string
+
+// build builds both programs, the second beside the first.
+func build(program string, flags ...string) error {
+	for path, name := range map[string]string{program: "weir/appliance", dataplaneOf(program): "weir/appliance/weir-dataplane"} {
+		args := append([]string{"build", "-tags", "faultpoints", "-o", path}, flags...)
+		if out, err := exec.Command("go", append(args, name)...).CombinedOutput(); err != nil {
+			return fmt.Errorf("go build %s: %w\n%s", name, err, out)
+		}
+	}
+	return nil
+}
+
+// dataplaneOf returns the path of the weir-dataplane beside a program.
+func dataplaneOf(program string) string {
+	return filepath.Join(filepath.Dir(program), "weir-dataplane")
+}
 
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
@@ -43,8 +59,8 @@ func TestMain(m *testing.M) {
 		}
 		defer os.RemoveAll(dir)
 		program = filepath.Join(dir, "weir")
-		if out, err := exec.Command("go", "build", "-tags", "faultpoints", "-o", program, "weir/appliance").CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "go build weir/appliance: %v\n%s", err, out)
+		if err := build(program); err != nil {
+			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
 		// What runs side by side waits most of the time, so the number of cores is no measure.
@@ -72,7 +88,7 @@ func removeStale() error {
 			return err
 		}
 		for _, link := range links {
-			if exe, _ := os.Readlink(link); exe == filepath.Join(dir, "weir") {
+			if exe, _ := os.Readlink(link); filepath.Dir(exe) == dir {
 				n, _ := strconv.Atoi(strings.Split(link, "/")[2])
 				syscall.Kill(n, syscall.SIGKILL)
 			}
@@ -126,7 +142,18 @@ func (p *process) log() string {
 // spawn starts the program in the namespace. It ends with the test, whatever happens.
 func spawn(t *testing.T, n *namespace, env []string, args ...string) *process {
 	t.Helper()
-	p := &process{name: "weir " + args[0], cmd: exec.Command(program, args...), ended: make(chan struct{})}
+	return start(t, n, env, "weir "+args[0], exec.Command(program, args...))
+}
+
+// spawnDataplane starts weir-dataplane as spawn does the program.
+func spawnDataplane(t *testing.T, n *namespace, env []string, args ...string) *process {
+	t.Helper()
+	return start(t, n, env, "weir-dataplane", exec.Command(dataplaneOf(program), args...))
+}
+
+func start(t *testing.T, n *namespace, env []string, name string, cmd *exec.Cmd) *process {
+	t.Helper()
+	p := &process{name: name, cmd: cmd, ended: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = p, p
 	p.cmd.Env = append(os.Environ(), env...)
 	p.cmd.WaitDelay = 5 * time.Second // a data plane that outlives its control holds the pipes
@@ -417,7 +444,7 @@ func (w *weir) dataplanes(t *testing.T) (pids []int) {
 	for _, path := range paths {
 		line, _ := os.ReadFile(path) // of a process that has ended: empty
 		args := strings.Split(string(line), "\x00")
-		if len(args) > 3 && args[0] == program && args[1] == "dataplane" && args[3] == w.socket {
+		if len(args) > 2 && args[0] == dataplaneOf(program) && args[1] == "--socket" && args[2] == w.socket {
 			pid, _ := strconv.Atoi(strings.Split(path, "/")[2])
 			pids = append(pids, pid)
 		}

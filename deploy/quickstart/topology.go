@@ -71,8 +71,6 @@ func build(prefix string, cfg *config.Config, destinations []netip.Addr) (*topol
 	return t, nil
 }
 
-func (t *topology) remove() error { return removeNamespaces(t.prefix) }
-
 // addInternet makes the outside: the port's next hops on one interface, and the destinations behind them.
 func (t *topology) addInternet(port *config.Port, destinations []netip.Addr) error {
 	if t.internet != nil {

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package bench
 
 import (
 	"encoding/json"
-	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,31 +13,33 @@ import (
 	"testing"
 	"time"
 
+	"weir/pipeline/generation"
+
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"weir/appliance/dataplane"
 	"weir/config"
 	"weir/dpdk"
 	"weir/dpdk/dpdktest"
-	"weir/pipeline"
-	"weir/pipeline/generation"
 )
 
 // rests are the ways to rest that are compared.
 var rests = []struct {
 	name       string
 	idle       config.Idle
-	nap        backoff
+	nap        dataplane.Backoff
 	interrupts bool
 }{
-	{"busy", config.IdleBusy, backoff{}, false},
-	{"sleep", config.IdleSleep, defaultBackoff, false},
-	{"interrupt-several-workers", config.IdleSleep, defaultBackoff, true},
-	{"interrupt", config.IdleSleep, wokenBackoff, true},
+	{"busy", config.IdleBusy, dataplane.Backoff{}, false},
+	{"sleep", config.IdleSleep, dataplane.DefaultBackoff, false},
+	{"interrupt-several-workers", config.IdleSleep, dataplane.DefaultBackoff, true},
+	{"interrupt", config.IdleSleep, dataplane.WokenBackoff, true},
 }
 
-// BenchmarkRest measures a worker between two taps: the share of a core that its thread, and that the whole process, takes when nothing comes,
-// and the latency of single packets, 97 a second, each of which finds it at rest. Each way is a process with a network namespace of its own.
+// BenchmarkRest measures a worker between two taps: the share of a core that its thread, and that
+// the whole process, takes when nothing comes, and the latency of single packets, 97 a second, each
+// of which finds it at rest. Each way is a process with a network namespace of its own.
 func BenchmarkRest(b *testing.B) {
 	const env = "WEIR_REST_RESULT"
 	for _, r := range rests {
@@ -81,81 +82,7 @@ func BenchmarkRest(b *testing.B) {
 	}
 }
 
-// A worker that waits for interrupts makes one more turn when they are on, wakes by a packet, and by time without one. virtio's interrupts
-// can be switched; the other end of its queues is net_vhost, in the same process.
-func TestRestByInterrupt(t *testing.T) {
-	pool := dpdktest.Mempool(t, 4095)
-	socket := filepath.Join(t.TempDir(), "s")
-	open := func(device string) *dpdk.Port {
-		return dpdktest.Open(t, dpdk.PortConfig{Name: device, Device: device, RxInterrupts: true, Mempool: dpdktest.From(pool)})
-	}
-	host := open("net_vhost0,iface=" + socket)
-	guest := open("net_virtio_user0,path=" + socket)
-	ring := dpdktest.Ring(t, pool)
-
-	for name, ports := range map[string][]*dpdk.Port{"no port": nil, "none has them": {ring}, "one has them": {guest, ring}} {
-		if d := (plane{ports: ports, log: slog.Default()}); d.waiter(0) != nil || d.waiters != nil {
-			t.Errorf("%s: a waiter", name)
-		}
-	}
-	d := plane{ports: []*dpdk.Port{guest, host}, log: slog.Default()}
-	if d.waiter(1) != nil {
-		t.Error("a worker without queues has a waiter")
-	}
-	w := worker{waiter: d.waiter(0), nap: backoff{spin: 3, step: 1, least: 1000, most: 1000}}
-	if w.waiter == nil {
-		t.Fatalf("no interrupts: %v", guest.RxInterruptsRefused())
-	}
-	defer w.waiter.Close()
-
-	send := func() {
-		t.Helper()
-		m := dpdktest.Mbufs(t, pool, make([]byte, 60))
-		for host.Transmit(0, m) == 0 { // until both ends have come to terms
-			time.Sleep(time.Millisecond)
-		}
-	}
-	received := func() int {
-		n := guest.Receive(0, &w.rx, burstSize)
-		dpdk.Free(w.rx.Mbufs[:n])
-		return n
-	}
-	rest := func(slept, armed bool) {
-		t.Helper()
-		if got := w.rest(); got != slept || w.armed != armed {
-			t.Fatalf("slept %t, armed %t; expected %t, %t", got, w.armed, slept, armed)
-		}
-	}
-	send()
-	for received() == 0 {
-	}
-	w.waiter.Wait(0)
-
-	rest(false, false) // spins
-	rest(false, false)
-	rest(false, true) // one more turn
-	rest(true, true)  // time is over
-	rest(true, true)
-	w.nap.least, w.nap.most = int64(time.Minute), int64(time.Minute)
-	send()
-	rest(true, false) // woken, and looks at its queues
-	if n := received(); n != 1 {
-		t.Fatalf("received %d", n)
-	}
-	send() // before the interrupts are on again
-	rest(false, true)
-	if n := received(); n != 1 {
-		t.Fatalf("received %d in the turn before the wait", n)
-	}
-	w.disarm()
-
-	w.idle = config.IdleBusy
-	for range 10 {
-		rest(false, false)
-	}
-}
-
-func measureRest(b *testing.B, idle config.Idle, nap backoff, interrupts bool) map[string]float64 {
+func measureRest(b *testing.B, idle config.Idle, nap dataplane.Backoff, interrupts bool) map[string]float64 {
 	if err := os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0); err != nil { // nobody sends but us
 		b.Fatal(err)
 	}
@@ -168,33 +95,24 @@ func measureRest(b *testing.B, idle config.Idle, nap backoff, interrupts bool) m
 	}
 	defer f.state.Segment.Close()
 	defer g.Close()
-	f.gens[g.Number%generations] = *g
+	*f.gens.At(g.Number) = *g
 	f.state.Publish(g.Number)
 	for _, device := range []string{"net_tap0,iface=tap0", "net_tap1,iface=tap1"} {
 		f.ports = append(f.ports, dpdktest.Open(b, dpdk.PortConfig{Name: device, Device: device, RxInterrupts: interrupts, Mempool: dpdktest.From(pool)}))
 	}
-	d := plane{ports: f.ports}
-	defer func() {
-		for _, w := range d.waiters {
-			w.Close()
-		}
-	}()
-	w := &worker{
-		core: 1, ports: f.ports, pool: pool, state: f.state, inject: f.state.Inject(0),
-		pipe: pipeline.NewWorker(f.state, 0, &f.gens[g.Number%generations], pipeline.WorkerConfig{MACs: benchMACs}),
-		gens: &f.gens, seen: g.Number, idle: idle, nap: nap, stop: &f.stopped, waiter: d.waiter(0),
+	waiter, err := dataplane.NewWaiter(f.ports, 0)
+	if err != nil {
+		b.Fatal(err)
 	}
-	if interrupts != (w.waiter != nil) {
-		b.Fatalf("interrupts %t, asked %t", w.waiter != nil, interrupts)
+	if waiter != nil {
+		defer waiter.Close()
 	}
-	ready, thread := make(chan error, 1), make(chan int, 1)
-	go func() {
-		runtime.LockOSThread()
-		thread <- unix.Gettid()
-		w.run(ready, func() { close(f.done) })
-	}()
-	f.tid = <-thread
-	if err := <-ready; err != nil {
+	w := f.worker(1, pool, g.Number, idle, nap)
+	w.Waiter = waiter
+	if interrupts != (w.Waiter != nil) {
+		b.Fatalf("interrupts %t, asked %t", w.Waiter != nil, interrupts)
+	}
+	if err := f.start(w); err != nil {
 		b.Fatal(err)
 	}
 	defer f.halt()

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package bench
 
 import (
 	"fmt"
@@ -10,12 +10,13 @@ import (
 	"strings"
 	"text/tabwriter"
 
+	"weir/pipeline/drop"
+	"weir/pipeline/state"
+
 	"golang.org/x/sys/unix"
 
 	"weir/dpdk"
 	"weir/pipeline"
-	"weir/pipeline/drop"
-	"weir/pipeline/state"
 )
 
 // resultOf finds the result that a measurement belongs to, or begins it.
@@ -30,7 +31,8 @@ func (b *bench) resultOf(s *scenario, sessions, burst, workers int, f frameMix) 
 	return r
 }
 
-// interruption is how many times the median a burst takes that something else than its packets is in.
+// interruption is how many times the median a burst takes that something else than its packets is
+// in.
 const interruption = 10
 
 // add notes one run.
@@ -126,8 +128,8 @@ func (b *bench) summarize() {
 		}
 	}
 	if disturbed > 0 {
-		fmt.Fprintf(b.progress, "weir bench: in %d of %d measurements over a tenth of the time went to bursts that took %d times the median and more: "+
-			"something else runs on these cores; see interrupted_share, and ns_per_packet_p50 beside ns_per_packet\n", disturbed, len(b.results), interruption)
+		fmt.Fprintf(b.progress, "weir bench: in %d of %d measurements, more than a tenth of the time went to bursts that took at least %d times the median: "+
+			"something else runs on these cores; see interrupted_share, and compare ns_per_packet_p50 with ns_per_packet\n", disturbed, len(b.results), interruption)
 	}
 	for _, r := range b.results {
 		device, _, _ := strings.Cut(r.Name, "/")

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package bench
 
 import (
 	"fmt"
@@ -9,18 +9,22 @@ import (
 	"sync/atomic"
 	"unsafe"
 
-	"weir/dpdk"
-	"weir/pipeline"
 	"weir/pipeline/drop"
 	"weir/pipeline/state"
+
+	"weir/appliance/dataplane"
+	"weir/dpdk"
+	"weir/pipeline"
 	"weir/pipeline/tsc"
 )
 
-// lane is one worker of weir bench: its own pipeline on the common state, its flows, and packets in mbufs of a pool.
-// It stands where the worker's loop stands, without ports: what a receive would bring is made, what a transmit would
-// take is kept for a while, as a device's queue keeps it, and freed.
+// lane is one worker of weir bench: the data plane's, without ports, on the common state, its
+// flows, and packets in mbufs of a pool. It takes the place of the worker's loop: what a receive
+// would bring is made, what a transmit would take is kept for a while, as a device's queue keeps
+// it, and freed.
 type lane struct {
-	pipe     *pipeline.Worker
+	worker   dataplane.Worker
+	pipe     *pipeline.Worker // the worker's
 	counters *state.Counters
 	pool     *dpdk.Mempool
 	sets     []*flows
@@ -34,9 +38,6 @@ type lane struct {
 	epoch    uint64  // of the time stamp counter
 	nanos    float64 // per count
 
-	rx    dpdk.RxBurst
-	burst pipeline.Burst
-
 	sent     [laneRing]dpdk.Mbuf // packets that left, the oldest from tail on
 	tail     int
 	inFlight int
@@ -45,7 +46,8 @@ type lane struct {
 	frame  int
 }
 
-// laneRing is room for what a transmit queue of 1024 keeps, a burst, and one of every other worker's. A power of two.
+// laneRing is room for what a transmit queue of 1024 keeps, a burst, and one of every other
+// worker's. A power of two.
 const (
 	laneRing  = 8192
 	laneQueue = 1024
@@ -57,15 +59,16 @@ type traffic func(l *lane, b []byte, port, j int) int
 // make fills the receive arrays with n packets, as a device would.
 func (l *lane) make(port, n int, from traffic) error {
 	l.trim(n)
-	if err := l.pool.Alloc(l.rx.Mbufs[:n]); err != nil {
+	rx := &l.worker.Rx
+	if err := l.pool.Alloc(rx.Mbufs[:n]); err != nil {
 		return err
 	}
-	l.rx.N = n
-	for j, m := range l.rx.Mbufs[:n] {
+	rx.N = n
+	for j, m := range rx.Mbufs[:n] {
 		b := m.Bytes()
 		size := from(l, b[:cap(b)], port, j)
-		l.rx.Data[j] = unsafe.Pointer(unsafe.SliceData(b))
-		l.rx.Len[j], l.rx.Segs[j], l.rx.PktLen[j] = uint16(size), 1, uint32(size)
+		rx.Data[j] = unsafe.Pointer(unsafe.SliceData(b))
+		rx.Len[j], rx.Segs[j], rx.PktLen[j] = uint16(size), 1, uint32(size)
 		m.SetLen(size)
 	}
 	return nil
@@ -86,19 +89,11 @@ func (l *lane) release(n int) {
 	}
 }
 
-// process is the worker's part between receive and transmit, all that Go does for a packet: what it returns are the
-// counts that it took.
+// process is the worker's part between receive and transmit, all that Go does for a packet: what it
+// returns are the counts that it took.
 func (l *lane) process(port int) uint64 {
 	before := tsc.Read()
-	b := &l.burst
-	b.Port, b.N = port, l.rx.N
-	for i := range l.rx.N {
-		k := &b.Packets[i]
-		k.Data = unsafe.Slice((*byte)(l.rx.Data[i]), l.rx.Len[i])
-		k.Handle = uintptr(l.rx.Mbufs[i])
-		k.Long = l.rx.Segs[i] > 1 || l.rx.PktLen[i] != uint32(l.rx.Len[i])
-	}
-	l.pipe.Process(b)
+	l.worker.Enter(port)
 	l.collect()
 	l.adopt()
 	return tsc.Read() - before
@@ -166,12 +161,13 @@ func (l *lane) established() flow {
 	return l.order[l.next]
 }
 
-// begin sends the first packets of the flows of set, all of whose numbers are below n, and notes them in order together
-// with the ports that they were given. On the way it checks that each begins a session.
+// begin sends the first packets of the flows of set, all of whose numbers are below n, and notes
+// them in order together with the ports that they were given. On the way it checks that each begins
+// a session.
 func (l *lane) begin(set, from, n int) error {
 	f := l.sets[set]
 	for at := from; at < n; {
-		count := min(burstSize, n-at)
+		count := min(dataplane.BurstSize, n-at)
 		l.tick()
 		if err := l.make(0, count, func(_ *lane, b []byte, port, j int) int {
 			return f.put(b, flow{number: uint32(at + j)}, port, 64, tcpSYN)
@@ -181,7 +177,7 @@ func (l *lane) begin(set, from, n int) error {
 		created, first := l.counters.SessionsCreated, l.tail+l.inFlight
 		l.process(0)
 		if got := l.counters.SessionsCreated - created; got != uint64(count) {
-			return fmt.Errorf("%d of %d packets began a session; dropped: %v", got, count, drops(l.counters))
+			return fmt.Errorf("only %d of %d packets created a session; dropped: %v", got, count, drops(l.counters))
 		}
 		for j := range count {
 			// What left is in the order of what came: nothing was dropped.
@@ -211,16 +207,16 @@ func (l *lane) begin(set, from, n int) error {
 	return nil
 }
 
-// crowd is begin for ranges that become so full that not every search for a port finds one: a flow tries until it is in.
-// The ports are not noted.
+// crowd is begin for ranges that become so full that not every search for a port finds one: a flow
+// tries until it is in. The ports are not noted.
 func (l *lane) crowd(n int) error {
 	f := l.sets[0]
 	for at := 0; at < n; {
-		count := min(burstSize, n-at)
+		count := min(dataplane.BurstSize, n-at)
 		want := l.counters.SessionsCreated + uint64(count)
 		for try := 0; l.counters.SessionsCreated < want; try++ {
 			if try == 10000 {
-				return fmt.Errorf("%d of %d sessions fit into the ranges; dropped: %v", at, n, drops(l.counters))
+				return fmt.Errorf("only %d of %d sessions fit into the ranges; dropped: %v", at, n, drops(l.counters))
 			}
 			if try > 0 {
 				l.jump(20e6) // a search that found nothing is not repeated for a while
@@ -289,7 +285,8 @@ func bucketValue(i int) float64 {
 	return (float64(i%32) + 32.5) * float64(uint64(1)<<shift)
 }
 
-// quantile returns the value that a share q of what was counted does not exceed; nothing counted gives 0.
+// quantile returns the value that a share q of what was counted does not exceed; nothing counted
+// gives 0.
 func (h *histogram) quantile(q float64) float64 {
 	var all, sum uint64
 	for _, n := range h {

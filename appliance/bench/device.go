@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package bench
 
 import (
 	"bufio"
@@ -19,43 +19,47 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
-
-	"weir/config"
-	"weir/dpdk"
-	"weir/pipeline"
 	"weir/pipeline/drop"
 	"weir/pipeline/generation"
 	"weir/pipeline/state"
+
+	"golang.org/x/sys/unix"
+
+	"weir/appliance/dataplane"
+	"weir/config"
+	"weir/dpdk"
+	"weir/pipeline"
 	"weir/pipeline/tsc"
 )
 
-// With devices: a generator on a core of its own, and on another one what forwards: weir's worker as it is, or
-// dpdk-testpmd between the same devices. net_ring is in-process, so that testpmd cannot be put behind one; there, a loop
-// that only receives and transmits stands for it.
+// With devices: a generator on one core, and on another what forwards: weir's worker as it is, or
+// dpdk-testpmd between the same devices. net_ring is in-process, so that testpmd cannot be put
+// behind one; there, a loop that only receives and transmits takes its place.
 
 // loads are the shares of a forwarder's capacity at which latency is measured.
 var loads = []int{10, 50, 90}
 
-// naps are the settings of idle: sleep that are compared: by the longest sleep, and one that takes longer to get there.
-var naps = []backoff{
-	{spin: 200, step: 8, least: 20_000, most: 100_000},
-	{spin: 200, step: 8, least: 20_000, most: 200_000},
-	{spin: 200, step: 8, least: 20_000, most: 500_000},
-	{spin: 200, step: 8, least: 20_000, most: 700_000},
-	{spin: 200, step: 8, least: 20_000, most: 1_000_000},
-	{spin: 200, step: 8, least: 20_000, most: 2_000_000},
-	{spin: 200, step: 64, least: 20_000, most: 500_000},
-	{spin: 5000, step: 8, least: 20_000, most: 700_000},
+// naps are the settings of idle: sleep that are compared: by the longest sleep, and one that takes
+// longer to get there.
+var naps = []dataplane.Backoff{
+	{Spin: 200, Step: 8, Least: 20_000, Most: 100_000},
+	{Spin: 200, Step: 8, Least: 20_000, Most: 200_000},
+	{Spin: 200, Step: 8, Least: 20_000, Most: 500_000},
+	{Spin: 200, Step: 8, Least: 20_000, Most: 700_000},
+	{Spin: 200, Step: 8, Least: 20_000, Most: 1_000_000},
+	{Spin: 200, Step: 8, Least: 20_000, Most: 2_000_000},
+	{Spin: 200, Step: 64, Least: 20_000, Most: 500_000},
+	{Spin: 5000, Step: 8, Least: 20_000, Most: 700_000},
 }
 
-// forwarder is what stands between two devices.
+// forwarder is what is between two devices.
 type forwarder interface {
-	// mark begins to count packets and busy time anew.
+	// mark begins to count packets and busy time from zero.
 	mark() error
 	// busy returns the packets since mark, and the nanoseconds that those turns took that had any.
 	busy() (packets uint64, nanos float64, err error)
-	// halt ends the polling: net_memif takes its memory away under whoever polls when the other side goes.
+	// halt ends the polling: net_memif takes its memory away under whoever polls when the other
+	// side goes.
 	halt() error
 	stop() error
 }
@@ -63,7 +67,7 @@ type forwarder interface {
 // devices measures all with devices, once.
 func (b *bench) devices() error {
 	if len(b.cores) < 2 {
-		return errors.New("--devices: a generator and a forwarder need two cores, one is allowed")
+		return errors.New("--devices: a generator and a forwarder need two cores, but this process may use only one; allow it a second (taskset, cpuset)")
 	}
 	dir, err := os.MkdirTemp("", "weir-bench-")
 	if err != nil {
@@ -117,19 +121,19 @@ func (b *bench) overMemif(dir, kind string, sessions int) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, fw.stop()) }()
-	g, err := startProcess(pair(dir, "client"), b.cores[1], sessions)
+	g, err := startGenerator(pair(dir, "client"), b.cores[1], sessions)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, fw.halt(), g.stop()) }()
 	duration := b.phase()
-	if _, err := g.run(phase{Nanos: int64(duration / 4)}); err != nil { // warms up
+	if _, err := g.perform(phase{Nanos: int64(duration / 4)}); err != nil { // warms up
 		return err
 	}
 	if err := fw.mark(); err != nil {
 		return err
 	}
-	r, err := g.run(phase{Nanos: int64(duration)})
+	r, err := g.perform(phase{Nanos: int64(duration)})
 	if err != nil {
 		return err
 	}
@@ -146,7 +150,7 @@ func (b *bench) overMemif(dir, kind string, sessions int) (err error) {
 		if !b.only.MatchString(name) || sessions != b.sessions[0] {
 			continue
 		}
-		r, err := g.run(phase{Nanos: int64(2 * duration), Rate: capacity * float64(load) / 100})
+		r, err := g.perform(phase{Nanos: int64(2 * duration), Rate: capacity * float64(load) / 100})
 		if err != nil {
 			return err
 		}
@@ -160,10 +164,10 @@ func (b *bench) overMemif(dir, kind string, sessions int) (err error) {
 
 // idle measures what back-offs cost at rest and add at a wake-up.
 func (b *bench) idle(dir string) (err error) {
-	for _, nap := range append([]backoff{{}}, naps...) {
+	for _, nap := range append([]dataplane.Backoff{{}}, naps...) {
 		mode := config.IdleSleep
-		name := fmt.Sprintf("idle/sleep/%d-%d-%dus-%dus", nap.spin, nap.step, nap.least/1000, nap.most/1000)
-		if nap == (backoff{}) {
+		name := fmt.Sprintf("idle/sleep/%d-%d-%dus-%dus", nap.Spin, nap.Step, nap.Least/1000, nap.Most/1000)
+		if nap == (dataplane.Backoff{}) {
 			mode, name = config.IdleBusy, "idle/busy"
 		}
 		if !b.only.MatchString(name) {
@@ -176,14 +180,14 @@ func (b *bench) idle(dir string) (err error) {
 	return nil
 }
 
-func (b *bench) idleWith(dir, name string, mode config.Idle, nap backoff) (err error) {
+func (b *bench) idleWith(dir, name string, mode config.Idle, nap dataplane.Backoff) (err error) {
 	const sessions = 1024
 	fw, err := b.startWeir(dir, sessions, mode, nap)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, fw.stop()) }()
-	g, err := startProcess(pair(dir, "client"), b.cores[1], sessions)
+	g, err := startGenerator(pair(dir, "client"), b.cores[1], sessions)
 	if err != nil {
 		return err
 	}
@@ -202,7 +206,7 @@ func (b *bench) idleWith(dir, name string, mode config.Idle, nap backoff) (err e
 	}
 	share := float64(after-before) / float64(time.Since(start))
 	// Few enough packets that each finds the worker at rest.
-	r, err := g.run(phase{Nanos: int64(2 * duration), Rate: 97})
+	r, err := g.perform(phase{Nanos: int64(2 * duration), Rate: 97})
 	if err != nil {
 		return err
 	}
@@ -216,7 +220,7 @@ func (b *bench) idleWith(dir, name string, mode config.Idle, nap backoff) (err e
 // device finds the result of a measurement with devices, or begins it.
 func (b *bench) device(name string, sessions int) *result {
 	s := scenario{name: name}
-	r := b.resultOf(&s, sessions, burstSize, 1, frameMix{mean: 64})
+	r := b.resultOf(&s, sessions, dataplane.BurstSize, 1, frameMix{mean: 64})
 	r.onDevice = true
 	return r
 }
@@ -246,7 +250,7 @@ func medianOf(list []float64) float64 {
 // weirForwarder is the worker of weir run, in this process.
 type weirForwarder struct {
 	state   *state.State
-	gens    [generations]generation.Generation
+	gens    dataplane.Generations
 	ports   []*dpdk.Port
 	stopped atomic.Bool
 	done    chan struct{}
@@ -256,12 +260,12 @@ type weirForwarder struct {
 
 func (b *bench) forwarder(dir, kind string, sessions int) (forwarder, error) {
 	if kind == "weir" {
-		return b.startWeir(dir, sessions, config.IdleBusy, backoff{})
+		return b.startWeir(dir, sessions, config.IdleBusy, dataplane.Backoff{})
 	}
 	return b.startTestpmd(dir, strings.TrimPrefix(kind, "testpmd-"))
 }
 
-func (b *bench) startWeir(dir string, sessions int, mode config.Idle, nap backoff) (f *weirForwarder, err error) {
+func (b *bench) startWeir(dir string, sessions int, mode config.Idle, nap dataplane.Backoff) (f *weirForwarder, err error) {
 	f = &weirForwarder{done: make(chan struct{})}
 	defer func() {
 		if err != nil {
@@ -272,25 +276,34 @@ func (b *bench) startWeir(dir string, sessions int, mode config.Idle, nap backof
 	if f.state, g, err = newGateway(sessions, 1); err != nil {
 		return f, err
 	}
-	f.gens[g.Number%generations] = *g
+	*f.gens.At(g.Number) = *g
 	f.state.Publish(g.Number)
 	if f.ports, err = openPair(pair(dir, "server"), b.pool); err != nil {
 		return f, err
 	}
-	w := &worker{
-		core: b.cores[0], ports: f.ports, pool: b.pool, state: f.state, inject: f.state.Inject(0),
-		pipe: pipeline.NewWorker(f.state, 0, &f.gens[g.Number%generations], pipeline.WorkerConfig{MACs: benchMACs}),
-		gens: &f.gens, seen: g.Number, idle: mode, nap: nap, stop: &f.stopped,
+	return f, f.start(f.worker(b.cores[0], b.pool, g.Number, mode, nap))
+}
+
+// worker makes the worker.
+func (f *weirForwarder) worker(core int, pool *dpdk.Mempool, generation uint64, mode config.Idle, nap dataplane.Backoff) *dataplane.Worker {
+	return &dataplane.Worker{
+		Core: core, Ports: f.ports, Pool: pool, State: f.state, Inject: f.state.Inject(0),
+		Pipe:        pipeline.NewWorker(f.state, 0, f.gens.At(generation), pipeline.WorkerConfig{MACs: benchMACs}),
+		Generations: &f.gens, Seen: generation, Idle: mode, Backoff: nap, Stop: &f.stopped,
 	}
+}
+
+// start starts the worker's thread.
+func (f *weirForwarder) start(w *dataplane.Worker) error {
 	ready := make(chan error, 1)
 	thread := make(chan int, 1)
 	go func() {
 		runtime.LockOSThread()
 		thread <- unix.Gettid()
-		w.run(ready, func() { close(f.done) })
+		w.Run(ready, func() { close(f.done) })
 	}()
 	f.tid = <-thread
-	return f, <-ready
+	return <-ready
 }
 
 func (f *weirForwarder) mark() error {
@@ -351,7 +364,7 @@ type testpmd struct {
 	hz    float64
 }
 
-var errNoTestpmd = errors.New("dpdk-testpmd is not there; it is in Debian's package dpdk-dev")
+var errNoTestpmd = errors.New("dpdk-testpmd is not installed; install Debian's package dpdk-dev")
 
 func (b *bench) startTestpmd(dir, mode string) (*testpmd, error) {
 	path, err := exec.LookPath("dpdk-testpmd")
@@ -365,7 +378,7 @@ func (b *bench) startTestpmd(dir, mode string) (*testpmd, error) {
 	}
 	args = append(args, "--no-pci", "--no-telemetry", "--file-prefix", fmt.Sprintf("weir-bench-%d", os.Getpid()),
 		"--lcores", fmt.Sprintf("0@%d,1@%d", b.cores[1], b.cores[0]), "--vdev", devices[0], "--vdev", devices[1], "--",
-		"-i", "--nb-cores=1", "--forward-mode="+mode, "--record-core-cycles", "--no-lsc-interrupt", "--disable-link-check", "--total-num-mbufs=16383", fmt.Sprintf("--burst=%d", burstSize))
+		"-i", "--nb-cores=1", "--forward-mode="+mode, "--record-core-cycles", "--no-lsc-interrupt", "--disable-link-check", "--total-num-mbufs=16383", fmt.Sprintf("--burst=%d", dataplane.BurstSize))
 	// Its answers are to come at once, though they come through a pipe.
 	t := &testpmd{cmd: exec.Command("stdbuf", append([]string{"-oL", path}, args...)...), lines: make(chan string, 1000), hz: b.hz}
 	t.cmd.Env = append(os.Environ(), "RUNTIME_DIRECTORY="+dir)
@@ -453,20 +466,20 @@ func (t *testpmd) stop() error {
 	return t.cmd.Wait()
 }
 
-// process is a generator in a process of its own.
-type process struct {
+// generatorProcess is a generator in a separate process.
+type generatorProcess struct {
 	cmd  *exec.Cmd
 	in   *json.Encoder
 	pipe io.Closer
 	out  *json.Decoder
 }
 
-func startProcess(devices [2]string, core, sessions int) (*process, error) {
+func startGenerator(devices [2]string, core, sessions int) (*generatorProcess, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	p := &process{cmd: exec.Command(self, "bench-generator")}
+	p := &generatorProcess{cmd: exec.Command(self, "bench-generator")}
 	p.cmd.Stderr = os.Stderr
 	in, err := p.cmd.StdinPipe()
 	if err != nil {
@@ -486,9 +499,9 @@ func startProcess(devices [2]string, core, sessions int) (*process, error) {
 	return p, nil
 }
 
-func (p *process) run(ph phase) (phaseResult, error) { return p.ask(ph) }
+func (p *generatorProcess) perform(ph phase) (phaseResult, error) { return p.ask(ph) }
 
-func (p *process) ask(question any) (r phaseResult, err error) {
+func (p *generatorProcess) ask(question any) (r phaseResult, err error) {
 	if err := p.in.Encode(question); err != nil {
 		return r, fmt.Errorf("generator: %w", err)
 	}
@@ -498,7 +511,7 @@ func (p *process) ask(question any) (r phaseResult, err error) {
 	return r, nil
 }
 
-func (p *process) stop() error {
+func (p *generatorProcess) stop() error {
 	p.pipe.Close()
 	kill := time.AfterFunc(10*time.Second, func() { p.cmd.Process.Kill() })
 	defer kill.Stop()
@@ -521,9 +534,9 @@ func (b *bench) overRing(name string, weir bool, sessions int) (err error) {
 		return err
 	}
 	defer func() { gen.Close(); st.Segment.Close() }()
-	w := &worker{ports: ports, pool: b.pool, state: st,
-		pipe: pipeline.NewWorker(st, 0, gen, pipeline.WorkerConfig{MACs: benchMACs})}
-	defer w.finish()
+	w := &dataplane.Worker{Ports: ports, Pool: b.pool, State: st,
+		Pipe: pipeline.NewWorker(st, 0, gen, pipeline.WorkerConfig{MACs: benchMACs})}
+	defer w.Finish()
 	g := newGenerator(ports[0], ports[1], b.pool, b.hz, snat4, sessions)
 	duration := b.phase()
 	var stop, counting atomic.Bool
@@ -535,26 +548,26 @@ func (b *bench) overRing(name string, weir bool, sessions int) (err error) {
 			if err := g.prime(); err != nil {
 				return err
 			}
-			if _, err := g.run(phase{Nanos: int64(duration / 4)}); err != nil {
+			if _, err := g.perform(phase{Nanos: int64(duration / 4)}); err != nil {
 				return err
 			}
 			counting.Store(true)
 			var err error
-			r, err = g.run(phase{Nanos: int64(duration)})
+			r, err = g.perform(phase{Nanos: int64(duration)})
 			return err
 		}
 		for !stop.Load() {
 			before := tsc.Read()
-			w.pipe.SetClock(1e9 + int64(float64(before)/b.hz*1e9))
-			n := ports[0].Receive(0, &w.rx, burstSize)
+			w.Pipe.SetClock(1e9 + int64(float64(before)/b.hz*1e9))
+			n := ports[0].Receive(0, &w.Rx, dataplane.BurstSize)
 			if n == 0 {
 				continue
 			}
 			if weir {
-				w.process(0)
+				w.Process(0)
 			} else {
-				sent := ports[1].Transmit(0, w.rx.Mbufs[:n])
-				dpdk.Free(w.rx.Mbufs[sent:n])
+				sent := ports[1].Transmit(0, w.Rx.Mbufs[:n])
+				dpdk.Free(w.Rx.Mbufs[sent:n])
 			}
 			if counting.Load() {
 				packets += uint64(n)

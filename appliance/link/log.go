@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package link
 
 import (
 	"log/slog"
@@ -9,8 +9,8 @@ import (
 	"weir/config"
 )
 
-// newLogger writes to standard error as the configuration says.
-func newLogger(c config.Log) *slog.Logger {
+// NewLogger writes to standard error as the configuration says.
+func NewLogger(c config.Log) *slog.Logger {
 	var level slog.Level
 	level.UnmarshalText([]byte(c.Level)) // config has checked it; else info
 	options := &slog.HandlerOptions{Level: level}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package control
 
 import (
 	"bytes"
@@ -14,33 +14,36 @@ import (
 	"slices"
 	"time"
 
-	"weir/config"
 	"weir/pipeline/generation"
 	"weir/pipeline/state"
+
+	"weir/config"
 )
 
-// preview is what would become of a running gateway under another configuration.
-type preview struct {
-	Changes     []change        `json:"changes"`
+// Preview is what would become of a running gateway under another configuration.
+type Preview struct {
+	Changes     []Change        `json:"changes"`
 	RestartOnly []string        `json:"restart_only"`
 	Sessions    generation.Fate `json:"sessions"`
-	Affected    []affected      `json:"affected"` // instances whose sessions do not all stay
+	Affected    []Affected      `json:"affected"` // instances whose sessions do not all stay
 	Faults      []config.Fault  `json:"faults"`
 	known       bool            // the sessions were looked at
 }
 
-// change is one difference, and what becomes of the sessions that it concerns: nil where they were not looked at.
-type change struct {
+// Change is one difference, and what becomes of the sessions that it concerns: nil where they were
+// not looked at.
+type Change struct {
 	What     string           `json:"what"`
 	Sessions *generation.Fate `json:"sessions,omitempty"`
 }
 
-type affected struct {
+// Affected is an instance whose sessions do not all stay.
+type Affected struct {
 	Instance string `json:"instance"` // VPC/name; empty: of an instance that is gone already
 	generation.Fate
 }
 
-// comparison asks control's own goroutine for what a preview needs.
+// comparison is what a preview needs of the loop's.
 type comparison struct {
 	cfg      *config.Config
 	compiler *generation.Compiler
@@ -49,30 +52,30 @@ type comparison struct {
 // maxCheck is the most that POST /api/v1/check reads: a configuration and its encoding.
 const maxCheck = 64 << 20
 
-// previewHandler answers POST /api/v1/check: the body is a JSON array of files, the answer a preview. It changes nothing.
+// previewHandler answers POST /api/v1/check: the body is a JSON array of files, the answer a
+// preview. It changes nothing.
 func (c *control) previewHandler(w http.ResponseWriter, r *http.Request) {
 	if !c.previewing.CompareAndSwap(false, true) {
-		http.Error(w, "another check is under way", http.StatusTooManyRequests)
+		http.Error(w, "another check is running; try again", http.StatusTooManyRequests)
 		return
 	}
 	defer c.previewing.Store(false)
 	var files []config.File
 	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxCheck)).Decode(&files); err != nil {
-		http.Error(w, "the body is no JSON array of files: "+err.Error(), http.StatusBadRequest)
+		http.Error(w, "the body is not a JSON array of files: "+err.Error(), http.StatusBadRequest)
 		return
 	}
-	p := preview{Changes: []change{}, RestartOnly: []string{}, Affected: []affected{}, Faults: []config.Fault{}}
+	p := Preview{Changes: []Change{}, RestartOnly: []string{}, Affected: []Affected{}, Faults: []config.Fault{}}
 	cfg, _, err := config.Parse(files)
 	if faults, ok := err.(config.Faults); ok {
 		p.Faults = faults
 	} else {
-		answer := make(chan comparison, 1)
-		select {
-		case c.compare <- answer:
-		case <-r.Context().Done():
+		var running comparison
+		if err := c.do(r.Context(), func(c *control) { running = comparison{c.cfg, c.compiler.Clone()} }); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return
 		}
-		if err := p.compare(<-answer, cfg, c.state); err != nil {
+		if err := p.compare(running, cfg, c.state); err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 			return
 		}
@@ -82,27 +85,27 @@ func (c *control) previewHandler(w http.ResponseWriter, r *http.Request) {
 }
 
 // compare fills in what differs, and what the live sessions would see of it.
-func (p *preview) compare(live comparison, cfg *config.Config, state *state.State) error {
-	changes := config.Changes(live.cfg, cfg)
-	p.RestartOnly = append(p.RestartOnly, config.RestartOnly(live.cfg, cfg)...)
+func (p *Preview) compare(running comparison, cfg *config.Config, state *state.State) error {
+	changes := config.Changes(running.cfg, cfg)
+	p.RestartOnly = append(p.RestartOnly, config.RestartOnly(running.cfg, cfg)...)
 	for _, c := range changes {
-		p.Changes = append(p.Changes, change{What: c.Text})
+		p.Changes = append(p.Changes, Change{What: c.Text})
 	}
-	if len(p.RestartOnly) > 0 && !keepRestartOnly(cfg, live.cfg) {
+	if len(p.RestartOnly) > 0 && !KeepRestartOnly(cfg, running.cfg) {
 		return nil // a restart: no session stays
 	}
-	before, err := live.compiler.Preview(live.cfg)
+	before, err := running.compiler.Preview(running.cfg)
 	if err != nil {
 		return err
 	}
 	defer before.Close()
-	after, err := live.compiler.Preview(cfg)
+	after, err := running.compiler.Preview(cfg)
 	if err != nil {
 		return err
 	}
 	defer after.Close()
-	tally := generation.NewTally(live.cfg, cfg, before, after, changes)
-	fates := live.compiler.Fates(after, tally)
+	tally := generation.NewTally(running.cfg, cfg, before, after, changes)
+	fates := running.compiler.Fates(after, tally)
 	for i := range p.Changes {
 		p.Changes[i].Sessions = &tally.Fates[i]
 	}
@@ -112,23 +115,23 @@ func (p *preview) compare(live comparison, cfg *config.Config, state *state.Stat
 		p.Sessions.Drain += f.Drain
 		p.Sessions.End += f.End
 		if f.Drain+f.End > 0 {
-			p.Affected = append(p.Affected, affected{name, f})
+			p.Affected = append(p.Affected, Affected{name, f})
 		}
 	}
 	return nil
 }
 
-// against compares the configuration at path with what stands at target: another configuration, or the API address of a
-// running gateway.
-func against(path, target string, cfg *config.Config) (*preview, error) {
+// Against compares the configuration at path with what is at target: another configuration, or the
+// API address of a running gateway.
+func Against(path, target string, cfg *config.Config) (*Preview, error) {
 	if _, err := os.Stat(target); err == nil {
 		old, _, err := config.Load(target)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", target, err)
 		}
-		p := &preview{RestartOnly: config.RestartOnly(old, cfg)}
+		p := &Preview{RestartOnly: config.RestartOnly(old, cfg)}
 		for _, line := range config.Diff(old, cfg) {
-			p.Changes = append(p.Changes, change{What: line})
+			p.Changes = append(p.Changes, Change{What: line})
 		}
 		return p, nil
 	}
@@ -144,38 +147,38 @@ func against(path, target string, cfg *config.Config) (*preview, error) {
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+target+"/api/v1/check", bytes.NewReader(body))
 	if err != nil {
-		return nil, fmt.Errorf("--against %s: neither a file nor an address: %w", target, err)
+		return nil, fmt.Errorf("--against %s: is neither a file nor an address: %w", target, err)
 	}
 	answer, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("--against %s: no file of this name, and no weir answers there: %w", target, err)
+		return nil, fmt.Errorf("--against %s: no file has this name, and no weir answers at this address: %w", target, err)
 	}
 	defer answer.Body.Close()
 	if answer.StatusCode != http.StatusOK {
 		text, _ := io.ReadAll(io.LimitReader(answer.Body, 1<<12))
 		return nil, fmt.Errorf("--against %s: %s: %s", target, answer.Status, bytes.TrimSpace(text))
 	}
-	p := &preview{known: true}
+	p := &Preview{known: true}
 	if err := json.NewDecoder(answer.Body).Decode(p); err != nil {
-		return nil, fmt.Errorf("--against %s: the answer is not weir's: %w", target, err)
+		return nil, fmt.Errorf("--against %s: the answer does not come from weir: %w", target, err)
 	}
 	if len(p.Faults) > 0 {
-		return nil, fmt.Errorf("--against %s: that weir, of another version, refuses the configuration: %s", target, p.Faults[0])
+		return nil, fmt.Errorf("--against %s: the running weir has another version and refuses the configuration: %s", target, p.Faults[0])
 	}
 	return p, nil
 }
 
-// print writes the preview in words.
-func (p *preview) print(out io.Writer) {
+// Print writes the preview in words.
+func (p *Preview) Print(out io.Writer) {
 	if len(p.Changes) == 0 {
-		fmt.Fprintln(out, "no change of meaning: nothing would happen")
+		fmt.Fprintln(out, "the meaning does not change: a reload would do nothing")
 	}
 	for _, c := range p.Changes {
 		switch f := c.Sessions; {
 		case f == nil:
 			fmt.Fprintf(out, "change: %s\n", c.What)
 		case *f == generation.Fate{}:
-			fmt.Fprintf(out, "change: %s: concerns no session\n", c.What)
+			fmt.Fprintf(out, "change: %s: affects no session\n", c.What)
 		default:
 			fmt.Fprintf(out, "change: %s: of its sessions %d stay, %d drain, %d end\n", c.What, f.Keep, f.Drain, f.End)
 		}
@@ -189,12 +192,12 @@ func (p *preview) print(out io.Writer) {
 	fmt.Fprintf(out, "sessions: %d stay, %d drain, %d end\n", p.Sessions.Keep, p.Sessions.Drain, p.Sessions.End)
 	for i, a := range p.Affected {
 		if i == 20 {
-			fmt.Fprintf(out, "sessions: ... of %d more instances\n", len(p.Affected)-i)
+			fmt.Fprintf(out, "sessions: ... and those of %d more instances\n", len(p.Affected)-i)
 			break
 		}
 		name := a.Instance
 		if name == "" {
-			name = "an instance that is gone already"
+			name = "an instance that no longer exists"
 		}
 		fmt.Fprintf(out, "sessions of %s: %d stay, %d drain, %d end\n", name, a.Keep, a.Drain, a.End)
 	}

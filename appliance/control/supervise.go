@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package control
 
 import (
 	"context"
@@ -14,18 +14,20 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"weir/pipeline/generation"
 	"weir/pipeline/state"
+
+	"golang.org/x/sys/unix"
+
+	"weir/appliance/link"
 )
 
-// supervisor keeps a data plane: the one that listens at the socket, or a child of its own.
+// supervisor keeps a data plane: the one that listens at the socket, or a child.
 type supervisor struct {
 	log        *slog.Logger
 	socket     string
 	attachOnly bool          // never start one: a service manager does
-	conn       *conn         // nil: none
+	conn       *link.Conn    // nil: none
 	supervised bool          // the data plane was started by a weir run, this one or an earlier
 	child      *exec.Cmd     // nil: the data plane is not this process's child
 	exited     chan struct{} // closed when child has ended
@@ -35,21 +37,23 @@ type supervisor struct {
 // connectWait is how long a data plane may take until it listens.
 const connectWait = 10 * time.Second
 
-// running is a data plane that forwards already, and what it forwards with. The descriptors are the holder's.
+// running is a data plane that forwards already, and what it forwards with. The descriptors are the
+// holder's.
 type running struct {
 	number uint64
-	start  startConfig
+	start  link.StartConfig
 	state  int
 	gen    int
 }
 
-// connect meets a data plane; if nobody listens it starts one, or, with attachOnly, waits for one. It returns what the
-// data plane runs already, nil if nothing.
+// connect meets a data plane; if nobody listens it starts one, or, with attachOnly, waits for one.
+// It returns what the data plane runs already, nil if nothing.
 func (s *supervisor) connect(ctx context.Context) (*running, error) {
 	for deadline := time.Now().Add(connectWait); ; {
 		r, err := s.meet(ctx)
-		// The socket of a data plane that was killed takes connections until the kernel is through with it.
-		if !errors.As(err, new(lost)) || ctx.Err() != nil || time.Now().After(deadline) {
+		// The socket of a data plane that was killed takes connections until the kernel is through
+		// with it.
+		if !errors.As(err, new(link.Lost)) || ctx.Err() != nil || time.Now().After(deadline) {
 			return r, err
 		}
 		time.Sleep(20 * time.Millisecond)
@@ -59,14 +63,14 @@ func (s *supervisor) connect(ctx context.Context) (*running, error) {
 // meet is one try of connect.
 func (s *supervisor) meet(ctx context.Context) (*running, error) {
 	s.hangUp()
-	c, err := dial(s.socket)
+	c, err := link.Dial(s.socket)
 	if err != nil && !s.attachOnly {
 		s.reap()
 		if err := s.spawn(); err != nil {
 			return nil, err
 		}
 	}
-	for deadline := time.Now().Add(connectWait); err != nil; c, err = dial(s.socket) {
+	for deadline := time.Now().Add(connectWait); err != nil; c, err = link.Dial(s.socket) {
 		if time.Now().After(deadline) {
 			s.reap()
 			return nil, fmt.Errorf("no data plane listens after %v: %w", connectWait, err)
@@ -93,22 +97,22 @@ func (s *supervisor) meet(ctx context.Context) (*running, error) {
 
 // hello asks what the data plane does.
 func (s *supervisor) hello() (*running, error) {
-	if err := s.conn.send(msgHello, 0, nil); err != nil {
-		return nil, lost{err}
+	if err := s.conn.Send(link.Hello, 0, nil); err != nil {
+		return nil, link.Lost{Err: err}
 	}
-	kind, number, payload, err := s.conn.answer()
+	kind, number, payload, err := s.conn.Answer()
 	switch {
 	case err != nil:
 		return nil, err
-	case kind == msgIdle:
+	case kind == link.Idle:
 		s.supervised = s.child != nil
 		return nil, nil
-	case kind != msgRunning:
-		return nil, fmt.Errorf("answered with message %d: it is of another version; stop it and start again", kind)
+	case kind != link.Running:
+		return nil, fmt.Errorf("answered with message %d: it has another version; stop it and start again", kind)
 	}
-	r := &running{number: number, state: s.conn.take(0), gen: s.conn.take(1)}
+	r := &running{number: number, state: s.conn.Take(0), gen: s.conn.Take(1)}
 	if err := json.Unmarshal(payload, &r.start); err != nil {
-		return nil, fmt.Errorf("says nothing of use: %w; it is of another version: stop it and start again", err)
+		return nil, fmt.Errorf("its answer cannot be read: %w; it is of another version: stop it and start again", err)
 	}
 	s.supervised = r.start.Supervised
 	return r, nil
@@ -137,13 +141,14 @@ func (r *running) segments() (*state.State, *generation.Generation, error) {
 	return state, g, nil
 }
 
-// spawn starts a data plane as a child. It outlives this process, should that crash: packets do not stop for it.
+// spawn starts a data plane as a child. It outlives this process, should that crash: packets do not
+// stop for it.
 func (s *supervisor) spawn() error {
-	self, err := os.Executable()
+	program, err := link.DataplaneProgram()
 	if err != nil {
 		return fmt.Errorf("cannot start the data plane: %w", err)
 	}
-	cmd := exec.Command(self, "dataplane", "--socket", s.socket)
+	cmd := exec.Command(program, "--socket", s.socket)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool {
 		return strings.HasPrefix(v, "GOGC=") || strings.HasPrefix(v, "GOMEMLIMIT=")
@@ -166,7 +171,7 @@ func (s *supervisor) dead() bool {
 	if s.gone || s.conn == nil {
 		return true
 	}
-	p := []unix.PollFd{{Fd: int32(s.conn.fd), Events: unix.POLLIN}}
+	p := []unix.PollFd{{Fd: int32(s.conn.FD), Events: unix.POLLIN}}
 	if n, err := unix.Poll(p, 0); err != nil || n == 0 {
 		return false // EINTR: ask again next time
 	}
@@ -196,7 +201,8 @@ func (s *supervisor) reap() {
 	}
 }
 
-// release ends the data plane in order if a weir run started it; a service manager's goes on forwarding.
+// release ends the data plane in order if a weir run started it; a service manager's goes on
+// forwarding.
 func (s *supervisor) release() {
 	if s.conn != nil && !s.gone && s.supervised {
 		s.halt()
@@ -204,21 +210,21 @@ func (s *supervisor) release() {
 	if s.supervised {
 		s.reap()
 	} else if s.conn != nil {
-		s.log.Info("the data plane goes on forwarding", "socket", s.socket)
+		s.log.Info("the data plane keeps forwarding", "socket", s.socket)
 		s.hangUp()
 	}
 }
 
 // halt tells the data plane to end, and waits until it has.
 func (s *supervisor) halt() {
-	if err := s.conn.ask(msgStop, 0, nil); err != nil && !errors.As(err, new(lost)) {
-		s.log.Warn("the data plane did not stop in order", "error", err)
+	if err := s.conn.Ask(link.Stop, 0, nil); err != nil && !errors.As(err, new(link.Lost)) {
+		s.log.Warn("the data plane did not stop cleanly", "error", err)
 		return
 	}
 	tv := unix.Timeval{Sec: 5}
-	unix.SetsockoptTimeval(s.conn.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv)
-	if _, _, _, err := s.conn.receive(); errors.Is(err, unix.EAGAIN) {
-		s.log.Warn("the data plane takes too long to end")
+	unix.SetsockoptTimeval(s.conn.FD, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv)
+	if _, _, _, err := s.conn.Receive(); errors.Is(err, unix.EAGAIN) {
+		s.log.Warn("the data plane takes too long to stop")
 	} else if s.child != nil {
 		select {
 		case <-s.exited:

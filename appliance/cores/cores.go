@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+// Package cores binds processes to processor cores.
+package cores
 
 import (
 	"fmt"
@@ -10,9 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// keepOff moves this process off the cores that workers poll, as far as others are left: its garbage collector would
-// else take turns with them. A data plane that it starts begins on the same cores, and pins its workers itself.
-func keepOff(workers []int) error {
+// Leave moves this process off the cores that workers poll, as far as others are left: its garbage
+// collector would else take turns with them. A data plane that it starts begins on the same cores,
+// and pins its workers itself.
+func Leave(workers []int) error {
 	var mask unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &mask); err != nil {
 		return fmt.Errorf("sched_getaffinity: %w", err)

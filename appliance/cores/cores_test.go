@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package cores
 
 import (
 	"testing"
@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestKeepOff(t *testing.T) {
+func TestLeave(t *testing.T) {
 	var before, after unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &before); err != nil {
 		t.Fatal(err)
@@ -21,7 +21,7 @@ func TestKeepOff(t *testing.T) {
 	}
 	t.Cleanup(func() { moveTo(&before) })
 	// Workers on all cores: nothing can be left to them alone.
-	if err := keepOff(cores); err != nil {
+	if err := Leave(cores); err != nil {
 		t.Fatal(err)
 	}
 	if unix.SchedGetaffinity(0, &after); after != before {
@@ -30,7 +30,7 @@ func TestKeepOff(t *testing.T) {
 	if len(cores) < 2 {
 		t.Fatal("this machine has one core; the test needs two")
 	}
-	if err := keepOff(cores[1:]); err != nil {
+	if err := Leave(cores[1:]); err != nil {
 		t.Fatal(err)
 	}
 	if unix.SchedGetaffinity(0, &after); after.Count() != 1 || !after.IsSet(cores[0]) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package bench
 
 import (
 	"bufio"
@@ -18,12 +18,14 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"weir/appliance/command"
+	"weir/appliance/dataplane"
 	"weir/dpdk"
 	"weir/pipeline/tsc"
 )
 
-// The generator sends packets into one port and receives what comes back by another, on one thread. Over memif it is a
-// process of its own that weir bench starts and tells by lines of JSON what to do.
+// The generator sends packets into one port and receives what comes back by another, on one thread.
+// Over memif it is a separate process that weir bench starts and tells by lines of JSON what to do.
 
 // generator is a sender and receiver of flows from inside.
 type generator struct {
@@ -78,7 +80,8 @@ func (g *generator) send(n int) (int, error) {
 		size := g.flows.put(b[:cap(b)], flow{number: g.order[g.next]}, 0, 64, tcpACK)
 		m.SetLen(size)
 	}
-	// Stamped last, so that what the generator itself takes is not in the latency. No one on the way reads the payload.
+	// Stamped last, so that what the generator itself takes is not in the latency. No one on the
+	// way reads the payload.
 	now := tsc.Read()
 	for _, m := range g.tx[:n] {
 		b := m.Bytes()
@@ -132,7 +135,7 @@ func (g *generator) prime() error {
 	sent, received := 0, 0
 	last := time.Now()
 	for received < len(g.order) {
-		if n := min(burstSize, len(g.order)-sent); n > 0 && sent-received < window {
+		if n := min(dataplane.BurstSize, len(g.order)-sent); n > 0 && sent-received < window {
 			taken, err := g.send(n)
 			if err != nil {
 				return err
@@ -143,14 +146,14 @@ func (g *generator) prime() error {
 			received += n
 			last = time.Now()
 		} else if time.Since(last) > patience {
-			return fmt.Errorf("of the first packets of %d flows %d were sent and %d came back", len(g.order), sent, received)
+			return fmt.Errorf("of the first packets of %d flows, %d were sent and %d came back", len(g.order), sent, received)
 		}
 	}
 	return nil
 }
 
-// run sends for a time and waits for what is still on its way.
-func (g *generator) run(p phase) (r phaseResult, err error) {
+// perform sends for a time and waits for what is still on its way.
+func (g *generator) perform(p phase) (r phaseResult, err error) {
 	clear(g.latency[:])
 	begin := tsc.Read()
 	counts := uint64(float64(p.Nanos) / 1e9 * g.hz)
@@ -160,9 +163,10 @@ func (g *generator) run(p phase) (r phaseResult, err error) {
 			r.Seconds = float64(elapsed) / g.hz
 			break
 		}
-		n := uint64(burstSize)
+		n := uint64(dataplane.BurstSize)
 		if p.Rate > 0 {
-			// What is due. A gap in which this thread did not run is not made up for: it would be a burst of packets.
+			// What is due. A gap in which this thread did not run is not made up for: it would be a
+			// burst of packets.
 			due := uint64(float64(elapsed) / g.hz * p.Rate)
 			if due > r.Sent+1024 {
 				begin += uint64(float64(due-r.Sent) / p.Rate * g.hz)
@@ -202,26 +206,26 @@ type generatorSetup struct {
 	Sessions int       `json:"sessions"`
 }
 
-// generatorCommand is the process beside a device under test. It is no word for users.
-func generatorCommand() *cobra.Command {
+// GeneratorCommand is the process beside a device under test. It is no word for users.
+func GeneratorCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:    "bench-generator",
-		Short:  "The other side of weir bench --devices",
+		Short:  "The generator process of weir bench --devices",
 		Hidden: true,
 		Args:   cobra.NoArgs,
-		RunE: work(func(cmd *cobra.Command, _ []string) error {
+		RunE: command.Work(func(cmd *cobra.Command, _ []string) error {
 			return serveGenerator(cmd.InOrStdin(), cmd.OutOrStdout())
 		}),
 	}
 }
 
-// serveGenerator reads a generatorSetup, answers once all flows are primed, and then runs one phase for every line, until
-// there is no more.
+// serveGenerator reads a generatorSetup, answers once all flows are primed, and then runs one phase
+// for every line, until there is no more.
 func serveGenerator(in io.Reader, out io.Writer) (err error) {
 	debug.SetGCPercent(-1)
 	lines := bufio.NewScanner(in)
 	if !lines.Scan() {
-		return errors.New("expected a set-up on the standard input")
+		return errors.New("expected a setup as JSON on standard input")
 	}
 	var c generatorSetup
 	if err := json.Unmarshal(lines.Bytes(), &c); err != nil {
@@ -243,7 +247,7 @@ func serveGenerator(in io.Reader, out io.Writer) (err error) {
 	}
 	for deadline := time.Now().Add(5 * time.Second); !ports[0].Link().Up || !ports[1].Link().Up; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
-			return fmt.Errorf("%s and %s: nobody connects on the other side", c.Devices[0], c.Devices[1])
+			return fmt.Errorf("%s and %s: nothing connects at the other end", c.Devices[0], c.Devices[1])
 		}
 	}
 	result := make(chan error)
@@ -267,7 +271,7 @@ func serveGenerator(in io.Reader, out io.Writer) (err error) {
 				result <- err
 				return
 			}
-			r, err := g.run(p)
+			r, err := g.perform(p)
 			if err != nil {
 				result <- err
 				return

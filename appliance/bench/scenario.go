@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package bench
 
 import (
 	"fmt"
 	"math/rand/v2"
 
-	"weir/pipeline"
 	"weir/pipeline/drop"
 	"weir/pipeline/generation"
-	"weir/pipeline/inet"
 	"weir/pipeline/state"
+
+	"weir/appliance/dataplane"
+	"weir/pipeline"
+	"weir/pipeline/inet"
 	"weir/pipeline/tsc"
 )
 
@@ -117,8 +119,10 @@ func (b *bench) newRig(s *scenario, sessions, workers int) (*rig, error) {
 	}
 	key, queues := st.RSS()
 	for w := range workers {
+		pipe := pipeline.NewWorker(st, w, r.gen, c)
 		l := &lane{
-			pipe: pipeline.NewWorker(st, w, r.gen, c), counters: st.Counters(w), index: w, workers: workers,
+			worker: dataplane.Worker{Index: w, Pool: b.pool, State: st, Pipe: pipe}, pipe: pipe,
+			counters: st.Counters(w), index: w, workers: workers,
 			pool: b.pool, random: rand.NewPCG(rand.Uint64(), rand.Uint64()), clock: 1e9, epoch: tsc.Read(), nanos: 1e9 / b.hz, frames: []int{64},
 		}
 		for _, set := range s.of.sets {
@@ -137,7 +141,8 @@ func (b *bench) newRig(s *scenario, sessions, workers int) (*rig, error) {
 	return r, nil
 }
 
-// ownRemotes returns the first n hosts of the Internet's network that a worker owns, as a network card would find out.
+// ownRemotes returns the first n hosts of the Internet's network that a worker owns, as a network
+// card would find out.
 func ownRemotes(key []byte, queues []uint16, w int, family inet.Family, n int) (hosts []uint32) {
 	for host := uint32(1); len(hosts) < n; host++ {
 		a := plus(benchRemote[family], host)
@@ -219,7 +224,8 @@ type sample struct {
 	aside           state.Counters // of packets that are not measured
 }
 
-// fewestBursts are sent in however short a time: what happens once a measurement must not look like once a packet.
+// fewestBursts are sent in however short a time: what happens once a measurement must not look like
+// once a packet.
 const (
 	fewestBursts = 1000
 	fewestNew    = 4096 // packets that begin a session
@@ -246,8 +252,9 @@ func (l *lane) measure(s *scenario, burst int, counts uint64, out *sample) error
 	}
 }
 
-// measureNew begins sessions for so many counts of the pipeline's own and ends them again, round by round. A round begins
-// what there is room for; with ranges that are filled already, only a few of each, so that they stay as full as they are.
+// measureNew begins sessions for so many counts of the pipeline's own and ends them again, round by
+// round. A round begins what there is room for; with ranges that are filled already, only a few of
+// each, so that they stay as full as they are.
 func (l *lane) measureNew(s *scenario, burst, sessions int, counts uint64, out *sample) error {
 	const (
 		minute    = int64(60e9)
@@ -316,7 +323,7 @@ func (s *scenario) check(r *rig, before, after state.Counters) error {
 	if len(s.drops) > 0 && received == 0 {
 		return nil
 	}
-	return fmt.Errorf("of %d packets %d were forwarded, %d are held; dropped so far: %v", received, forwarded, held, drops(&after))
+	return fmt.Errorf("of %d packets, %d were forwarded and %d are held; dropped so far: %v", received, forwarded, held, drops(&after))
 }
 
 // total adds the lanes' counters up.
