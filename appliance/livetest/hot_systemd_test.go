@@ -21,7 +21,7 @@ type unit map[string][]string
 
 func readUnit(t *testing.T, name string) unit {
 	t.Helper()
-	f, err := os.Open(filepath.Join("../../deploy", name))
+	f, err := os.Open(filepath.Join("../../deploy/host", name))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-const root = "../.."
+const root = "../../.."
 
 // allPass is what a run gives in which every named test passes.
 func allPass(sections []Section) Outcomes {
@@ -79,10 +79,10 @@ func TestFaults(t *testing.T) {
 	}
 	for _, c := range []struct{ name, tests, want string }{
 		{"no dot", "TestPage", "expected FOLDER.TestName"},
-		{"no test", "deploy/conformance.Page", "expected FOLDER.TestName"},
+		{"no test", "deploy/project/conformance.Page", "expected FOLDER.TestName"},
 		{"no folder", "deploy/none.TestPage", "deploy/none: no tests"},
-		{"a misspelt function", "deploy/conformance.TestPaeg", "has no TestPaeg"},
-		{"a misspelt subtest", "deploy/conformance.TestFaults/no_" + "dots", "nothing in deploy/conformance gives a subtest the name"},
+		{"a misspelt function", "deploy/project/conformance.TestPaeg", "has no TestPaeg"},
+		{"a misspelt subtest", "deploy/project/conformance.TestFaults/no_" + "dots", "nothing in deploy/project/conformance gives a subtest the name"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			sections, err := table(t, fmt.Sprintf(row, c.tests))
@@ -94,7 +94,7 @@ func TestFaults(t *testing.T) {
 			}
 		})
 	}
-	sections, err := table(t, fmt.Sprintf(row, "deploy/conformance.TestFaults/no_dot"))
+	sections, err := table(t, fmt.Sprintf(row, "deploy/project/conformance.TestFaults/no_dot"))
 	if err != nil {
 		t.Fatal(err)
 	}

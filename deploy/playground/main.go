@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Quickstart is weir's playground: two tenants, an Internet and a weir between them, in network namespaces.
+// Playground is two tenants, an Internet and a weir between them, in network namespaces.
 //
-//	quickstart [-config FILE] [-weir PATH] [-duration 10s] [-verbose]   send traffic, print who saw what, then live counters
-//	quickstart capture DIR                                              write the captures of `make replay`
-//	quickstart remove                                                   remove what a killed playground left behind
+//	playground [-config FILE] [-weir PATH] [-duration 10s] [-verbose]   send traffic, print who saw what, then live counters
+//	playground capture DIR                                              write the captures of `make replay`
+//	playground remove                                                   remove what a killed playground left behind
 //
 // The files: scenario.go says what must happen, topology.go makes the network, probe.go sends and answers,
 // gateway.go runs weir, counters.go watches it, capture.go writes traffic for weir replay.
@@ -38,7 +38,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	defer stop()
 	if err := command(ctx, os.Args[1:], os.Stdout); err != nil {
-		fmt.Fprintln(os.Stderr, "quickstart:", err)
+		fmt.Fprintln(os.Stderr, "playground:", err)
 		os.Exit(1)
 	}
 }
@@ -53,8 +53,8 @@ type options struct {
 
 func command(ctx context.Context, args []string, out io.Writer) error {
 	var o options
-	flags := flag.NewFlagSet("quickstart", flag.ContinueOnError)
-	flags.StringVar(&o.config, "config", "deploy/quickstart/weir.yaml", "the configuration to play with")
+	flags := flag.NewFlagSet("playground", flag.ContinueOnError)
+	flags.StringVar(&o.config, "config", "deploy/playground/weir.yaml", "the configuration to play with")
 	flags.StringVar(&o.weir, "weir", "bin/weir", "the weir program")
 	flags.DurationVar(&o.duration, "duration", 0, "how long the live counters run; 0: until Ctrl-C")
 	flags.BoolVar(&o.verbose, "verbose", false, "also print weir's own log")

@@ -4,7 +4,7 @@
 // each requirement, with the tests that show it. A row has tests, or a reason why weir does otherwise; what is neither,
 // a test that does not exist, and a test that does not pass are faults, and the exit code says so.
 //
-//	go run ./deploy/conformance            in the project's root
+//	go run ./deploy/project/conformance            in the project's root
 package main
 
 import (
@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	tablePath = "deploy/conformance/requirements.yaml"
+	tablePath = "deploy/project/conformance/requirements.yaml"
 	pagePath  = "docs/conformance.md"
 )
 

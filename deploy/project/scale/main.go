@@ -3,7 +3,7 @@
 // Scale writes a large configuration: many VPCs, instances, external addresses and gateways, spread evenly. It is what
 // the figures for large reloads are measured with.
 //
-//	go run ./deploy/scale --instances 100000 --vpcs 10000 --gateways 1000 --files 100 DIR
+//	go run ./deploy/project/scale --instances 100000 --vpcs 10000 --gateways 1000 --files 100 DIR
 //
 // DIR then holds weir.yaml and the instances in files of their own: a directory that weir run and weir check read. The devices
 // are net_ring ones: it runs anywhere.

@@ -2,7 +2,7 @@
 
 // Bench writes the tables of docs/performance.md anew from what weir bench --json has measured:
 //
-//	go run ./deploy/bench docs/performance.md RESULTS.json...
+//	go run ./deploy/project/bench docs/performance.md RESULTS.json...
 //
 // A table stands between the lines "<!-- bench: NAME -->" and "<!-- end -->". A later file's result takes the place of an
 // earlier one's of the same name and size.
