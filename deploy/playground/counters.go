@@ -53,7 +53,7 @@ func watch(ctx context.Context, out io.Writer, stage *stage, g *gateway, duratio
 		select {
 		case <-ctx.Done():
 			done = true
-		case <-g.ended:
+		case <-g.process.Ended:
 			return nil // stop says how
 		case <-tick.C:
 			page, err := g.get("/metrics")

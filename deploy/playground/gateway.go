@@ -16,6 +16,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"weir/deploy/lab"
 )
 
 const (
@@ -26,9 +28,7 @@ const (
 
 // gateway is a running weir.
 type gateway struct {
-	process *os.Process
-	ended   chan struct{} // closed when the process has ended
-	failed  error         // how it ended; valid once ended is closed
+	process *lab.Process
 	log     *tail
 	http    http.Client // speaks to the API inside the namespace
 	api     string
@@ -36,7 +36,7 @@ type gateway struct {
 }
 
 // startGateway starts weir in the namespace and waits until it forwards packets.
-func startGateway(ctx context.Context, n *namespace, o options, api string) (*gateway, error) {
+func startGateway(ctx context.Context, n *lab.Namespace, o options, api string) (*gateway, error) {
 	program, err := absolute(o.weir)
 	if err != nil {
 		return nil, err
@@ -47,7 +47,7 @@ func startGateway(ctx context.Context, n *namespace, o options, api string) (*ga
 	if err := os.MkdirAll(runtimeDir, 0o700); err != nil {
 		return nil, err
 	}
-	g := &gateway{ended: make(chan struct{}), log: &tail{}, api: api}
+	g := &gateway{log: &tail{}, api: api}
 	var log io.Writer = g.log
 	if o.verbose {
 		log = io.MultiWriter(g.log, os.Stderr)
@@ -58,23 +58,9 @@ func startGateway(ctx context.Context, n *namespace, o options, api string) (*ga
 		Setpgid:   true,            // a Ctrl-C is ours; weir is ended in order, below
 		Pdeathsig: syscall.SIGTERM, // and if this process is killed, weir does not stay
 	}
-	started := make(chan error)
-	go func() {
-		// The thread that starts the process stays until it ended: its death is what Pdeathsig means.
-		g.failed = n.do(func() error {
-			err := cmd.Start()
-			started <- err
-			if err != nil {
-				return err
-			}
-			return cmd.Wait()
-		})
-		close(g.ended)
-	}()
-	if err := <-started; err != nil {
-		return nil, fmt.Errorf("start %s: %w", program, err)
+	if g.process, err = n.Start(cmd); err != nil {
+		return nil, err
 	}
-	g.process = cmd.Process
 	g.http = http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{
 		DialContext: func(_ context.Context, network, address string) (net.Conn, error) { return dialIn(n, network, address) },
 	}}
@@ -99,8 +85,8 @@ func (g *gateway) waitReady(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return errors.New("interrupted before weir was ready")
-		case <-g.ended:
-			return fmt.Errorf("weir ended before it was ready (%v); the end of its log:\n%s", g.failed, g.log)
+		case <-g.process.Ended:
+			return fmt.Errorf("weir ended before it was ready (%v); the end of its log:\n%s", g.process.Err, g.log)
 		case <-deadline:
 			return fmt.Errorf("weir is not ready after %v; the end of its log:\n%s", readyTimeout, g.log)
 		case <-time.After(50 * time.Millisecond):
@@ -115,20 +101,20 @@ func (g *gateway) stop() error {
 		g.door.Close()
 	}
 	select {
-	case <-g.ended:
-		return fmt.Errorf("weir ended by itself (%v); the end of its log:\n%s", g.failed, g.log)
+	case <-g.process.Ended:
+		return fmt.Errorf("weir ended by itself (%v); the end of its log:\n%s", g.process.Err, g.log)
 	default:
 	}
-	g.process.Signal(syscall.SIGTERM)
+	g.process.Cmd.Process.Signal(syscall.SIGTERM)
 	select {
-	case <-g.ended:
+	case <-g.process.Ended:
 	case <-time.After(endTimeout):
-		syscall.Kill(-g.process.Pid, syscall.SIGKILL)
-		<-g.ended
+		syscall.Kill(-g.process.Cmd.Process.Pid, syscall.SIGKILL)
+		<-g.process.Ended
 		return fmt.Errorf("weir did not end within %v of SIGTERM; the end of its log:\n%s", endTimeout, g.log)
 	}
-	if g.failed != nil {
-		return fmt.Errorf("weir did not end well: %w; the end of its log:\n%s", g.failed, g.log)
+	if g.process.Err != nil {
+		return fmt.Errorf("weir did not end well: %w; the end of its log:\n%s", g.process.Err, g.log)
 	}
 	return nil
 }
@@ -148,7 +134,7 @@ func (g *gateway) get(path string) (string, error) {
 }
 
 // serveDoor lets the machine reach the API, which listens inside the namespace.
-func (g *gateway) serveDoor(n *namespace) {
+func (g *gateway) serveDoor(n *lab.Namespace) {
 	for {
 		outer, err := g.door.Accept()
 		if err != nil {
@@ -170,8 +156,8 @@ func (g *gateway) serveDoor(n *namespace) {
 	}
 }
 
-func dialIn(n *namespace, network, address string) (c net.Conn, err error) {
-	err = n.do(func() error {
+func dialIn(n *lab.Namespace, network, address string) (c net.Conn, err error) {
+	err = n.Do(func() error {
 		c, err = net.DialTimeout(network, address, time.Second)
 		return err
 	})

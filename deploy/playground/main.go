@@ -28,6 +28,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weir/config"
+	"weir/deploy/lab"
 )
 
 // prefix of all names that the playground gives to namespaces.
@@ -65,7 +66,7 @@ func command(ctx context.Context, args []string, out io.Writer) error {
 	case len(words) == 2 && words[0] == "capture":
 		return capture(words[1])
 	case len(words) == 1 && words[0] == "remove":
-		return exclusively(func() error { return removeNamespaces(prefix) })
+		return exclusively(func() error { return lab.RemoveNamed(prefix) })
 	case len(words) > 0:
 		return fmt.Errorf("%q: expected no argument, `capture DIR` or `remove`", strings.Join(words, " "))
 	}
@@ -95,10 +96,10 @@ func run(ctx context.Context, o options, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := removeNamespaces(prefix); err != nil {
+	if err := lab.RemoveNamed(prefix); err != nil {
 		return fmt.Errorf("remove what an earlier run left behind: %w", err)
 	}
-	defer func() { err = errors.Join(err, removeNamespaces(prefix)) }()
+	defer func() { err = errors.Join(err, lab.RemoveNamed(prefix)) }()
 
 	fmt.Fprintf(out, "Building the playground of %s in network namespaces %s*\n", o.config, prefix)
 	topology, err := build(prefix, cfg, destinations)

@@ -13,7 +13,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/gopacket/gopacket"
 	"github.com/gopacket/gopacket/layers"
@@ -21,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weir/config"
+	"weir/deploy/lab"
 )
 
 func loadConfig(t *testing.T) *config.Config {
@@ -150,7 +150,7 @@ func TestJudge(t *testing.T) {
 		}
 		return flows
 	}
-	lost := flow{err: errNoAnswer}
+	lost := flow{err: lab.ErrNoAnswer}
 	two := from("192.0.2.2", "192.0.2.3")
 	for _, c := range []struct {
 		name  string
@@ -163,10 +163,10 @@ func TestJudge(t *testing.T) {
 		{"another address", from("192.0.2.1"), seen("192.0.2.2:99"), "192.0.2.2", false},
 		{"a private address", from("192.0.2.1"), seen("172.30.0.5:99"), "172.30.0.5", false},
 		{"lost", from("192.0.2.1"), []flow{lost}, "dropped", false},
-		{"arrived, answer lost", from("192.0.2.1"), []flow{{netip.MustParseAddrPort("192.0.2.1:99"), errNoAnswer}}, "192.0.2.1; 1 of 1 without an answer", false},
+		{"arrived, answer lost", from("192.0.2.1"), []flow{{netip.MustParseAddrPort("192.0.2.1:99"), lab.ErrNoAnswer}}, "192.0.2.1; 1 of 1 without an answer", false},
 		{"dropped as wanted", dropped, []flow{lost}, "dropped", true},
 		{"not dropped", dropped, seen("192.0.2.1:99"), "192.0.2.1", false},
-		{"arrived though to be dropped", dropped, []flow{{netip.MustParseAddrPort("192.0.2.1:99"), errNoAnswer}}, "192.0.2.1; 1 of 1 without an answer", false},
+		{"arrived though to be dropped", dropped, []flow{{netip.MustParseAddrPort("192.0.2.1:99"), lab.ErrNoAnswer}}, "192.0.2.1; 1 of 1 without an answer", false},
 		{"an error is no drop", dropped, []flow{{err: errors.New("refused")}}, "refused", false},
 		{"both", two, seen("192.0.2.2:1", "192.0.2.3:2", "192.0.2.3:3"), "192.0.2.2 (1), 192.0.2.3 (2)", true},
 		{"only one of both", two, seen("192.0.2.2:1", "192.0.2.2:2"), "192.0.2.2 (2)", false},
@@ -179,6 +179,14 @@ func TestJudge(t *testing.T) {
 			t.Errorf("%s: %+v, want {%s %v}", c.name, got, c.saw, c.ok)
 		}
 	}
+}
+
+// What the tests start ends with them.
+func TestMain(m *testing.M) {
+	if os.Geteuid() == 0 {
+		lab.Contain()
+	}
+	os.Exit(m.Run())
 }
 
 // testPrefix keeps the tests' namespaces apart from a running playground's.
@@ -195,14 +203,14 @@ func TestPlaygroundOverPlainRouting(t *testing.T) {
 		t.Fatalf("another run of this test: %v", err)
 	}
 	defer lock.Close()
-	if err := removeNamespaces(testPrefix); err != nil {
+	if err := lab.RemoveNamed(testPrefix); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := removeNamespaces(testPrefix); err != nil {
+		if err := lab.RemoveNamed(testPrefix); err != nil {
 			t.Error(err)
 		}
-		if left, _ := filepath.Glob(filepath.Join(netnsDir, testPrefix+"*")); len(left) > 0 {
+		if left, _ := lab.Named(testPrefix); len(left) > 0 {
 			t.Errorf("left behind: %v", left)
 		}
 	})
@@ -260,7 +268,7 @@ func TestPlaygroundOverPlainRouting(t *testing.T) {
 // route makes the kernel the router between the VPC and the Internet, and blackholes one destination.
 func route(t *testing.T, topology *topology) {
 	t.Helper()
-	err := topology.weir.do(func() error {
+	err := topology.weir.Do(func() error {
 		for _, setting := range []struct{ key, value string }{
 			{"ipv6/conf/weirq-blue/accept_dad", "0"}, {"ipv6/conf/weirq-outside/accept_dad", "0"}, // before there are addresses
 			{"ipv6/conf/all/disable_ipv6", "0"},
@@ -280,63 +288,18 @@ func route(t *testing.T, topology *topology) {
 		"weirq-outside": {"198.51.100.2/24", "2001:db8::2/64"},
 	} {
 		for _, a := range addresses {
-			if err := topology.weir.addAddress(link, netip.MustParsePrefix(a)); err != nil {
+			if err := topology.weir.Address(link, netip.MustParsePrefix(a)); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
 	for _, by := range []string{"198.51.100.1", "2001:db8::1"} {
-		if err := topology.weir.addDefaultRoute("weirq-outside", netip.MustParseAddr(by)); err != nil {
+		if err := topology.weir.DefaultRoute("weirq-outside", netip.MustParseAddr(by)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := topology.weir.blackhole(shunned); err != nil {
+	if err := blackhole(topology.weir, shunned); err != nil {
 		t.Fatal(err)
-	}
-}
-
-// TestStaleRun leaves a namespace with a process behind, as a killed playground would, and removes both.
-func TestStaleRun(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Fatal("makes network namespaces: run as root")
-	}
-	const name = "weirqs-stale"
-	n, err := newNamespace(name, false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { removeNamespaces(name) })
-	var process *os.Process
-	err = n.do(func() (err error) {
-		process, err = os.StartProcess("/bin/sleep", []string{"sleep", "60"}, &os.ProcAttr{})
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	go func() { _, err := process.Wait(); ended <- err }()
-	if err := removeNamespaces(name); err != nil {
-		t.Fatal(err)
-	}
-	select {
-	case err := <-ended:
-		if err != nil {
-			t.Error(err)
-		}
-	case <-time.After(10 * time.Second):
-		process.Kill()
-		t.Error("the process in the namespace still runs")
-	}
-	if _, err := os.Stat(filepath.Join(netnsDir, name)); err == nil {
-		t.Error("the namespace is still there")
-	}
-}
-
-func TestPanicBecomesError(t *testing.T) {
-	err := onOwnThread(func() error { panic("boom") })
-	if err == nil || !strings.Contains(err.Error(), "boom") {
-		t.Errorf("got %v, want the panic as an error", err)
 	}
 }
 
@@ -419,8 +382,8 @@ func TestUsage(t *testing.T) {
 	}
 }
 
-func (n *namespace) blackhole(a netip.Addr) error {
-	return n.links.RouteAdd(&netlink.Route{
+func blackhole(n *lab.Namespace, a netip.Addr) error {
+	return n.Links.RouteAdd(&netlink.Route{
 		Dst:  &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())},
 		Type: unix.RTN_BLACKHOLE,
 	})

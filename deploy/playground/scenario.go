@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 
 	"weir/config"
+	"weir/deploy/lab"
 )
 
 // The Internet's destinations. 198.18.0.0/15 is set aside for tests (RFC 2544), 2001:db8::/32 for documentation.
@@ -164,7 +165,7 @@ func newStage(t *topology) (*stage, error) {
 				own = append(own, a)
 			}
 		}
-		if s.guests[name], err = listen(g.namespace, own...); err != nil {
+		if s.guests[name], err = listen(g.Namespace, own...); err != nil {
 			s.Close()
 			return nil, err
 		}
@@ -195,7 +196,7 @@ func (s *stage) play(rows []row) []outcome {
 // flow is one flow of a row: the public source that was seen, if any, and what else happened.
 type flow struct {
 	seen netip.AddrPort
-	err  error // why there was no right answer; errNoAnswer for none at all
+	err  error // why there was no right answer; lab.ErrNoAnswer for none at all
 }
 
 func (s *stage) playRow(r row) outcome {
@@ -221,7 +222,7 @@ func (s *stage) playRow(r row) outcome {
 
 // goOut is a flow from the guest to the Internet; what counts is the source that the Internet saw.
 func (s *stage) goOut(r row, guest *guest, token string) flow {
-	_, err := guest.probe(r.protocol, token, guest.address(r.remote), r.remote)
+	_, err := probe(guest.Namespace, r.protocol, token, guest.address(r.remote), r.remote)
 	seen, _ := s.internet.take(token)
 	return flow{seen, err}
 }
@@ -229,7 +230,7 @@ func (s *stage) goOut(r row, guest *guest, token string) flow {
 // call is a flow from the Internet to an external address of the guest; what counts is the source of the answer.
 // The guest must have seen the remote end as it is.
 func (s *stage) call(r row, token string) flow {
-	answer, err := s.topology.internet.probe(r.protocol, token, r.remote, netip.MustParseAddr(r.inbound))
+	answer, err := probe(s.topology.internet, r.protocol, token, r.remote, netip.MustParseAddr(r.inbound))
 	seen, arrived := s.guests[r.guest].take(token)
 	switch {
 	case err != nil && arrived:
@@ -252,7 +253,7 @@ func (r row) judge(flows []flow) outcome {
 			seen = append(seen, f.seen)
 			counts[f.seen.Addr()]++
 		}
-		if errors.Is(f.err, errNoAnswer) {
+		if errors.Is(f.err, lab.ErrNoAnswer) {
 			unanswered++
 		} else if f.err != nil {
 			failed = f.err

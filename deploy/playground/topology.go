@@ -7,12 +7,11 @@ import (
 	"net"
 	"net/netip"
 	"strings"
-	"unsafe"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"weir/config"
+	"weir/deploy/lab"
 )
 
 // topology is the playground's network, made from the configuration. Every box is a namespace, every line a veth pair:
@@ -29,14 +28,14 @@ import (
 type topology struct {
 	config   *config.Config
 	prefix   string // of the namespaces' names
-	weir     *namespace
-	internet *namespace
+	weir     *lab.Namespace
+	internet *lab.Namespace
 	guests   map[string]*guest // by VPC/instance
 }
 
 // guest is an instance as a machine.
 type guest struct {
-	*namespace
+	*lab.Namespace
 	vpc      *config.VPC
 	instance *config.Instance
 }
@@ -53,7 +52,7 @@ func (g *guest) address(remote netip.Addr) netip.Addr {
 func build(prefix string, cfg *config.Config, destinations []netip.Addr) (*topology, error) {
 	t := &topology{config: cfg, prefix: prefix, guests: map[string]*guest{}}
 	var err error
-	if t.weir, err = newNamespace(prefix+"weir", false); err != nil {
+	if t.weir, err = lab.NewNamed(prefix+"weir", true); err != nil {
 		return nil, err
 	}
 	for i := range cfg.Ports {
@@ -71,7 +70,7 @@ func build(prefix string, cfg *config.Config, destinations []netip.Addr) (*topol
 	return t, nil
 }
 
-func (t *topology) remove() error { return removeNamespaces(t.prefix) }
+func (t *topology) remove() error { return lab.RemoveNamed(t.prefix) }
 
 // addInternet makes the outside: the port's next hops on one interface, and the destinations behind them.
 func (t *topology) addInternet(port *config.Port, destinations []netip.Addr) error {
@@ -82,7 +81,7 @@ func (t *topology) addInternet(port *config.Port, destinations []netip.Addr) err
 	if err != nil {
 		return err
 	}
-	if t.internet, err = newNamespace(t.prefix+"internet", true); err != nil {
+	if t.internet, err = lab.NewNamed(t.prefix+"internet", false); err != nil {
 		return err
 	}
 	mac := config.MAC{}
@@ -97,17 +96,17 @@ func (t *topology) addInternet(port *config.Port, destinations []netip.Addr) err
 		if !ok {
 			return fmt.Errorf("port %q: next hop %s lies in none of the port's own prefixes", port.Name, hop.Address)
 		}
-		if err := t.internet.addAddress("eth0", netip.PrefixFrom(hop.Address, onLink.Bits())); err != nil {
+		if err := t.internet.Address("eth0", netip.PrefixFrom(hop.Address, onLink.Bits())); err != nil {
 			return err
 		}
 	}
 	for _, a := range destinations {
-		if err := t.internet.addAddress("lo", netip.PrefixFrom(a, a.BitLen())); err != nil {
+		if err := t.internet.Address("lo", netip.PrefixFrom(a, a.BitLen())); err != nil {
 			return err
 		}
 	}
 	for _, own := range port.Addresses { // whatever is not here is behind weir
-		if err := t.internet.addDefaultRoute("eth0", own.Addr()); err != nil {
+		if err := t.internet.DefaultRoute("eth0", own.Addr()); err != nil {
 			return err
 		}
 	}
@@ -116,16 +115,13 @@ func (t *topology) addInternet(port *config.Port, destinations []netip.Addr) err
 
 // addVPC makes a VPC's switch, plugs its inside port into it, and adds a guest for each instance.
 func (t *topology) addVPC(cfg *config.Config, vpc *config.VPC) error {
-	swtch, err := newNamespace(t.prefix+"switch-"+vpc.Name, false)
+	swtch, err := lab.NewNamed(t.prefix+"switch-"+vpc.Name, true)
 	if err != nil {
 		return err
 	}
 	snooping := false // the guests' solicited-node groups are never announced to anybody
 	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "bridge"}, MulticastSnooping: &snooping}
-	if err := swtch.links.LinkAdd(bridge); err != nil {
-		return fmt.Errorf("namespace %s: add bridge: %w", swtch.name, err)
-	}
-	if err := swtch.up("bridge"); err != nil {
+	if err := swtch.Add(bridge); err != nil {
 		return err
 	}
 	for i, attachment := range vpc.Attach {
@@ -137,7 +133,7 @@ func (t *topology) addVPC(cfg *config.Config, vpc *config.VPC) error {
 		if err := connect(t.weir, iface, config.MAC{}, swtch, plug, config.MAC{}); err != nil {
 			return err
 		}
-		if err := swtch.enslave(plug, bridge); err != nil {
+		if err := swtch.Plug(plug, bridge.Name); err != nil {
 			return err
 		}
 	}
@@ -149,9 +145,9 @@ func (t *topology) addVPC(cfg *config.Config, vpc *config.VPC) error {
 	return nil
 }
 
-func (t *topology) addGuest(vpc *config.VPC, instance *config.Instance, swtch *namespace, bridge netlink.Link, plug string) error {
+func (t *topology) addGuest(vpc *config.VPC, instance *config.Instance, swtch *lab.Namespace, bridge *netlink.Bridge, plug string) error {
 	name := vpc.Name + "/" + instance.Name
-	n, err := newNamespace(t.prefix+vpc.Name+"-"+instance.Name, true)
+	n, err := lab.NewNamed(t.prefix+vpc.Name+"-"+instance.Name, false)
 	if err != nil {
 		return err
 	}
@@ -159,7 +155,7 @@ func (t *topology) addGuest(vpc *config.VPC, instance *config.Instance, swtch *n
 	if err := connect(swtch, plug, config.MAC{}, n, "eth0", instance.MAC); err != nil {
 		return err
 	}
-	if err := swtch.enslave(plug, bridge); err != nil {
+	if err := swtch.Plug(plug, bridge.Name); err != nil {
 		return err
 	}
 	var firstHops []netip.Prefix
@@ -174,10 +170,10 @@ func (t *topology) addGuest(vpc *config.VPC, instance *config.Instance, swtch *n
 		if !ok {
 			return fmt.Errorf("instance %s: no attach address shares a prefix with its address %s; it has no first hop", name, own)
 		}
-		if err := n.addAddress("eth0", netip.PrefixFrom(own, firstHop.Bits())); err != nil {
+		if err := n.Address("eth0", netip.PrefixFrom(own, firstHop.Bits())); err != nil {
 			return err
 		}
-		if err := n.addDefaultRoute("eth0", firstHop.Addr()); err != nil {
+		if err := n.DefaultRoute("eth0", firstHop.Addr()); err != nil {
 			return err
 		}
 	}
@@ -204,96 +200,14 @@ func covering(prefixes []netip.Prefix, a netip.Addr) (netip.Prefix, bool) {
 	return netip.Prefix{}, false
 }
 
-// connect makes a veth pair between two namespaces and sets both ends up. Neither end leaves checksums to hardware
-// that is not there: the other side reads raw frames and would take them for broken.
-func connect(a *namespace, aName string, aMAC config.MAC, b *namespace, bName string, bMAC config.MAC) error {
-	veth := &netlink.Veth{
-		LinkAttrs:        netlink.LinkAttrs{Name: aName, HardwareAddr: hardwareAddr(aMAC)},
-		PeerName:         bName,
-		PeerHardwareAddr: hardwareAddr(bMAC),
-		PeerNamespace:    netlink.NsFd(b.ns),
-	}
-	if err := a.links.LinkAdd(veth); err != nil {
-		return fmt.Errorf("veth pair %s in %s, %s in %s: %w", aName, a.name, bName, b.name, err)
-	}
-	for _, end := range []struct {
-		*namespace
-		link string
-	}{{a, aName}, {b, bName}} {
-		if err := end.do(func() error { return checksumInSoftware(end.link) }); err != nil {
-			return err
-		}
-		if err := end.up(end.link); err != nil {
-			return err
-		}
-	}
-	return nil
+// connect makes a veth pair between two namespaces. A zero MAC leaves the choice to the kernel.
+func connect(a *lab.Namespace, aName string, aMAC config.MAC, b *lab.Namespace, bName string, bMAC config.MAC) error {
+	return lab.Connect(lab.End{Namespace: a, Link: aName, MAC: hardwareAddr(aMAC)}, lab.End{Namespace: b, Link: bName, MAC: hardwareAddr(bMAC)})
 }
 
 func hardwareAddr(mac config.MAC) net.HardwareAddr {
 	if mac == (config.MAC{}) {
-		return nil // the kernel chooses
+		return nil
 	}
 	return mac[:]
-}
-
-// checksumInSoftware is `ethtool -K link tx off`, for the interface of the calling thread's namespace.
-func checksumInSoftware(link string) error {
-	const ethtoolSetTxChecksum = 0x17 // ETHTOOL_STXCSUM
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("turn %s's checksum offload off: socket: %w", link, err)
-	}
-	defer unix.Close(fd)
-	value := struct{ command, data uint32 }{ethtoolSetTxChecksum, 0}
-	request := struct {
-		name [unix.IFNAMSIZ]byte
-		data unsafe.Pointer
-		_    [16]byte // the rest of ifreq's union
-	}{data: unsafe.Pointer(&value)}
-	copy(request.name[:unix.IFNAMSIZ-1], link)
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&request))); errno != 0 {
-		return fmt.Errorf("turn %s's checksum offload off: ETHTOOL_STXCSUM: %w", link, errno)
-	}
-	return nil
-}
-
-func (n *namespace) enslave(link string, bridge netlink.Link) error {
-	l, err := n.links.LinkByName(link)
-	if err == nil {
-		err = n.links.LinkSetMaster(l, bridge)
-	}
-	if err != nil {
-		return fmt.Errorf("namespace %s: plug %s into the bridge: %w", n.name, link, err)
-	}
-	return nil
-}
-
-func (n *namespace) addAddress(link string, address netip.Prefix) error {
-	l, err := n.links.LinkByName(link)
-	if err == nil {
-		err = n.links.AddrAdd(l, &netlink.Addr{IPNet: &net.IPNet{
-			IP:   address.Addr().AsSlice(),
-			Mask: net.CIDRMask(address.Bits(), address.Addr().BitLen()),
-		}})
-	}
-	if err != nil {
-		return fmt.Errorf("namespace %s: give %s the address %s: %w", n.name, link, address, err)
-	}
-	return nil
-}
-
-func (n *namespace) addDefaultRoute(link string, by netip.Addr) error {
-	l, err := n.links.LinkByName(link)
-	if err == nil {
-		err = n.links.RouteAdd(&netlink.Route{
-			LinkIndex: l.Attrs().Index,
-			Dst:       &net.IPNet{IP: make(net.IP, by.BitLen()/8), Mask: net.CIDRMask(0, by.BitLen())},
-			Gw:        by.AsSlice(),
-		})
-	}
-	if err != nil {
-		return fmt.Errorf("namespace %s: add the default route by %s: %w", n.name, by, err)
-	}
-	return nil
 }
