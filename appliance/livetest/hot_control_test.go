@@ -209,8 +209,8 @@ func TestHotAttach(t *testing.T) {
 		attach()
 		w.ready(t)
 		w.expectLog(t, "took over a data plane that forwards")
-		if pid := w.dataplane(t); pid != plane.cmd.Process.Pid {
-			t.Fatalf("data plane %d runs, expected %d", pid, plane.cmd.Process.Pid)
+		if pid := w.dataplane(t); pid != plane.Cmd.Process.Pid {
+			t.Fatalf("data plane %d runs, expected %d", pid, plane.Cmd.Process.Pid)
 		}
 	}
 	w.expectGeneration(t, 1, true)
