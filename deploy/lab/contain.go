@@ -28,7 +28,8 @@ const containment = "WEIR_LAB_CONTAINMENT"
 //	  first process inside    ends what is left when it ends; adopts and reaps orphans
 //	    the tests             Contain returns
 //
-// Mounts are the tests' own too, so no named network namespace is seen, or left, outside.
+// Mounts are the tests' own too, so a named network namespace is not seen outside. Of a killed run
+// its empty name is left, until RemoveNamed.
 func Contain() {
 	code, err := 0, error(nil)
 	switch os.Getenv(containment) {
