@@ -212,7 +212,7 @@ func BenchmarkParser(b *testing.B) {
 	}
 }
 
-// spread returns instances of many VPCs over files of their own, as deploy/scale does; mac is that
+// spread returns instances of many VPCs over files of their own, as deploy/project/scale does; mac is that
 // of the first.
 func spread(instances, vpcs, files, mac int) []File {
 	var b strings.Builder

@@ -37,7 +37,7 @@ func TestFragmentsOfTwoGuests(t *testing.T) {
 
 	const rounds, size = 250, 3000
 	var server *net.UDPConn
-	err := n.internet.do(func() (err error) {
+	err := n.internet.Do(func() (err error) {
 		server, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(remote4, echoPort)))
 		return err
 	})
@@ -48,7 +48,7 @@ func TestFragmentsOfTwoGuests(t *testing.T) {
 	server.SetReadBuffer(8 << 20)
 
 	raw := -1
-	err = n.guest.do(func() (err error) {
+	err = n.guest.Do(func() (err error) {
 		raw, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
 		return err
 	})
@@ -169,7 +169,7 @@ func TestLongDatagrams(t *testing.T) {
 	}
 	// The far side knows how long its packets may be; the guests do not.
 	eth := n.internet.link(t, "eth0")
-	if err := n.internet.links.LinkSetMTU(eth, 1400); err != nil {
+	if err := n.internet.Links.LinkSetMTU(eth, 1400); err != nil {
 		t.Fatal(err)
 	}
 	guest := n.guest.link(t, "eth0")
@@ -188,7 +188,7 @@ func TestLongDatagrams(t *testing.T) {
 		{"in, 1:1, IPv6", n.internet, remote6, webPublic6, 1400},
 	} {
 		t.Run(f.name, func(t *testing.T) {
-			if err := n.guest.links.LinkSetMTU(guest, f.mtu); err != nil {
+			if err := n.guest.Links.LinkSetMTU(guest, f.mtu); err != nil {
 				t.Fatal(err)
 			}
 			before := w.scrape(t)
@@ -229,7 +229,7 @@ func mayFragment(c *net.UDPConn) error {
 func serveLong(t *testing.T, n *namespace, at netip.Addr) {
 	t.Helper()
 	var c *net.UDPConn
-	err := n.do(func() (err error) {
+	err := n.Do(func() (err error) {
 		if c, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(at, echoPort))); err == nil {
 			err = mayFragment(c)
 		}

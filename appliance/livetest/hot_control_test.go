@@ -75,7 +75,7 @@ func TestHotControl(t *testing.T) {
 		{"restart-only", func() string { return strings.Replace(running, "sessions: 8192", "sessions: 16384", 1) }, false, false,
 			[]string{"dataplane.sessions", "needs a restart of weir"}},
 		{"restart-only and more", func() string { return strings.Replace(other[running], "sessions: 8192", "sessions: 16384", 1) }, true, false,
-			[]string{"dataplane.sessions", "the rest of the configuration is in force"}},
+			[]string{"dataplane.sessions", "the rest was applied"}},
 		{"none", nil, false, false, []string{"reload refused", "cannot be read"}},
 	}
 	var controls []*process
@@ -208,8 +208,8 @@ func TestHotAttach(t *testing.T) {
 		attach()
 		w.ready(t)
 		w.expectLog(t, "took over a data plane that forwards")
-		if pid := w.dataplane(t); pid != plane.cmd.Process.Pid {
-			t.Fatalf("data plane %d runs, expected %d", pid, plane.cmd.Process.Pid)
+		if pid := w.dataplane(t); pid != plane.Cmd.Process.Pid {
+			t.Fatalf("data plane %d runs, expected %d", pid, plane.Cmd.Process.Pid)
 		}
 	}
 	w.expectGeneration(t, 1, true)

@@ -3,7 +3,6 @@
 package livetest
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -13,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"weir/deploy/lab"
 )
 
 // latches is a directory of latches: the program's named points wait where one is closed.
@@ -99,7 +100,7 @@ func (p probe) ask(n *network, want netip.Addr) (netip.Addr, error) {
 // whoAmI asks who answers at remote (serveIdent) what weir made of the address that it translates; zero: no answer.
 func whoAmI(n *namespace, protocol string, from, remote netip.Addr, limit time.Duration) (netip.Addr, error) {
 	var c net.Conn
-	err := n.do(func() (err error) {
+	err := n.Do(func() (err error) {
 		d := net.Dialer{Timeout: limit}
 		if protocol == "tcp" {
 			d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0))
@@ -143,84 +144,31 @@ const identPort = 7008
 func serveIdent(t *testing.T, n *namespace, peer bool, addresses ...netip.Addr) {
 	t.Helper()
 	for _, a := range addresses {
-		at := netip.AddrPortFrom(a, identPort)
-		var udp *net.UDPConn
-		var tcp *net.TCPListener
-		err := n.do(func() (err error) {
-			if udp, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(at)); err != nil {
-				return err
-			}
-			tcp, err = net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(at))
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			udp.Close()
-			tcp.Close()
-		})
 		answer := func(from netip.AddrPort) []byte {
 			if peer {
 				return []byte(from.Addr().Unmap().String())
 			}
 			return []byte(a.String())
 		}
-		go func() {
-			buf := make([]byte, 128)
-			for {
-				_, from, err := udp.ReadFromUDPAddrPort(buf)
-				if err != nil {
-					return
+		serve(t, n, lab.Service{
+			Port: identPort,
+			UDP:  func(_ []byte, from netip.AddrPort) []byte { return answer(from) },
+			TCP: func(c *net.TCPConn) {
+				if _, err := c.Read(make([]byte, 128)); err == nil {
+					c.Write(answer(c.RemoteAddr().(*net.TCPAddr).AddrPort()))
 				}
-				udp.WriteToUDPAddrPort(answer(from), from)
-			}
-		}()
-		go func() {
-			for {
-				c, err := tcp.AcceptTCP()
-				if err != nil {
-					return
-				}
-				go func() {
-					defer c.Close()
-					if _, err := c.Read(make([]byte, 128)); err == nil {
-						c.Write(answer(c.RemoteAddr().(*net.TCPAddr).AddrPort()))
-					}
-				}()
-			}
-		}()
+			},
+		}, a)
 	}
 }
 
 // pingWithin sends one echo request and reports whether its reply comes.
 func pingWithin(n *namespace, from, remote netip.Addr, limit time.Duration) (bool, error) {
-	var c *net.IPConn
-	err := n.do(func() (err error) {
-		c, err = net.DialIP("ip4:icmp", &net.IPAddr{IP: from.AsSlice()}, &net.IPAddr{IP: remote.AsSlice()})
-		return err
-	})
-	if err != nil {
-		return false, err
+	_, err := n.Ping(from, remote, nil, 1, limit)
+	if err == nil || errors.Is(err, lab.ErrNoAnswer) {
+		return err == nil, nil
 	}
-	defer c.Close()
-	id := uint16(time.Now().UnixNano())
-	m := []byte{8, 0, 0, 0, byte(id >> 8), byte(id), 0, 1}
-	binary.BigEndian.PutUint16(m[2:], ^uint16((0x0800+uint32(id)+1)%0xffff))
-	if _, err := c.Write(m); err != nil {
-		return false, silence(err)
-	}
-	c.SetReadDeadline(time.Now().Add(limit))
-	buf := make([]byte, 256)
-	for {
-		k, _, err := c.ReadFrom(buf)
-		if err != nil {
-			return false, silence(err)
-		}
-		if k == len(m) && buf[0] == 0 && [2]byte(buf[4:6]) == [2]byte(m[4:6]) {
-			return true, nil
-		}
-	}
+	return false, silence(err)
 }
 
 // A reload stopped at each of its points: every packet is handled wholly by the old configuration or wholly by the new one.
@@ -284,9 +232,7 @@ func TestHotLatches(t *testing.T) {
 				}
 			}
 			kept.end()
-			if lost, sent := kept.lost(); lost > 0 {
-				t.Errorf("%d of %d datagrams of a kept address are lost", lost, sent)
-			}
+			kept.expectWhole(t)
 			if list := kept.sources(); len(list) != 1 {
 				t.Errorf("the stream of a kept address came from %v, expected one address and port", list)
 			}

@@ -21,7 +21,7 @@ type unit map[string][]string
 
 func readUnit(t *testing.T, name string) unit {
 	t.Helper()
-	f, err := os.Open(filepath.Join("../../deploy", name))
+	f, err := os.Open(filepath.Join("../../deploy/host", name))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,8 +114,8 @@ func TestHotUnits(t *testing.T) {
 	w.process = start(control)
 	w.ready(t)
 	pid := w.dataplane(t)
-	if pid != forwarding.cmd.Process.Pid {
-		t.Fatalf("data plane %d runs, expected that of the unit, %d", pid, forwarding.cmd.Process.Pid)
+	if pid != forwarding.Cmd.Process.Pid {
+		t.Fatalf("data plane %d runs, expected that of the unit, %d", pid, forwarding.Cmd.Process.Pid)
 	}
 	for _, f := range [][2]netip.Addr{{web4, remote4}, {web6, remote6}, {batch4, remote4}, {batch6, remote6}} {
 		// While a neighbor is not resolved few packets are held for it, and more would be lost.
@@ -141,7 +141,7 @@ func TestHotUnits(t *testing.T) {
 
 	// systemctl reload weir
 	w.write(t, baseConfig+late)
-	places["$MAINPID"] = strconv.Itoa(w.cmd.Process.Pid)
+	places["$MAINPID"] = strconv.Itoa(w.Cmd.Process.Pid)
 	reload := control.command(t, "ExecReload", places)
 	if out, err := exec.Command(reload[0], reload[1:]...).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %v\n%s", reload, err, out)
@@ -162,7 +162,7 @@ func TestHotUnits(t *testing.T) {
 	}
 	stop := func() {
 		t.Helper()
-		if children := childrenOf(t, w.cmd.Process.Pid); len(children) > 0 {
+		if children := childrenOf(t, w.Cmd.Process.Pid); len(children) > 0 {
 			t.Errorf("control has children %v: a stop of its unit ends them too", children)
 		}
 		w.signal(t, syscall.SIGTERM)
@@ -183,7 +183,7 @@ func TestHotUnits(t *testing.T) {
 	if exe, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/exe"); err != nil || !strings.HasSuffix(exe, " (deleted)") {
 		t.Errorf("the data plane runs %s, %v; expected the program of before", exe, err)
 	}
-	if exe, err := os.Readlink("/proc/" + strconv.Itoa(w.cmd.Process.Pid) + "/exe"); err != nil || exe != installed {
+	if exe, err := os.Readlink("/proc/" + strconv.Itoa(w.Cmd.Process.Pid) + "/exe"); err != nil || exe != installed {
 		t.Errorf("control runs %s, %v; expected the new program, %s", exe, err, installed)
 	}
 	// A crash, and Restart=always.

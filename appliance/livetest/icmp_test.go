@@ -45,7 +45,7 @@ func newFar(t *testing.T, n *network) *namespace {
 		}
 		r := &netlink.Route{LinkIndex: n.internet.link(t, "far").Attrs().Index, Gw: via.AsSlice(), MTU: farMTU,
 			Dst: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}}
-		if err := n.internet.links.RouteAdd(r); err != nil {
+		if err := n.internet.Links.RouteAdd(r); err != nil {
 			t.Fatalf("route to %v: %v", a, err)
 		}
 	}
@@ -62,7 +62,7 @@ func newFar(t *testing.T, n *network) *namespace {
 // set writes a sysctl of the namespace.
 func (n *namespace) set(t *testing.T, key, value string) {
 	t.Helper()
-	if err := n.do(func() error { return os.WriteFile("/proc/sys/"+key, []byte(value), 0o644) }); err != nil {
+	if err := n.Do(func() error { return os.WriteFile("/proc/sys/"+key, []byte(value), 0o644) }); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -83,7 +83,7 @@ func (h told) String() string {
 
 // trace sends one packet of a kind (udp, tcp, ping) with a TTL to a port where nobody listens.
 func trace(n *namespace, kind string, from, to netip.Addr, ttl int) (h told, err error) {
-	err = n.do(func() error {
+	err = n.Do(func() error {
 		h, err = traceHere(kind, from, to, ttl)
 		return err
 	})

@@ -94,7 +94,7 @@ func TestBusyWithoutInterrupts(t *testing.T) {
 // bridge would keep all frames.
 func (n *network) bridge(t *testing.T, wire, tap string) {
 	t.Helper()
-	links := n.gateway.links
+	links := n.gateway.Links
 	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br" + wire}}
 	if err := links.LinkAdd(bridge); err != nil {
 		t.Fatalf("bridge %s: %v", bridge.Name, err)

@@ -51,7 +51,7 @@ table inet nat {
 }
 end
 `
-	err := g.do(func() error {
+	err := g.Do(func() error {
 		cmd := exec.Command("bash", "-euc", script)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("%w: %s", err, out)
@@ -163,7 +163,7 @@ func sights() (list []sight) {
 // dialFrom opens a TCP connection from an address and port, sends a word, and reads it back.
 func dialFrom(n *namespace, from netip.Addr, port uint16, remote netip.AddrPort) string {
 	var c net.Conn
-	err := n.do(func() (err error) {
+	err := n.Do(func() (err error) {
 		d := net.Dialer{Timeout: 5 * time.Second, LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, port))}
 		d.Control = func(_, _ string, raw syscall.RawConn) (err error) {
 			raw.Control(func(fd uintptr) { err = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1) })
@@ -192,7 +192,7 @@ func dialFrom(n *namespace, from netip.Addr, port uint16, remote netip.AddrPort)
 // knock sends a datagram where nobody listens, and waits for what comes of it: the error that its kernel has for this very socket.
 func knock(n *namespace, from netip.Addr, remote netip.AddrPort) string {
 	var c *net.UDPConn
-	err := n.do(func() (err error) {
+	err := n.Do(func() (err error) {
 		c, err = net.DialUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(from, 0)), net.UDPAddrFromAddrPort(remote))
 		return err
 	})

@@ -220,8 +220,8 @@ func TestDataplaneFirst(t *testing.T) {
 
 	w.run(t)
 	w.ready(t)
-	if pid := w.dataplane(t); pid != plane.cmd.Process.Pid {
-		t.Fatalf("data plane %d runs, expected %d", pid, plane.cmd.Process.Pid)
+	if pid := w.dataplane(t); pid != plane.Cmd.Process.Pid {
+		t.Fatalf("data plane %d runs, expected %d", pid, plane.Cmd.Process.Pid)
 	}
 	s := startFlowing(t, n.guest, batch4, remote4)
 

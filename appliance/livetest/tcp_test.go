@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weir/deploy/lab"
 	"weir/pipeline/header"
 )
 
@@ -26,35 +27,18 @@ const linePort = 7009
 // serveLines answers each line of a TCP connection with the address that it came from, and closes after "bye".
 func serveLines(t *testing.T, n *namespace, address netip.Addr) {
 	t.Helper()
-	var l *net.TCPListener
-	if err := n.do(func() (err error) {
-		l, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(address, linePort)))
-		return err
-	}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.AcceptTCP()
-			if err != nil {
+	serve(t, n, lab.Service{Port: linePort, TCP: func(c *net.TCPConn) {
+		for s := bufio.NewScanner(c); s.Scan(); {
+			if fmt.Fprintln(c, c.RemoteAddr()); s.Text() == "bye" {
 				return
 			}
-			go func() {
-				defer c.Close()
-				for s := bufio.NewScanner(c); s.Scan(); {
-					if fmt.Fprintln(c, c.RemoteAddr()); s.Text() == "bye" {
-						return
-					}
-				}
-			}()
 		}
-	}()
+	}}, address)
 }
 
 // dialLines connects from a given port.
 func dialLines(n *namespace, from netip.AddrPort, remote netip.Addr) (c *net.TCPConn, err error) {
-	err = n.do(func() error {
+	err = n.Do(func() error {
 		d := net.Dialer{Timeout: patience, LocalAddr: net.TCPAddrFromAddrPort(from), Control: func(_, _ string, raw syscall.RawConn) error {
 			return raw.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
 		}}
@@ -154,7 +138,7 @@ func TestSpoofedResets(t *testing.T) {
 		t.Fatal(err)
 	}
 	fd := -1
-	if err := n.internet.do(func() (err error) {
+	if err := n.internet.Do(func() (err error) {
 		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_RAW)
 		return err
 	}); err != nil {

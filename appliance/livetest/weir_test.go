@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"weir/deploy/lab"
 	"weir/pipeline/state"
 )
 
@@ -48,16 +49,13 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(os.Stderr, "these tests make network namespaces: run them as root")
 			return 1
 		}
-		if err := removeStale(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		dir, err := os.MkdirTemp("", fmt.Sprintf("weir-live-%d-", os.Getpid()))
+		lab.Contain()
+		dir, remove, err := lab.TempDir("weir-live-")
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
-		defer os.RemoveAll(dir)
+		defer remove()
 		program = filepath.Join(dir, "weir")
 		if err := build(program); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -70,34 +68,6 @@ func TestMain(m *testing.M) {
 		}
 		return m.Run()
 	}())
-}
-
-// removeStale ends and removes what a killed test run has left: its data planes outlive it, as they should.
-func removeStale() error {
-	dirs, err := filepath.Glob(filepath.Join(os.TempDir(), "weir-live-*"))
-	if err != nil {
-		return err
-	}
-	for _, dir := range dirs {
-		pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), "weir-live-"), "-")
-		if _, err := os.Stat("/proc/" + pid); err == nil {
-			continue // that run is still at it
-		}
-		links, err := filepath.Glob("/proc/[0-9]*/exe")
-		if err != nil {
-			return err
-		}
-		for _, link := range links {
-			if exe, _ := os.Readlink(link); filepath.Dir(exe) == dir {
-				n, _ := strconv.Atoi(strings.Split(link, "/")[2])
-				syscall.Kill(n, syscall.SIGKILL)
-			}
-		}
-		if err := os.RemoveAll(dir); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // patience is how long a test waits for what it expects before it fails.
@@ -119,11 +89,10 @@ func eventually(t *testing.T, limit time.Duration, what string, f func() error) 
 
 // process is a run of the program.
 type process struct {
-	name  string
-	cmd   *exec.Cmd
-	ended chan struct{} // closed when it has ended
-	mu    sync.Mutex
-	out   bytes.Buffer
+	*lab.Process
+	name string
+	mu   sync.Mutex
+	out  bytes.Buffer
 }
 
 func (p *process) Write(b []byte) (int, error) {
@@ -153,27 +122,17 @@ func spawnDataplane(t *testing.T, n *namespace, env []string, args ...string) *p
 
 func start(t *testing.T, n *namespace, env []string, name string, cmd *exec.Cmd) *process {
 	t.Helper()
-	p := &process{name: name, cmd: cmd, ended: make(chan struct{})}
-	p.cmd.Stdout, p.cmd.Stderr = p, p
-	p.cmd.Env = append(os.Environ(), env...)
-	p.cmd.WaitDelay = 5 * time.Second // a data plane that outlives its control holds the pipes
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	started := make(chan error)
-	go n.do(func() error { // the thread lives as long as the process: its death is what Pdeathsig means
-		err := p.cmd.Start()
-		started <- err
-		if err == nil {
-			p.cmd.Wait()
-			close(p.ended)
-		}
-		return nil
-	})
-	if err := <-started; err != nil {
-		t.Fatalf("start %s: %v", p.name, err)
+	p := &process{name: name}
+	cmd.Stdout, cmd.Stderr = p, p
+	cmd.Env = append(os.Environ(), env...)
+	cmd.WaitDelay = 5 * time.Second // a data plane that outlives its control holds the pipes
+	var err error
+	if p.Process, err = n.Start(cmd); err != nil {
+		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		p.cmd.Process.Kill()
-		<-p.ended
+		p.Cmd.Process.Kill()
+		<-p.Ended
 		if t.Failed() {
 			t.Logf("the log of %s:\n%s", p.name, p.log())
 		}
@@ -183,7 +142,7 @@ func start(t *testing.T, n *namespace, env []string, name string, cmd *exec.Cmd)
 
 func (p *process) signal(t *testing.T, s syscall.Signal) {
 	t.Helper()
-	if err := p.cmd.Process.Signal(s); err != nil {
+	if err := p.Cmd.Process.Signal(s); err != nil {
 		t.Fatalf("%s: %v: %v", p.name, s, err)
 	}
 }
@@ -192,8 +151,8 @@ func (p *process) signal(t *testing.T, s syscall.Signal) {
 func (p *process) wait(t *testing.T, limit time.Duration) int {
 	t.Helper()
 	select {
-	case <-p.ended:
-		return p.cmd.ProcessState.ExitCode()
+	case <-p.Ended:
+		return p.Cmd.ProcessState.ExitCode()
 	case <-time.After(limit):
 		t.Fatalf("%s has not ended after %v", p.name, limit)
 		return 0
@@ -231,13 +190,14 @@ func newWeir(t *testing.T, n *network, config string) *weir {
 	w.write(t, config)
 	w.http = http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
 		DialContext: func(_ context.Context, network, address string) (c net.Conn, err error) {
-			err = n.gateway.do(func() error {
+			err = n.gateway.Do(func() error {
 				c, err = net.DialTimeout(network, address, time.Second)
 				return err
 			})
 			return c, err
 		},
 	}}
+	n.gateway.losses.weir = append(n.gateway.losses.weir, func() []int { return w.dataplanes(t) })
 	t.Cleanup(func() {
 		w.http.CloseIdleConnections()
 		for _, pid := range w.dataplanes(t) { // of a control that the test killed: it ends by itself, but not at once
@@ -289,8 +249,8 @@ func (w *weir) ready(t *testing.T) {
 	t.Helper()
 	eventually(t, patience, "ready", func() error {
 		select {
-		case <-w.ended:
-			t.Fatalf("weir ended before it was ready: %v", w.cmd.ProcessState)
+		case <-w.Ended:
+			t.Fatalf("weir ended before it was ready: %v", w.Cmd.ProcessState)
 		default:
 		}
 		_, err := w.get("/readyz")
@@ -409,7 +369,7 @@ func (w *weir) expectBalance(t *testing.T) samples {
 // expectTables holds the shared session tables against themselves. Nobody may send meanwhile.
 func (w *weir) expectTables(t *testing.T) {
 	t.Helper()
-	dir := fmt.Sprintf("/proc/%d/fd", w.cmd.Process.Pid)
+	dir := fmt.Sprintf("/proc/%d/fd", w.Cmd.Process.Pid)
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		t.Fatal(err)
