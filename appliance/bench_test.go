@@ -51,8 +51,8 @@ func bench(t *testing.T, p *program, args ...string) []benchResult {
 	return results
 }
 
-// weir finds weir-dataplane beside itself, else in PATH, and says where it looked if it is in neither; its flags and exit
-// codes are the other program's.
+// weir finds weir-dataplane beside itself, else in PATH, and says where it looked if it is in
+// neither; its flags and exit codes are the other program's.
 func TestDataplaneProgram(t *testing.T) {
 	p := buildProgram(t)
 	elsewhere := scratch(t)
@@ -93,8 +93,8 @@ func TestDataplaneProgram(t *testing.T) {
 	}
 }
 
-// Every scenario, in every size that takes little time: the fields are there, every packet meets its fate (weir bench
-// itself fails when one does not), nothing is allocated for it.
+// Every scenario, in every size that takes little time: the fields are there, every packet meets
+// its fate (weir bench itself fails when one does not), nothing is allocated for it.
 func TestBench(t *testing.T) {
 	p := buildProgram(t)
 	buildDataplane(t, filepath.Dir(p.path))
@@ -125,7 +125,8 @@ func TestBench(t *testing.T) {
 		if begins := strings.HasPrefix(*r.Name, "new/"); begins != (r.SessionsPerSecond > 0) {
 			t.Errorf("%s: %v sessions a second", *r.Name, r.SessionsPerSecond)
 		}
-		// What a measurement itself allocates is a few objects; a burst of the pipeline allocates none.
+		// What a measurement itself allocates is a few objects; a burst of the pipeline allocates
+		// none.
 		if perBurst := r.Allocations * float64(*r.Burst); perBurst > 0.1 && r.Allocations*float64(r.Packets) > 30 {
 			t.Errorf("%s: %v allocations a burst", *r.Name, perBurst)
 		}
@@ -141,8 +142,8 @@ func TestBench(t *testing.T) {
 	}
 }
 
-// With devices: the worker as it is between two, a generator beside it; only a queue that the generator does not empty may
-// cost a packet, which weir bench checks itself.
+// With devices: the worker as it is between two, a generator beside it; only a queue that the
+// generator does not empty may cost a packet, which weir bench checks itself.
 func TestBenchDevices(t *testing.T) {
 	p := buildProgram(t)
 	buildDataplane(t, filepath.Dir(p.path))

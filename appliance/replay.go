@@ -109,7 +109,8 @@ type arrival struct {
 	frame []byte
 }
 
-// schedule reads what each port receives, and when. Within a port the order is the file's, whatever its times say.
+// schedule reads what each port receives, and when. Within a port the order is the file's, whatever
+// its times say.
 func (r *replay) schedule(cfg *config.Config) ([]arrival, error) {
 	for name := range r.in {
 		if !slices.ContainsFunc(cfg.Ports, func(p config.Port) bool { return p.Name == name }) {
@@ -240,8 +241,9 @@ func writePcap(name string, records []packettext.Record) error {
 	return errors.Join(packettext.WritePcap(f, records), f.Close())
 }
 
-// replayWorker drives the pipeline as the data plane's worker does, with captures for devices. Packet buffers are ordinary
-// memory: the pipeline's handles of them mean nothing, and nobody frees them.
+// replayWorker drives the pipeline as the data plane's worker does, with captures for devices.
+// Packet buffers are ordinary memory: the pipeline's handles of them mean nothing, and nobody frees
+// them.
 type replayWorker struct {
 	pipe   *pipeline.Worker
 	inject pipeline.Ring
@@ -266,8 +268,9 @@ func newReplayWorker(cfg *config.Config, state *pipeline.State, gen *pipeline.Ge
 	return w
 }
 
-// bufferRoom is how much of a frame a packet buffer of the data plane takes: Ethernet header, two VLAN tags, CRC, and at
-// least 2 KiB, in whole KiB; and a buffer with its headroom has a length of 16 bits.
+// bufferRoom is how much of a frame a packet buffer of the data plane takes: Ethernet header, two
+// VLAN tags, CRC, and at least 2 KiB, in whole KiB; and a buffer with its headroom has a length of
+// 16 bits.
 func bufferRoom(mtu int) int {
 	const overhead, headroom = 14 + 2*4 + 4, 128
 	return min((max(mtu+overhead, 2048)+1023)/1024*1024, math.MaxUint16-headroom)

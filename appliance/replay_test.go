@@ -21,7 +21,8 @@ import (
 	"weir/pipeline/packettext"
 )
 
-// program is a weir binary that is run as nobody in particular: replay, check and version need no privileges.
+// program is a weir binary that is run as nobody in particular: replay, check and version need no
+// privileges.
 type program struct {
 	path    string
 	account *syscall.SysProcAttr
@@ -69,7 +70,8 @@ func buildDataplane(t *testing.T, dir string) string {
 	return path
 }
 
-// scratch makes a folder that the program, who is somebody else, may write to. (t.TempDir is for its maker only.)
+// scratch makes a folder that the program, who is somebody else, may write to. (t.TempDir is for
+// its maker only.)
 func scratch(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "weir-replay-")
@@ -151,7 +153,8 @@ func (p *program) testCases(t *testing.T) {
 	}
 }
 
-// caseArgs copies a case to where the program may read it, and returns the arguments of its replay into work/out.
+// caseArgs copies a case to where the program may read it, and returns the arguments of its replay
+// into work/out.
 func caseArgs(t *testing.T, dir string) (work string, args []string) {
 	t.Helper()
 	work = scratch(t)
@@ -223,7 +226,8 @@ vpcs:
     instances: [{name: web, addresses: [172.30.0.5], external: {floating: [192.0.2.1]}}]
 `
 
-// testReplay is about the command itself: output for people, captures as they come, and everything that can be wrong.
+// testReplay is about the command itself: output for people, captures as they come, and everything
+// that can be wrong.
 func (p *program) testReplay(t *testing.T) {
 	frame, err := packettext.Parse("02:00:00:00:00:aa > 02:00:00:00:00:01 udp 172.30.0.5:40000 > 8.8.8.8:53")
 	if err != nil {
@@ -294,7 +298,8 @@ func (p *program) testReplay(t *testing.T) {
 		})
 	}
 
-	// Seconds count from the first frame, and what takes a restart leaves the rest of the reload in force.
+	// Seconds count from the first frame, and what takes a restart leaves the rest of the reload in
+	// force.
 	for _, file := range []string{"moved.yaml", "larger.yaml"} {
 		for _, c := range []struct {
 			seconds, second string // what the second frame leaves by

@@ -274,7 +274,8 @@ func (b *bench) each(n int, f func(w int) error) error {
 // mostNew bounds how many sessions begin in one round: more take seconds.
 const mostNew = 1 << 20
 
-// runAll measures every scenario once with so many sessions and workers. Those of one population share a rig.
+// runAll measures every scenario once with so many sessions and workers. Those of one population
+// share a rig.
 func (b *bench) runAll(run, sessions, workers int) error {
 	need := uint64(sessions)*260 + 256<<20
 	if free := availableMemory(); free < need {

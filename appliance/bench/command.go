@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package bench measures what a packet costs: the data plane's own worker between a generator of packets and a sink, without
-// devices and with them.
+// Package bench measures what a packet costs: the data plane's own worker between a generator of
+// packets and a sink, without devices and with them.
 package bench
 
 import (
@@ -54,9 +54,9 @@ func Command() *cobra.Command {
 	f.IntSliceVar(&b.sessions, "sessions", []int{1000, 65536, 1 << 20}, "how many sessions there are")
 	f.IntSliceVar(&b.burst, "burst", []int{dataplane.BurstSize}, "packets in a burst")
 	f.StringSliceVar(&frames, "frame", []string{"64"}, "lengths of frames; imix: 7 of 64, 4 of 594, 1 of 1518")
-	f.IntSliceVar(&b.workers, "workers", []int{1}, "workers, each on a core of its own")
+	f.IntSliceVar(&b.workers, "workers", []int{1}, "workers, each on its own core")
 	f.DurationVar(&b.time, "time", 200*time.Millisecond, "how long to measure each")
-	f.IntVar(&b.runs, "runs", 1, "measure all so often, each time anew; the median is printed, lowest and highest beside it")
+	f.IntVar(&b.runs, "runs", 1, "measure everything so many times, each time with a new gateway; prints the median, the lowest and the highest")
 	f.BoolVar(&b.withDevices, "devices", false, "also over net_ring and net_memif, with a generator on another core, beside dpdk-testpmd")
 	f.BoolVar(&all, "all", false, "all sizes: 10,000,000 sessions, bursts of 8 and 64, longer frames, two workers; takes minutes")
 	return cmd

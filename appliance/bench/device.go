@@ -28,14 +28,15 @@ import (
 	"weir/pipeline/tsc"
 )
 
-// With devices: a generator on a core of its own, and on another one what forwards: weir's worker as it is, or
-// dpdk-testpmd between the same devices. net_ring is in-process, so that testpmd cannot be put behind one; there, a loop
-// that only receives and transmits stands for it.
+// With devices: a generator on one core, and on another what forwards: weir's worker as it is, or
+// dpdk-testpmd between the same devices. net_ring is in-process, so that testpmd cannot be put
+// behind one; there, a loop that only receives and transmits takes its place.
 
 // loads are the shares of a forwarder's capacity at which latency is measured.
 var loads = []int{10, 50, 90}
 
-// naps are the settings of idle: sleep that are compared: by the longest sleep, and one that takes longer to get there.
+// naps are the settings of idle: sleep that are compared: by the longest sleep, and one that takes
+// longer to get there.
 var naps = []dataplane.Backoff{
 	{Spin: 200, Step: 8, Least: 20_000, Most: 100_000},
 	{Spin: 200, Step: 8, Least: 20_000, Most: 200_000},
@@ -47,13 +48,14 @@ var naps = []dataplane.Backoff{
 	{Spin: 5000, Step: 8, Least: 20_000, Most: 700_000},
 }
 
-// forwarder is what stands between two devices.
+// forwarder is what is between two devices.
 type forwarder interface {
-	// mark begins to count packets and busy time anew.
+	// mark begins to count packets and busy time from zero.
 	mark() error
 	// busy returns the packets since mark, and the nanoseconds that those turns took that had any.
 	busy() (packets uint64, nanos float64, err error)
-	// halt ends the polling: net_memif takes its memory away under whoever polls when the other side goes.
+	// halt ends the polling: net_memif takes its memory away under whoever polls when the other
+	// side goes.
 	halt() error
 	stop() error
 }
@@ -460,7 +462,7 @@ func (t *testpmd) stop() error {
 	return t.cmd.Wait()
 }
 
-// generatorProcess is a generator in a process of its own.
+// generatorProcess is a generator in a separate process.
 type generatorProcess struct {
 	cmd  *exec.Cmd
 	in   *json.Encoder

@@ -12,8 +12,8 @@ import (
 	"weir/pipeline/inet"
 )
 
-// What weir bench sends, and the gateway it sends it to. A flow is a number; instance, remote host and local port follow
-// from it, so that a million of them need no memory of the generator's.
+// What weir bench sends, and the gateway it sends it to. A flow is a number; instance, remote host
+// and local port follow from it, so that a million of them need no memory of the generator's.
 
 const (
 	benchInstances = 64   // of each kind: with a floating address, with an SNAT address of its own
@@ -26,8 +26,9 @@ const (
 	narrowPorts = 16384 // of an instance whose range fills up: a quarter of an address
 )
 
-// The addresses of the two sides of each family, without the last byte of local ones and the host number of remote ones:
-// the networks that RFC 2544 and RFC 5180 set apart for benchmarks are the Internet here.
+// The addresses of the two sides of each family, without the last byte of local ones and the host
+// number of remote ones: the networks that RFC 2544 and RFC 5180 set apart for benchmarks are the
+// Internet here.
 var (
 	benchPrivate  = addresses("10.0.0.0", "fd00::")
 	benchExternal = addresses("192.0.2.0", "2001:db8:1::")
@@ -119,8 +120,9 @@ func (f *flows) headerLen() int {
 	return n
 }
 
-// put writes a packet of a flow, as it comes to port (0: from inside), frame bytes long with its CRC but at least as long
-// as its headers, and returns its length. Checksums are right when the payload is zeros. b has room for it.
+// put writes a packet of a flow, as it comes to port (0: from inside), frame bytes long with its
+// CRC but at least as long as its headers, and returns its length. Checksums are right when the
+// payload is zeros. b has room for it.
 func (f *flows) put(b []byte, w flow, port int, frame int, tcpFlags byte) int {
 	n := max(frame-crc, f.headerLen())
 	b = b[:n]
@@ -206,8 +208,8 @@ func fold(sum uint64) uint16 {
 	return uint16(sum>>16 + sum)
 }
 
-// fragment turns the frame that put wrote into the first or second piece of a datagram, and returns its length. Only
-// IPv4 has it.
+// fragment turns the frame that put wrote into the first or second piece of a datagram, and returns
+// its length. Only IPv4 has it.
 func fragment(b []byte, id uint16, second bool) int {
 	ip := b[etherHeader:]
 	payload := (len(ip) - 20) &^ 7

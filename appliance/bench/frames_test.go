@@ -8,7 +8,8 @@ import (
 	"weir/pipeline/packettext"
 )
 
-// Every frame that weir bench sends is right in all its lengths and checksums, by the independent verifier.
+// Every frame that weir bench sends is right in all its lengths and checksums, by the independent
+// verifier.
 func TestBenchFrames(t *testing.T) {
 	for name, f := range map[string]flows{"floating4": floating4, "floating6": floating6, "snat4": snat4, "snat6": snat6, "snatTCP4": snatTCP4, "narrow4": narrow4} {
 		f.remotes = []uint32{1, 77, 0xffff}

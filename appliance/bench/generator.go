@@ -24,8 +24,8 @@ import (
 	"weir/pipeline/tsc"
 )
 
-// The generator sends packets into one port and receives what comes back by another, on one thread. Over memif it is a
-// process of its own that weir bench starts and tells by lines of JSON what to do.
+// The generator sends packets into one port and receives what comes back by another, on one thread.
+// Over memif it is a separate process that weir bench starts and tells by lines of JSON what to do.
 
 // generator is a sender and receiver of flows from inside.
 type generator struct {
@@ -80,7 +80,8 @@ func (g *generator) send(n int) (int, error) {
 		size := g.flows.put(b[:cap(b)], flow{number: g.order[g.next]}, 0, 64, tcpACK)
 		m.SetLen(size)
 	}
-	// Stamped last, so that what the generator itself takes is not in the latency. No one on the way reads the payload.
+	// Stamped last, so that what the generator itself takes is not in the latency. No one on the
+	// way reads the payload.
 	now := tsc.Read()
 	for _, m := range g.tx[:n] {
 		b := m.Bytes()
@@ -164,7 +165,8 @@ func (g *generator) perform(p phase) (r phaseResult, err error) {
 		}
 		n := uint64(dataplane.BurstSize)
 		if p.Rate > 0 {
-			// What is due. A gap in which this thread did not run is not made up for: it would be a burst of packets.
+			// What is due. A gap in which this thread did not run is not made up for: it would be a
+			// burst of packets.
 			due := uint64(float64(elapsed) / g.hz * p.Rate)
 			if due > r.Sent+1024 {
 				begin += uint64(float64(due-r.Sent) / p.Rate * g.hz)
@@ -217,8 +219,8 @@ func GeneratorCommand() *cobra.Command {
 	}
 }
 
-// serveGenerator reads a generatorSetup, answers once all flows are primed, and then runs one phase for every line, until
-// there is no more.
+// serveGenerator reads a generatorSetup, answers once all flows are primed, and then runs one phase
+// for every line, until there is no more.
 func serveGenerator(in io.Reader, out io.Writer) (err error) {
 	debug.SetGCPercent(-1)
 	lines := bufio.NewScanner(in)

@@ -15,9 +15,10 @@ import (
 	"weir/pipeline/tsc"
 )
 
-// lane is one worker of weir bench: the data plane's, without ports, on the common state, its flows, and packets in mbufs
-// of a pool. It takes the place of the worker's loop: what a receive would bring is made, what a transmit would take is
-// kept for a while, as a device's queue keeps it, and freed.
+// lane is one worker of weir bench: the data plane's, without ports, on the common state, its
+// flows, and packets in mbufs of a pool. It takes the place of the worker's loop: what a receive
+// would bring is made, what a transmit would take is kept for a while, as a device's queue keeps
+// it, and freed.
 type lane struct {
 	worker   dataplane.Worker
 	pipe     *pipeline.Worker // the worker's
@@ -42,7 +43,8 @@ type lane struct {
 	frame  int
 }
 
-// laneRing is room for what a transmit queue of 1024 keeps, a burst, and one of every other worker's. A power of two.
+// laneRing is room for what a transmit queue of 1024 keeps, a burst, and one of every other
+// worker's. A power of two.
 const (
 	laneRing  = 8192
 	laneQueue = 1024
@@ -84,8 +86,8 @@ func (l *lane) release(n int) {
 	}
 }
 
-// process is the worker's part between receive and transmit, all that Go does for a packet: what it returns are the
-// counts that it took.
+// process is the worker's part between receive and transmit, all that Go does for a packet: what it
+// returns are the counts that it took.
 func (l *lane) process(port int) uint64 {
 	before := tsc.Read()
 	l.worker.Enter(port)
@@ -156,8 +158,9 @@ func (l *lane) established() flow {
 	return l.order[l.next]
 }
 
-// begin sends the first packets of the flows of set, all of whose numbers are below n, and notes them in order together
-// with the ports that they were given. On the way it checks that each begins a session.
+// begin sends the first packets of the flows of set, all of whose numbers are below n, and notes
+// them in order together with the ports that they were given. On the way it checks that each begins
+// a session.
 func (l *lane) begin(set, from, n int) error {
 	f := l.sets[set]
 	for at := from; at < n; {
@@ -201,8 +204,8 @@ func (l *lane) begin(set, from, n int) error {
 	return nil
 }
 
-// crowd is begin for ranges that become so full that not every search for a port finds one: a flow tries until it is in.
-// The ports are not noted.
+// crowd is begin for ranges that become so full that not every search for a port finds one: a flow
+// tries until it is in. The ports are not noted.
 func (l *lane) crowd(n int) error {
 	f := l.sets[0]
 	for at := 0; at < n; {
@@ -279,7 +282,8 @@ func bucketValue(i int) float64 {
 	return (float64(i%32) + 32.5) * float64(uint64(1)<<shift)
 }
 
-// quantile returns the value that a share q of what was counted does not exceed; nothing counted gives 0.
+// quantile returns the value that a share q of what was counted does not exceed; nothing counted
+// gives 0.
 func (h *histogram) quantile(q float64) float64 {
 	var all, sum uint64
 	for _, n := range h {

@@ -28,7 +28,8 @@ func (b *bench) resultOf(s *scenario, sessions, burst, workers int, f frameMix) 
 	return r
 }
 
-// interruption is how many times the median a burst takes that something else than its packets is in.
+// interruption is how many times the median a burst takes that something else than its packets is
+// in.
 const interruption = 10
 
 // add notes one run.

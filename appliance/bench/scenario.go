@@ -137,7 +137,8 @@ func (b *bench) newRig(s *scenario, sessions, workers int) (*rig, error) {
 	return r, nil
 }
 
-// ownRemotes returns the first n hosts of the Internet's network that a worker owns, as a network card would find out.
+// ownRemotes returns the first n hosts of the Internet's network that a worker owns, as a network
+// card would find out.
 func ownRemotes(key []byte, queues []uint16, w int, family inet.Family, n int) (hosts []uint32) {
 	for host := uint32(1); len(hosts) < n; host++ {
 		a := plus(benchRemote[family], host)
@@ -219,7 +220,8 @@ type sample struct {
 	aside           pipeline.Counters // of packets that are not measured
 }
 
-// fewestBursts are sent in however short a time: what happens once a measurement must not look like once a packet.
+// fewestBursts are sent in however short a time: what happens once a measurement must not look like
+// once a packet.
 const (
 	fewestBursts = 1000
 	fewestNew    = 4096 // packets that begin a session
@@ -246,8 +248,9 @@ func (l *lane) measure(s *scenario, burst int, counts uint64, out *sample) error
 	}
 }
 
-// measureNew begins sessions for so many counts of the pipeline's own and ends them again, round by round. A round begins
-// what there is room for; with ranges that are filled already, only a few of each, so that they stay as full as they are.
+// measureNew begins sessions for so many counts of the pipeline's own and ends them again, round by
+// round. A round begins what there is room for; with ranges that are filled already, only a few of
+// each, so that they stay as full as they are.
 func (l *lane) measureNew(s *scenario, burst, sessions int, counts uint64, out *sample) error {
 	const (
 		minute    = int64(60e9)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package command is what the two programs' command lines have in common: exit codes, messages, the version.
+// Package command is what the two programs' command lines have in common: exit codes, messages, the
+// version.
 package command
 
 import (
@@ -38,7 +39,8 @@ func Main(root *cobra.Command) {
 	os.Exit(exitUsage)
 }
 
-// failure is an error of the work, not of the command line. With no error in it everything has been said.
+// failure is an error of the work, not of the command line. With no error in it everything has been
+// said.
 type failure struct{ err error }
 
 func (f failure) Error() string { return fmt.Sprint(f.err) }

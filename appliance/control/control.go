@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package control is the control process: everything that is not moving packets. It reads and compiles configurations,
-// keeps a data plane, answers for the gateway and serves its API.
+// Package control is the control process: everything that is not moving packets. It reads and
+// compiles configurations, keeps a data plane, answers for the gateway and serves its API.
 package control
 
 import (
@@ -26,8 +26,8 @@ import (
 // censusInterval is how often the session tables are walked for the gauges by VPC.
 const censusInterval = 2 * time.Second
 
-// control is what the process has. All of it belongs to the goroutine of loop; others reach it through do, but for log,
-// state, status and previewing, which anybody may use.
+// control is what the process has. All of it belongs to the goroutine of loop; others reach it
+// through do, but for log, state, status and previewing, which anybody may use.
 type control struct {
 	log        *slog.Logger
 	path       string
@@ -77,7 +77,8 @@ func Run(ctx context.Context, o Options) error {
 	fault.Point("start.loaded")
 	c.plane = supervisor{log: c.log, socket: o.Socket, attachOnly: o.Attach}
 	if loadErr != nil {
-		// Only where somebody forwards already can there be a beginning without a good configuration on disk.
+		// Only where somebody forwards already can there be a beginning without a good
+		// configuration on disk.
 		probe, err := link.Dial(o.Socket)
 		if err != nil {
 			return loadErr
@@ -168,9 +169,9 @@ func (c *control) count(counting *atomic.Bool) {
 // errEnding is what do answers while control ends.
 var errEnding = errors.New("weir is ending")
 
-// do is the one way for other goroutines to what the loop owns: it runs f on the loop's goroutine, between two other
-// things, and returns once f has. f must not block: neighbors are not answered for meanwhile. An error says that f will
-// never run.
+// do is the one way for other goroutines to what the loop owns: it runs f on the loop's goroutine,
+// between two other things, and returns once f has. f must not block: neighbors are not answered
+// for meanwhile. An error says that f will never run.
 func (c *control) do(ctx context.Context, f func(*control)) error {
 	done := make(chan struct{})
 	select {

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// What comes through the door has been done when do returns, by the one goroutine that owns control; when there is nobody
-// to do it, do says so.
+// What comes through the door has been done when do returns, by the one goroutine that owns
+// control; when there is nobody to do it, do says so.
 func TestDo(t *testing.T) {
 	c := newControl("")
 	gone, cancel := context.WithCancel(t.Context())

@@ -33,7 +33,8 @@ type loaded struct {
 	read, parse, check time.Duration
 }
 
-// load reads what is on disk, twice, until two readings agree: a file that is being written is none.
+// load reads what is on disk, twice, until two readings agree: a file that is being written is
+// none.
 func (c *control) load() (*loaded, error) {
 	begin := time.Now()
 	var files []config.File

@@ -28,7 +28,8 @@ type Preview struct {
 	known       bool           // the sessions were looked at
 }
 
-// Change is one difference, and what becomes of the sessions that it concerns: nil where they were not looked at.
+// Change is one difference, and what becomes of the sessions that it concerns: nil where they were
+// not looked at.
 type Change struct {
 	What     string         `json:"what"`
 	Sessions *pipeline.Fate `json:"sessions,omitempty"`
@@ -49,7 +50,8 @@ type comparison struct {
 // maxCheck is the most that POST /api/v1/check reads: a configuration and its encoding.
 const maxCheck = 64 << 20
 
-// previewHandler answers POST /api/v1/check: the body is a JSON array of files, the answer a preview. It changes nothing.
+// previewHandler answers POST /api/v1/check: the body is a JSON array of files, the answer a
+// preview. It changes nothing.
 func (c *control) previewHandler(w http.ResponseWriter, r *http.Request) {
 	if !c.previewing.CompareAndSwap(false, true) {
 		http.Error(w, "another check is under way", http.StatusTooManyRequests)
@@ -117,8 +119,8 @@ func (p *Preview) compare(running comparison, cfg *config.Config, state *pipelin
 	return nil
 }
 
-// Against compares the configuration at path with what is at target: another configuration, or the API address of a
-// running gateway.
+// Against compares the configuration at path with what is at target: another configuration, or the
+// API address of a running gateway.
 func Against(path, target string, cfg *config.Config) (*Preview, error) {
 	if _, err := os.Stat(target); err == nil {
 		old, _, err := config.Load(target)

@@ -59,7 +59,7 @@ func (c *control) apply(next *loaded) error {
 		if !KeepRestartOnly(cfg, c.cfg) {
 			return fmt.Errorf("%v changed, which takes a restart of weir; nothing of this change is applied", keys)
 		}
-		refused = partly{fmt.Errorf("%v changed, which takes a restart of weir; all else of the configuration is in force", keys)}
+		refused = partly{fmt.Errorf("%v changed, which takes a restart of weir; the rest of the configuration is in force", keys)}
 		if changes = config.Changes(c.cfg, cfg); len(changes) == 0 {
 			return refused
 		}
@@ -100,8 +100,8 @@ func (c *control) apply(next *loaded) error {
 	return refused
 }
 
-// KeepRestartOnly puts what only a restart changes back to what runs, and reports whether that was possible: a port that
-// comes or goes moves all others.
+// KeepRestartOnly puts what only a restart changes back to what runs, and reports whether that was
+// possible: a port that comes or goes moves all others.
 func KeepRestartOnly(cfg, running *config.Config) bool {
 	if len(cfg.Ports) != len(running.Ports) {
 		return false
@@ -117,7 +117,8 @@ func KeepRestartOnly(cfg, running *config.Config) bool {
 	return true
 }
 
-// shrunk returns by how much b has fewer instances, or fewer external addresses, than a: the larger of the two, in percent.
+// shrunk returns by how much b has fewer instances, or fewer external addresses, than a: the larger
+// of the two, in percent.
 func shrunk(a, b *config.Config) int {
 	count := func(c *config.Config) (instances, external int) {
 		for _, v := range c.VPCs {

@@ -33,7 +33,8 @@ func (c *control) restart(ctx context.Context) error {
 	}
 }
 
-// reconnect begins with a fresh data plane, or goes on with one that has our state and only lost the connection.
+// reconnect begins with a fresh data plane, or goes on with one that has our state and only lost
+// the connection.
 func (c *control) reconnect(ctx context.Context) error {
 	found, err := c.plane.connect(ctx)
 	if err != nil {
@@ -45,7 +46,7 @@ func (c *control) reconnect(ctx context.Context) error {
 		}
 	} else {
 		if !found.isOurs(c.state) {
-			return errors.New("the data plane that came back forwards for somebody else")
+			return errors.New("the data plane that came back forwards for another weir run")
 		}
 		if found.number != c.gen.Number {
 			if err := c.plane.conn.Ask(link.Publish, c.gen.Number, nil, c.gen.FD()); err != nil {

@@ -9,7 +9,8 @@ import (
 	"weir/config"
 )
 
-// source packs files as a generation keeps them: of each its name and its text, behind their lengths.
+// source packs files as a generation keeps them: of each its name and its text, behind their
+// lengths.
 func source(files []config.File) []byte {
 	size := 0
 	for _, f := range files {

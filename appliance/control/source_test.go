@@ -9,7 +9,8 @@ import (
 	"weir/config"
 )
 
-// What a generation keeps of its files is read back as it was; what is cut off anywhere is refused, or is fewer whole files.
+// What a generation keeps of its files is read back as it was; what is cut off anywhere is refused,
+// or is fewer whole files.
 func TestSource(t *testing.T) {
 	files := []config.File{{Name: "a.yaml", Data: []byte("version: 1\n")}, {Name: "empty.yaml", Data: []byte{}}, {Name: "", Data: make([]byte, 300)}}
 	b := source(files)

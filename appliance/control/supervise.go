@@ -20,7 +20,7 @@ import (
 	"weir/pipeline"
 )
 
-// supervisor keeps a data plane: the one that listens at the socket, or a child of its own.
+// supervisor keeps a data plane: the one that listens at the socket, or a child.
 type supervisor struct {
 	log        *slog.Logger
 	socket     string
@@ -35,7 +35,8 @@ type supervisor struct {
 // connectWait is how long a data plane may take until it listens.
 const connectWait = 10 * time.Second
 
-// running is a data plane that forwards already, and what it forwards with. The descriptors are the holder's.
+// running is a data plane that forwards already, and what it forwards with. The descriptors are the
+// holder's.
 type running struct {
 	number uint64
 	start  link.StartConfig
@@ -43,12 +44,13 @@ type running struct {
 	gen    int
 }
 
-// connect meets a data plane; if nobody listens it starts one, or, with attachOnly, waits for one. It returns what the
-// data plane runs already, nil if nothing.
+// connect meets a data plane; if nobody listens it starts one, or, with attachOnly, waits for one.
+// It returns what the data plane runs already, nil if nothing.
 func (s *supervisor) connect(ctx context.Context) (*running, error) {
 	for deadline := time.Now().Add(connectWait); ; {
 		r, err := s.meet(ctx)
-		// The socket of a data plane that was killed takes connections until the kernel is through with it.
+		// The socket of a data plane that was killed takes connections until the kernel is through
+		// with it.
 		if !errors.As(err, new(link.Lost)) || ctx.Err() != nil || time.Now().After(deadline) {
 			return r, err
 		}
@@ -108,7 +110,7 @@ func (s *supervisor) hello() (*running, error) {
 	}
 	r := &running{number: number, state: s.conn.Take(0), gen: s.conn.Take(1)}
 	if err := json.Unmarshal(payload, &r.start); err != nil {
-		return nil, fmt.Errorf("says nothing of use: %w; it is of another version: stop it and start again", err)
+		return nil, fmt.Errorf("its answer cannot be read: %w; it is of another version: stop it and start again", err)
 	}
 	s.supervised = r.start.Supervised
 	return r, nil
@@ -137,7 +139,8 @@ func (r *running) segments() (*pipeline.State, *pipeline.Generation, error) {
 	return state, g, nil
 }
 
-// spawn starts a data plane as a child. It outlives this process, should that crash: packets do not stop for it.
+// spawn starts a data plane as a child. It outlives this process, should that crash: packets do not
+// stop for it.
 func (s *supervisor) spawn() error {
 	program, err := link.DataplaneProgram()
 	if err != nil {
@@ -196,7 +199,8 @@ func (s *supervisor) reap() {
 	}
 }
 
-// release ends the data plane in order if a weir run started it; a service manager's goes on forwarding.
+// release ends the data plane in order if a weir run started it; a service manager's goes on
+// forwarding.
 func (s *supervisor) release() {
 	if s.conn != nil && !s.gone && s.supervised {
 		s.halt()

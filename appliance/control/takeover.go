@@ -12,8 +12,8 @@ import (
 	"weir/pipeline"
 )
 
-// takeOver takes over a data plane that forwards: its state, its generation, and the configuration that was compiled from. What
-// is on disk is brought into force as by a reload.
+// takeOver takes over a data plane that forwards: its state, its generation, and the configuration
+// that was compiled from. What is on disk is brought into force as by a reload.
 func (c *control) takeOver(found *running, next *loaded, loadErr error) error {
 	state, gen, err := found.segments()
 	if err != nil {

@@ -11,8 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Leave moves this process off the cores that workers poll, as far as others are left: its garbage collector would
-// else take turns with them. A data plane that it starts begins on the same cores, and pins its workers itself.
+// Leave moves this process off the cores that workers poll, as far as others are left: its garbage
+// collector would else take turns with them. A data plane that it starts begins on the same cores,
+// and pins its workers itself.
 func Leave(workers []int) error {
 	var mask unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &mask); err != nil {

@@ -21,7 +21,8 @@ import (
 	"weir/pipeline/memory"
 )
 
-// keptGenerations is how many are kept at once: the one in use, the one that replaces it, and room between them.
+// keptGenerations is how many are kept at once: the one in use, the one that replaces it, and room
+// between them.
 const keptGenerations = 4
 
 // Generations are those that the process has mapped, each at its number modulo their count.
@@ -85,7 +86,8 @@ func (d *plane) start(payload []byte, stateFD, genFD int) error {
 	for i := range d.ports {
 		d.state.Device(i).MAC = macs[i]
 	}
-	// A worker keeps a processor of Go's for good; the affinity that this process begins with may count none for it.
+	// A worker keeps a processor of Go's for good; the affinity that this process begins with may
+	// count none for it.
 	runtime.GOMAXPROCS(len(c.Dataplane.Workers) + 2)
 	ready := make(chan error, len(c.Dataplane.Workers))
 	var handoff *pipeline.Handoff
@@ -125,7 +127,8 @@ func (d *plane) start(payload []byte, stateFD, genFD int) error {
 	return nil
 }
 
-// publish maps a generation, tells the workers, and lets go of the old one when all of them are past it.
+// publish maps a generation, tells the workers, and lets go of the old one when all of them are
+// past it.
 func (d *plane) publish(number uint64, fd int) error {
 	if fd < 0 {
 		return errors.New("publish: no segment came with it")

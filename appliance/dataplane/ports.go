@@ -76,8 +76,9 @@ func (d *plane) logWaking(names []link.StartPort) {
 		"with_interrupts", with, "without", without)
 }
 
-// spread says how a device with several queues should spread packets over the workers: as these own the remote addresses, which are the
-// destinations on the inside. nil: there is one worker. A device that cannot is no fault: each packet's owner is asked for anyway.
+// spread says how a device with several queues should spread packets over the workers: as these own
+// the remote addresses, which are the destinations on the inside. nil: there is one worker. A
+// device that cannot is no fault: each packet's owner is asked for anyway.
 func (d *plane) spread(p *link.StartPort) *dpdk.RSSConfig {
 	if d.state.Workers() == 1 {
 		return nil
@@ -98,8 +99,8 @@ func (d *plane) waiter(i int) *dpdk.Waiter {
 	return w
 }
 
-// NewWaiter makes what a worker waits with that polls a queue of each port that has it; nil if one of them has no
-// interrupts, or if there is none.
+// NewWaiter makes what a worker waits with that polls a queue of each port that has it; nil if one
+// of them has no interrupts, or if there is none.
 func NewWaiter(ports []*dpdk.Port, queue int) (*dpdk.Waiter, error) {
 	var polled []*dpdk.Port
 	for _, p := range ports {
@@ -122,8 +123,9 @@ func NewWaiter(ports []*dpdk.Port, queue int) (*dpdk.Waiter, error) {
 	return w, nil
 }
 
-// buffers returns the packet buffers on a NUMA node, -1 for any: a port receives into those of its device's node, a worker sends what control
-// says from those of its own. A node without room for them gets what others have.
+// buffers returns the packet buffers on a NUMA node, -1 for any: a port receives into those of its
+// device's node, a worker sends what control says from those of its own. A node without room for
+// them gets what others have.
 func (d *plane) buffers(c *link.StartConfig, node int) (*dpdk.Mempool, error) {
 	if slices.Max(d.nodes) < 0 { // there is one node
 		node = -1
@@ -148,7 +150,8 @@ func (d *plane) buffers(c *link.StartConfig, node int) (*dpdk.Mempool, error) {
 	return d.buffers(c, -1)
 }
 
-// poolSize is enough for full receive and transmit queues of all ports, the workers' caches, and what is held.
+// poolSize is enough for full receive and transmit queues of all ports, the workers' caches, and
+// what is held.
 func poolSize(ports, workers int) int {
 	need := ports*workers*2*1024 + workers*1024 + 2048
 	n := 1
@@ -158,9 +161,9 @@ func poolSize(ports, workers int) int {
 	return n - 1
 }
 
-// claim keeps other data planes away from a network interface, which any number of processes could read. The lock is an
-// abstract Unix socket: it belongs to a network namespace, as interfaces do, and ends with the process. Any other device
-// has one owner anyway.
+// claim keeps other data planes away from a network interface, which any number of processes could
+// read. The lock is an abstract Unix socket: it belongs to a network namespace, as interfaces do,
+// and ends with the process. Any other device has one owner anyway.
 func claim(device string) error {
 	_, args, _ := strings.Cut(device, ",")
 	for arg := range strings.SplitSeq(args, ",") {
@@ -183,7 +186,8 @@ func claim(device string) error {
 	return nil
 }
 
-// openPort opens a device, promiscuous only if it does not take the MAC that the configuration wants.
+// openPort opens a device, promiscuous only if it does not take the MAC that the configuration
+// wants.
 func openPort(p link.StartPort, rss *dpdk.RSSConfig, queues int, interrupts bool, pool func(socket int) (*dpdk.Mempool, error)) (*dpdk.Port, error) {
 	c := dpdk.PortConfig{
 		Name: p.Name, Device: p.Device, MTU: p.MTU, MAC: p.MAC, RxQueues: queues, TxQueues: queues, AllMulticast: true, // neighbor solicitations: any reload may bring IPv6

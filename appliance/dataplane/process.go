@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package dataplane is the process that moves packets: a loop for each worker, where ports and pipeline meet, and one
-// thread that obeys control.
+// Package dataplane is the process that moves packets: a loop for each worker, where ports and
+// pipeline meet, and one thread that obeys control.
 package dataplane
 
 import (
@@ -18,8 +18,9 @@ import (
 	"weir/appliance/link"
 )
 
-// Run is the data plane's life. The process has nothing to collect: it allocates at start, and nothing afterwards. It obeys one control
-// process at a time, and forwards whether there is one or not.
+// Run is the data plane's life. The process has nothing to collect: it allocates at start, and
+// nothing afterwards. It obeys one control process at a time, and forwards whether there is one or
+// not.
 func Run(socket string) error {
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(math.MaxInt64) // an inherited GOMEMLIMIT would collect all the same
@@ -80,16 +81,17 @@ func (d *plane) accept(l int) {
 		if d.refused.FD != link.NoConn {
 			d.refused.Close()
 		}
-		// Closed at the next time, not now: a question that nobody reads would turn the answer into a reset.
+		// Closed at the next time, not now: a question that nobody reads would turn the answer into
+		// a reset.
 		d.refused.FD = int(fd)
 		d.refused.Send(link.Failed, 0, alreadyCommanded)
 	}
 }
 
-var alreadyCommanded = []byte("another weir run commands this data plane; stop that first, or give this one a socket of its own with --socket")
+var alreadyCommanded = []byte("another weir run commands this data plane; stop that first, or give this one another socket with --socket")
 
-// obey handles one message of control. A stop, or a start that failed, ends the process; anything that is wrong with the
-// connection only ends the connection.
+// obey handles one message of control. A stop, or a start that failed, ends the process; anything
+// that is wrong with the connection only ends the connection.
 func (d *plane) obey() (stop bool, err error) {
 	c := &d.control
 	kind, number, payload, err := c.Receive()

@@ -11,12 +11,14 @@ import (
 	"weir/config"
 )
 
-// Backoff says how a worker rests while its queues are empty: it spins for so many turns, then sleeps least, and twice as
-// long after every step turns more, up to most. A Go sleep on a locked thread takes a millisecond at least, nanosleep does
-// not. docs/performance.md has what each setting costs and gives.
+// Backoff says how a worker rests while its queues are empty: it spins for Spin turns, then
+// sleeps Least, and twice as long after every Step turns more, up to Most. A Go sleep on a locked
+// thread takes a millisecond at least, nanosleep does not. docs/performance.md has what each
+// setting costs and gives.
 //
-// Where all its queues have interrupts, the worker waits for them instead, and as long as it would sleep: they tell nothing of
-// sessions that are to end, of a new generation, of what control or another worker puts into a ring.
+// Where all its queues have interrupts, the worker waits for them instead, and as long as it would
+// sleep: they tell nothing of sessions that are to end, of a new generation, of what control or
+// another worker puts into a ring.
 type Backoff struct {
 	Spin, Step  int
 	Least, Most int64 // nanoseconds
@@ -25,7 +27,8 @@ type Backoff struct {
 // DefaultBackoff is for a worker that sleeps.
 var DefaultBackoff = Backoff{Spin: 200, Step: 8, Least: 20_000, Most: 700_000}
 
-// WokenBackoff is for a worker that waits for interrupts and takes nothing from other workers: shorter sleeps gain nothing there.
+// WokenBackoff is for a worker that waits for interrupts and takes nothing from other workers:
+// shorter sleeps gain nothing there.
 var WokenBackoff = Backoff{Spin: DefaultBackoff.Spin, Step: 1, Least: DefaultBackoff.Most, Most: DefaultBackoff.Most}
 
 func (w *Worker) rest() (slept bool) {

@@ -13,8 +13,9 @@ import (
 	"weir/dpdk/dpdktest"
 )
 
-// A worker that waits for interrupts makes one more turn when they are on, wakes by a packet, and by time without one. virtio's interrupts
-// can be switched; the other end of its queues is net_vhost, in the same process.
+// A worker that waits for interrupts makes one more turn when they are on, wakes by a packet, and
+// by time without one. virtio's interrupts can be switched; the other end of its queues is
+// net_vhost, in the same process.
 func TestRestByInterrupt(t *testing.T) {
 	pool := dpdktest.Mempool(t, 4095)
 	socket := filepath.Join(t.TempDir(), "s")

@@ -37,8 +37,8 @@ type Worker struct {
 	empty int  // turns without work, in a row
 }
 
-// BurstSize is how many packets one receive asks for: large enough that calls into C weigh little, small enough that
-// headers and sessions of a burst stay in the first cache.
+// BurstSize is how many packets one receive asks for: large enough that calls into C weigh little,
+// small enough that headers and sessions of a burst stay in the first cache.
 const BurstSize = 32
 
 // loop runs until Stop is set.
@@ -108,7 +108,8 @@ func (w *Worker) Process(p int) {
 	w.send()
 }
 
-// Enter takes what port p has received, in Rx, through the pipeline. The result is in Pipe.Out and Pipe.Done.
+// Enter takes what port p has received, in Rx, through the pipeline. The result is in Pipe.Out and
+// Pipe.Done.
 func (w *Worker) Enter(p int) {
 	w.stock()
 	b := &w.burst
@@ -125,8 +126,8 @@ func (w *Worker) Enter(p int) {
 // mostAdopted bounds what a worker takes from another one in a turn: what their ring holds.
 const mostAdopted = 256
 
-// adopt takes what another worker has handed over through the pipeline, group by group, as many as it finds: a
-// sender writes a group for each port that it polls.
+// adopt takes what another worker has handed over through the pipeline, group by group, as many as
+// it finds: a sender writes a group for each port that it polls.
 func (w *Worker) adopt(from int) (all int) {
 	for all < mostAdopted {
 		w.stock()
@@ -140,7 +141,8 @@ func (w *Worker) adopt(from int) (all int) {
 	return all
 }
 
-// send empties the pipeline's queues: one call of C for each port, and one to free what was dropped.
+// send empties the pipeline's queues: one call of C for each port, and one to free what was
+// dropped.
 func (w *Worker) send() {
 	for p, port := range w.Ports {
 		q := &w.Pipe.Out[p]
@@ -170,8 +172,8 @@ func mbufsOf(handles []uintptr) []dpdk.Mbuf {
 	return unsafe.Slice((*dpdk.Mbuf)(unsafe.Pointer(unsafe.SliceData(handles))), len(handles))
 }
 
-// stock fills up the buffers that the pipeline takes for further fragments. A pool that has none left is no fault: it does
-// without.
+// stock fills up the buffers that the pipeline takes for further fragments. A pool that has none
+// left is no fault: it does without.
 func (w *Worker) stock() {
 	s := &w.Pipe.Spare
 	n := pipeline.MaxSpare - s.N
@@ -217,7 +219,8 @@ func (w *Worker) expire(elapsed int64) {
 	w.Pipe.Expire(int(min(n+1, maxWalk)))
 }
 
-// Run pins the thread and loops until Stop is set. ready is told once the thread is registered, or why it could not be.
+// Run pins the thread and loops until Stop is set. ready is told once the thread is registered, or
+// why it could not be.
 func (w *Worker) Run(ready chan<- error, done func()) {
 	defer done()
 	if err := dpdk.RegisterThread(w.Core); err != nil {

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The worker's clock is CLOCK_MONOTONIC, which all processes of a host share, so sessions keep their ages when a data
-// plane is started again. time.Since reads it without a system call.
+// The worker's clock is CLOCK_MONOTONIC, which all processes of a host share, so sessions keep
+// their ages when a data plane is started again. time.Since reads it without a system call.
 var (
 	clockBase  = time.Now()
 	clockStart = func() int64 {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package link is what the two processes share: the messages that pass between control and the data plane, the form of
-// their logs, and their clock.
+// Package link is what the two processes share: the messages that pass between control and the data
+// plane, the form of their logs, and their clock.
 package link
 
 import (
@@ -19,8 +19,9 @@ import (
 	"weir/config"
 )
 
-// Kind says what a message is. Control and the data plane meet at a Unix socket of packets (SOCK_SEQPACKET). A message is a kind, a
-// number, a payload, and descriptors of segments. The data plane listens; control asks, and gets one reply to each question.
+// Kind says what a message is. Control and the data plane meet at a Unix socket of packets
+// (SOCK_SEQPACKET). A message is a kind, a number, a payload, and descriptors of segments. The data
+// plane listens; control asks, and gets one reply to each question.
 type Kind uint32
 
 // The messages. Hello, Start, Publish and Stop are control's; the others answer them.
@@ -99,8 +100,8 @@ func (c *Conn) Send(kind Kind, number uint64, payload []byte, fds ...int) error 
 	}
 }
 
-// Receive reads one message. The payload is good until the next call; the descriptors are the caller's to close, by
-// Take. io.EOF: the other side is gone.
+// Receive reads one message. The payload is good until the next call; the descriptors are the
+// caller's to close, by Take. io.EOF: the other side is gone.
 func (c *Conn) Receive() (Kind, uint64, []byte, error) {
 	c.drop()
 	c.iov = unix.Iovec{Base: &c.buf[0], Len: maxMessage}
@@ -188,7 +189,8 @@ type Lost struct{ Err error }
 func (l Lost) Error() string { return "the data plane is gone: " + l.Err.Error() }
 func (l Lost) Unwrap() error { return l.Err }
 
-// Listen binds the data plane's socket. A socket file that nobody listens at is left over from a crash, and replaced.
+// Listen binds the data plane's socket. A socket file that nobody listens at is left over from a
+// crash, and replaced.
 func Listen(path string) (int, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return -1, fmt.Errorf("socket %s: %w; choose another place with --socket", path, err)

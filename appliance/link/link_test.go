@@ -33,8 +33,8 @@ func newPair(t *testing.T) (control, plane *Conn) {
 	return control, plane
 }
 
-// Go's scheduler sends signals to threads that are in its way. One that meets a thread waiting for an answer must not look
-// like a data plane that died.
+// Go's scheduler sends signals to threads that are in its way. One that meets a thread waiting for
+// an answer must not look like a data plane that died.
 func TestReceiveUnderSignals(t *testing.T) {
 	control, plane := newPair(t)
 	thread, answer := make(chan int), make(chan error)
@@ -107,7 +107,8 @@ func message(err error) string {
 	return err.Error()
 }
 
-// Descriptors that nobody took are closed with the next message, and all of them with the connection.
+// Descriptors that nobody took are closed with the next message, and all of them with the
+// connection.
 func TestDescriptors(t *testing.T) {
 	control, plane := newPair(t)
 	var pipes [2]int

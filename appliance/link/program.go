@@ -12,7 +12,8 @@ import (
 // dataplaneProgram is the name of the program that binds DPDK.
 const dataplaneProgram = "weir-dataplane"
 
-// DataplaneProgram returns the path of weir-dataplane: in the directory of the running program, else in PATH.
+// DataplaneProgram returns the path of weir-dataplane: in the directory of the running program,
+// else in PATH.
 func DataplaneProgram() (string, error) {
 	self, err := os.Executable()
 	if err != nil {

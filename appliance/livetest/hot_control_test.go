@@ -75,7 +75,7 @@ func TestHotControl(t *testing.T) {
 		{"restart-only", func() string { return strings.Replace(running, "sessions: 8192", "sessions: 16384", 1) }, false, false,
 			[]string{"dataplane.sessions", "takes a restart of weir"}},
 		{"restart-only and more", func() string { return strings.Replace(other[running], "sessions: 8192", "sessions: 16384", 1) }, true, false,
-			[]string{"dataplane.sessions", "all else of the configuration is in force"}},
+			[]string{"dataplane.sessions", "the rest of the configuration is in force"}},
 		{"none", nil, false, false, []string{"reload refused", "cannot be read"}},
 	}
 	var controls []*process

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// The weir-dataplane command: the process that moves packets, and the benchmark of it. It is the only program that binds
-// DPDK. See docs/architecture.md.
+// The weir-dataplane command: the process that moves packets, and the benchmark of it. It is the
+// only program that binds DPDK. See docs/architecture.md.
 package main
 
 import (
