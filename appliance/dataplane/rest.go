@@ -12,7 +12,7 @@ import (
 )
 
 // Backoff says how a worker rests while its queues are empty: it spins for Spin turns, then
-// sleeps least, and twice as long after every Step turns more, up to Most. A Go sleep on a locked
+// sleeps Least, and twice as long after every Step turns more, up to Most. A Go sleep on a locked
 // thread takes a millisecond at least, nanosleep does not. docs/performance.md has what each
 // setting costs and gives.
 //
