@@ -31,7 +31,8 @@ func expectMonotonic(t *testing.T, before, after samples) {
 // late is one instance more.
 const late = "      - {name: late, addresses: [172.30.0.9], external: {floating: [192.0.2.9]}}\n"
 
-// Control is killed and started again under traffic, with each kind of file. Packets, sessions and counters go on in one data plane.
+// Control is killed and started again under traffic, with each kind of file. Packets, sessions and
+// counters go on in one data plane.
 func TestHotControl(t *testing.T) {
 	const rounds = 3 // through all cases
 	n := newNetwork(t)
@@ -138,7 +139,8 @@ func expectLate(t *testing.T, n *network, answered bool) {
 	}
 }
 
-// A program whose segments have another layout cannot take the data plane over: it says so, and restarts it.
+// A program whose segments have another layout cannot take the data plane over: it says so, and
+// restarts it.
 func TestHotOtherLayout(t *testing.T) {
 	n := newNetwork(t)
 	serveEcho(t, n.internet, remote4)
@@ -177,7 +179,8 @@ func TestHotOtherLayout(t *testing.T) {
 	w.stop(t)
 }
 
-// With --attach control starts no data plane: it waits for the service's, and leaves it running. A second control is refused.
+// With --attach control starts no data plane: it waits for the service's, and leaves it running. A
+// second control is refused.
 func TestHotAttach(t *testing.T) {
 	n := newNetwork(t)
 	serveEcho(t, n.internet, remote4)
@@ -222,7 +225,8 @@ func TestHotAttach(t *testing.T) {
 	}
 }
 
-// A control that is killed at any point of a reload leaves a whole configuration in force: the old one, or the new one.
+// A control that is killed at any point of a reload leaves a whole configuration in force: the old
+// one, or the new one.
 func TestHotControlKilledInReload(t *testing.T) {
 	for _, point := range reloadPoints {
 		t.Run(point, func(t *testing.T) {
@@ -258,7 +262,8 @@ func TestHotControlKilledInReload(t *testing.T) {
 	}
 }
 
-// A lack of memory, on either side, refuses a reload with its reason. What runs stays, and when there is memory the same file applies.
+// A lack of memory, on either side, refuses a reload with its reason. What runs stays, and when
+// there is memory the same file applies.
 func TestHotNoMemory(t *testing.T) {
 	n := newNetwork(t)
 	n.guest.address(t, "eth0", "172.30.0.9/24")

@@ -58,7 +58,8 @@ type probe struct {
 	inbound  bool
 	protocol string     // udp, tcp, icmp
 	of       netip.Addr // outbound: the private address it leaves from; inbound: the public one it goes to
-	// What the other side sees: its source address, or the private address that it arrived at. Zero: nothing arrives.
+	// What the other side sees: its source address, or the private address that it arrived at.
+	// Zero: nothing arrives.
 	old, new netip.Addr
 }
 
@@ -72,8 +73,8 @@ func (p probe) String() string {
 // lossTime is how long a probe waits for what must not come.
 const lossTime = 150 * time.Millisecond
 
-// ask sends the probe as a flow of its own and returns what the other side saw, zero for no answer. A ping's answer does not
-// say that: any answer counts as what is wanted.
+// ask sends the probe as a flow of its own and returns what the other side saw, zero for no answer.
+// A ping's answer does not say that: any answer counts as what is wanted.
 func (p probe) ask(n *network, want netip.Addr) (netip.Addr, error) {
 	in, from, to := n.guest, p.of, remote4
 	if p.inbound {
@@ -97,7 +98,8 @@ func (p probe) ask(n *network, want netip.Addr) (netip.Addr, error) {
 	return want, err
 }
 
-// whoAmI asks who answers at remote (serveIdent) what weir made of the address that it translates; zero: no answer.
+// whoAmI asks who answers at remote (serveIdent) what weir made of the address that it translates;
+// zero: no answer.
 func whoAmI(n *namespace, protocol string, from, remote netip.Addr, limit time.Duration) (netip.Addr, error) {
 	var c net.Conn
 	err := n.Do(func() (err error) {
@@ -139,8 +141,8 @@ func silence(err error) error {
 // identPort is where serveIdent answers.
 const identPort = 7008
 
-// serveIdent tells who asks by UDP and TCP, until the test ends, what it sees of the address that weir translates: of the
-// asker's, if peer is set, else of its own.
+// serveIdent tells who asks by UDP and TCP, until the test ends, what it sees of the address that
+// weir translates: of the asker's, if peer is set, else of its own.
 func serveIdent(t *testing.T, n *namespace, peer bool, addresses ...netip.Addr) {
 	t.Helper()
 	for _, a := range addresses {
@@ -171,8 +173,9 @@ func pingWithin(n *namespace, from, remote netip.Addr, limit time.Duration) (boo
 	return false, silence(err)
 }
 
-// A reload stopped at each of its points: every packet is handled wholly by the old configuration or wholly by the new one.
-// Before the new one is published that is the old one, once no worker has the old one any more it is the new one.
+// A reload stopped at each of its points: every packet is handled wholly by the old configuration
+// or wholly by the new one. Before the new one is published that is the old one, once no worker has
+// the old one any more it is the new one.
 func TestHotLatches(t *testing.T) {
 	gone4, came4 := netip.MustParseAddr("172.30.0.8"), netip.MustParseAddr("172.30.0.9")
 	public := func(n int) netip.Addr { return netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}) }

@@ -50,13 +50,15 @@ func (u unit) command(t *testing.T, key string, places map[string]string) []stri
 	return words
 }
 
-// What systemd does with the two units, done by hand for want of a systemd: start, reload, restart, upgrade, a crash. It is their
-// own command lines, and a stop is what the units make of it: SIGTERM to what is left of control's control group. Packets never stop,
-// and the sessions are those of the first start.
+// What systemd does with the two units, done by hand for want of a systemd: start, reload, restart,
+// upgrade, a crash. It is their own command lines, and a stop is what the units make of it: SIGTERM
+// to what is left of control's control group. Packets never stop, and the sessions are those of the
+// first start.
 func TestHotUnits(t *testing.T) {
 	control, plane := readUnit(t, "weir.service"), readUnit(t, "weir-dataplane.service")
 	for name, u := range map[string]unit{"weir.service": control, "weir-dataplane.service": plane} {
-		// With one of these the end of one unit would be the end of the other, or something else than SIGTERM its way.
+		// With one of these the end of one unit would be the end of the other, or something else
+		// than SIGTERM its way.
 		for _, key := range []string{"Requires", "Requisite", "BindsTo", "PartOf", "Upholds", "Conflicts", "KillMode", "KillSignal", "ExecStop", "ExecStopPost"} {
 			if u[key] != nil {
 				t.Errorf("%s has %s=%v, which this test does not know", name, key, u[key])
@@ -174,7 +176,8 @@ func TestHotUnits(t *testing.T) {
 	// systemctl restart weir
 	stop()
 	again("restart")
-	// An upgrade, with a change of the configuration beside it: the new program, and systemctl restart weir.
+	// An upgrade, with a change of the configuration beside it: the new program, and systemctl
+	// restart weir.
 	install("2.0.0-test")
 	w.write(t, baseConfig)
 	generation++

@@ -16,8 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The kernel of a client takes an ICMP error for a socket's own only if the quoted addresses and ports are the socket's, and for TCP the
-// sequence number too. So what these tests ask of it is whether weir put the quote right.
+// The kernel of a client takes an ICMP error for a socket's own only if the quoted addresses and
+// ports are the socket's, and for TCP the sequence number too. So what these tests ask of it is
+// whether weir put the quote right.
 
 var (
 	far4, far6           = netip.MustParseAddr("203.0.113.50"), netip.MustParseAddr("2001:db8:f::50")
@@ -146,7 +147,8 @@ func socketAddress(a netip.Addr, port int) unix.Sockaddr {
 	return &unix.SockaddrInet6{Port: port, Addr: a.As16()}
 }
 
-// readError takes the ICMP error out of a control message: struct sock_extended_err, and the address of who sent it.
+// readError takes the ICMP error out of a control message: struct sock_extended_err, and the
+// address of who sent it.
 func readError(control []byte) (h told, err error) {
 	messages, err := unix.ParseSocketControlMessage(control)
 	if err != nil {
@@ -167,7 +169,8 @@ func readError(control []byte) (h told, err error) {
 	return h, errors.New("an entry of the error queue without ICMP error")
 }
 
-// Every hop of a traceroute is seen through weir: by UDP, TCP and ping, 1:1 and SNAT, in both families.
+// Every hop of a traceroute is seen through weir: by UDP, TCP and ping, 1:1 and SNAT, in both
+// families.
 func TestTraceroute(t *testing.T) {
 	n := newNetwork(t)
 	newFar(t, n)
@@ -199,7 +202,8 @@ func TestTraceroute(t *testing.T) {
 			}
 		}
 	}
-	// And the other way: who asks an instance for a port where nobody listens is told so, by its public address.
+	// And the other way: who asks an instance for a port where nobody listens is told so, by its
+	// public address.
 	for _, f := range []struct{ from, to netip.Addr }{{remote4, webPublic4}, {remote6, webPublic6}} {
 		want := told{typ: 3, code: 3, by: f.to}
 		if f.to.Is6() {

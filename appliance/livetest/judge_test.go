@@ -16,7 +16,8 @@ import (
 	"time"
 )
 
-// kernelNAT gives the kernel the place of weir in a network: the same addresses, the same translation by nftables.
+// kernelNAT gives the kernel the place of weir in a network: the same addresses, the same
+// translation by nftables.
 func kernelNAT(t *testing.T, n *network) {
 	t.Helper()
 	g := n.gateway
@@ -63,7 +64,8 @@ end
 	}
 }
 
-// sight is something that a client does, and what it sees of it: what is the same behind any gateway that translates rightly.
+// sight is something that a client does, and what it sees of it: what is the same behind any
+// gateway that translates rightly.
 type sight struct {
 	name string
 	see  func(n *network) string
@@ -189,7 +191,8 @@ func dialFrom(n *namespace, from netip.Addr, port uint16, remote netip.AddrPort)
 	return outcome(err, "a word there and back")
 }
 
-// knock sends a datagram where nobody listens, and waits for what comes of it: the error that its kernel has for this very socket.
+// knock sends a datagram where nobody listens, and waits for what comes of it: the error that its
+// kernel has for this very socket.
 func knock(n *namespace, from netip.Addr, remote netip.AddrPort) string {
 	var c *net.UDPConn
 	err := n.Do(func() (err error) {
@@ -208,7 +211,8 @@ func knock(n *namespace, from netip.Addr, remote netip.AddrPort) string {
 	return outcome(err, "answered")
 }
 
-// many asks from n sockets at once, and counts who has the answer to his own question, and in how many different ways they are seen.
+// many asks from n sockets at once, and counts who has the answer to his own question, and in how
+// many different ways they are seen.
 func many(n *namespace, from, remote netip.Addr, count int) string {
 	answered := 0
 	ports := map[netip.AddrPort]bool{}
@@ -230,7 +234,8 @@ func many(n *namespace, from, remote netip.Addr, count int) string {
 	return fmt.Sprintf("%d answered, seen from %d endpoints", answered, len(ports))
 }
 
-// The kernel's NAT is a second judge: the same clients do the same things behind weir and behind nftables, and see the same.
+// The kernel's NAT is a second judge: the same clients do the same things behind weir and behind
+// nftables, and see the same.
 func TestKernelAgrees(t *testing.T) {
 	see := func(start func(n *network)) map[string]string {
 		n := newNetwork(t)

@@ -76,7 +76,8 @@ func TestRefusedStart(t *testing.T) {
 	}
 }
 
-// A second weir disturbs nothing and says what is in its way: the first one's socket, its interfaces, or its port.
+// A second weir disturbs nothing and says what is in its way: the first one's socket, its
+// interfaces, or its port.
 func TestSecondWeir(t *testing.T) {
 	n := newNetwork(t)
 	serveEcho(t, n.internet, remote4)
@@ -146,7 +147,8 @@ func readMessage(fd int, b []byte) (int, error) {
 	}
 }
 
-// Garbage on the socket ends the connection or, said to begin, the process with an error. It is never a panic.
+// Garbage on the socket ends the connection or, said to begin, the process with an error. It is
+// never a panic.
 func TestGarbage(t *testing.T) {
 	n := newNetwork(t)
 	r := rand.New(rand.NewPCG(1, 2))

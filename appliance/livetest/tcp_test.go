@@ -24,7 +24,8 @@ import (
 // linePort is where lines are served.
 const linePort = 7009
 
-// serveLines answers each line of a TCP connection with the address that it came from, and closes after "bye".
+// serveLines answers each line of a TCP connection with the address that it came from, and closes
+// after "bye".
 func serveLines(t *testing.T, n *namespace, address netip.Addr) {
 	t.Helper()
 	serve(t, n, lab.Service{Port: linePort, TCP: func(c *net.TCPConn) {
@@ -65,8 +66,8 @@ func askLine(c *net.TCPConn, line string) (seen netip.AddrPort, err error) {
 	return netip.ParseAddrPort(text)
 }
 
-// A client that is bound to one port connects again and again, through SNAT and 1:1, both families; the server closes and waits, or the
-// client aborts. No connection hangs.
+// A client that is bound to one port connects again and again, through SNAT and 1:1, both families;
+// the server closes and waits, or the client aborts. No connection hangs.
 func TestSamePort(t *testing.T) {
 	n := newNetwork(t)
 	serveLines(t, n.internet, remote4)
@@ -114,8 +115,8 @@ func TestSamePort(t *testing.T) {
 	w.stop(t)
 }
 
-// Somebody who sees nothing sends resets in the server's name to every port of the SNAT address, and then very many to the right one.
-// The connection goes on, one that was idle meanwhile too.
+// Somebody who sees nothing sends resets in the server's name to every port of the SNAT address,
+// and then very many to the right one. The connection goes on, one that was idle meanwhile too.
 func TestSpoofedResets(t *testing.T) {
 	n := newNetwork(t)
 	serveLines(t, n.internet, remote4)

@@ -24,7 +24,8 @@ import (
 	"weir/pipeline/state"
 )
 
-// program is the weir binary under test, with its named points to die at; weir-dataplane is beside it.
+// program is the weir binary under test, with its named points to die at; weir-dataplane is beside
+// it.
 var program string
 
 // build builds both programs, the second beside the first.
@@ -73,7 +74,8 @@ func TestMain(m *testing.M) {
 // patience is how long a test waits for what it expects before it fails.
 const patience = 10 * time.Second
 
-// eventually waits until f returns nil, and fails the test with its error when it does not within limit.
+// eventually waits until f returns nil, and fails the test with its error when it does not within
+// limit.
 func eventually(t *testing.T, limit time.Duration, what string, f func() error) {
 	t.Helper()
 	for deadline := time.Now().Add(limit); ; time.Sleep(5 * time.Millisecond) {
@@ -349,8 +351,8 @@ func (s samples) balanced() error {
 	return nil
 }
 
-// expectBalance waits until the counters are at rest and every packet is accounted for. A scrape reads counters while a
-// worker writes them, so a single one may be torn.
+// expectBalance waits until the counters are at rest and every packet is accounted for. A scrape
+// reads counters while a worker writes them, so a single one may be torn.
 func (w *weir) expectBalance(t *testing.T) samples {
 	t.Helper()
 	var s samples

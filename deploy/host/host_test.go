@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package host holds what a host gets to run weir; these tests hold it against the program and a pretended host.
+// Package host holds what a host gets to run weir; these tests hold it against the program and a
+// pretended host.
 package host
 
 import (
@@ -28,7 +29,8 @@ func TestExampleConfiguration(t *testing.T) {
 	}
 }
 
-// A pretended host: /sys and /proc/sys as far as host-setup looks at them, with a kernel that reacts.
+// A pretended host: /sys and /proc/sys as far as host-setup looks at them, with a kernel that
+// reacts.
 type host struct {
 	t    *testing.T
 	root string
@@ -71,7 +73,8 @@ func newHost(t *testing.T) *host {
 			os.Remove(h.path("sys/bus/pci/devices/" + port + "/driver"))
 		})
 	}
-	// Nothing of this machine is asked: every interface of the pretended host has an address if its name is eth1.
+	// Nothing of this machine is asked: every interface of the pretended host has an address if its
+	// name is eth1.
 	h.write("bin/ip", "#!/bin/sh\n[ \"$5\" != eth1 ] || echo '2: eth1 inet 192.0.2.10/24'\n")
 	if err := os.Chmod(h.path("bin/ip"), 0o755); err != nil {
 		t.Fatal(err)

@@ -5,7 +5,7 @@
 //
 //	lab.go      namespaces, and running code in one
 //	link.go     veth pairs and other devices, addresses, routes; checksums in software
-//	process.go  programs in a namespace, which end with whoever started them; what a killed run left behind
+//	process.go  programs in a namespace, which end with their starter; what a killed run left
 //	contain.go  a test run as a whole, which ends with all that it started
 //	serve.go    listeners and probes
 //	capture.go  reading frames; what a packet socket or a UDP socket had no room for

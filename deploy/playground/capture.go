@@ -43,7 +43,8 @@ var story = []packet{
 	{"blue", "udp", "172.30.0.7:42001", "198.18.0.10:7"},
 	// The other tenant has web-1's private address, and even the same port.
 	{"green", "udp", "172.30.0.5:40001", "198.18.0.10:7"}, // leaves as 192.0.2.4
-	// An answer to web-1's first packet, and a call for its floating address with the guest's answer to that.
+	// An answer to web-1's first packet, and a call for its floating address with the guest's
+	// answer to that.
 	{"outside", "udp", "198.18.0.10:7", "192.0.2.1:40001"},
 	{"outside", "syn", "198.18.0.10:50001", "203.0.113.20:7"},
 	{"blue", "syn-ack", "172.30.0.5:7", "198.18.0.10:50001"}, // leaves as 203.0.113.20, not as 192.0.2.1
@@ -76,7 +77,8 @@ func capture(dir string) error {
 	return nil
 }
 
-// pcapHeader begins a capture file of Ethernet frames with microsecond stamps (draft-ietf-opsawg-pcap, section 4).
+// pcapHeader begins a capture file of Ethernet frames with microsecond stamps
+// (draft-ietf-opsawg-pcap, section 4).
 func pcapHeader() []byte {
 	const magic, major, minor, snapLen, ethernet = 0xa1b2c3d4, 2, 4, 65535, 1
 	b := binary.LittleEndian.AppendUint32(nil, magic)

@@ -15,8 +15,9 @@ import (
 	"time"
 )
 
-// watch prints weir's counters every second, until the context or the duration (0: none) ends, while the scenario
-// is played again and again. It returns an error if weir ended or a row went wrong meanwhile.
+// watch prints weir's counters every second, until the context or the duration (0: none) ends,
+// while the scenario is played again and again. It returns an error if weir ended or a row went
+// wrong meanwhile.
 func watch(ctx context.Context, out io.Writer, stage *stage, g *gateway, duration time.Duration) error {
 	if duration > 0 {
 		var cancel context.CancelFunc
@@ -102,7 +103,8 @@ func (s samples) sum(name string) float64 {
 	return total
 }
 
-// by renders the non-zero series of a name by their label's value, largest first: "no_route 3, acl 1".
+// by renders the non-zero series of a name by their label's value, largest first: "no_route 3, acl
+// 1".
 func (s samples) by(name, label string) string {
 	type part struct {
 		value string

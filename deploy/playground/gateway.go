@@ -94,7 +94,8 @@ func (g *gateway) waitReady(ctx context.Context) error {
 	}
 }
 
-// stop ends weir in order. Ending with anything but exit code 0, or before it was asked to, is an error.
+// stop ends weir in order. Ending with anything but exit code 0, or before it was asked to, is an
+// error.
 func (g *gateway) stop() error {
 	defer os.RemoveAll(runtimeDir)
 	if g.door != nil {

@@ -2,12 +2,13 @@
 
 // Playground is two tenants, an Internet and a weir between them, in network namespaces.
 //
-//	playground [-config FILE] [-weir PATH] [-duration 10s] [-verbose]   send traffic, print who saw what, then live counters
-//	playground capture DIR                                              write the captures of `make replay`
-//	playground remove                                                   remove what a killed playground left behind
+//	playground [-config FILE] [-weir PATH] [-duration 10s] [-verbose]
+//	                         send traffic, print who saw what, then live counters
+//	playground capture DIR   write the captures of `make replay`
+//	playground remove        remove what a killed playground left
 //
-// The files: scenario.go says what must happen, topology.go makes the network, probe.go sends and answers,
-// gateway.go runs weir, counters.go watches it, capture.go writes traffic for weir replay.
+// The files: scenario.go says what must happen, topology.go makes the network, probe.go sends and
+// answers, gateway.go runs weir, counters.go watches it, capture.go writes traffic for weir replay.
 package main
 
 import (
@@ -35,7 +36,8 @@ import (
 const prefix = "weirq-"
 
 func main() {
-	// The dangerous time for a Ctrl-C is between making and removing, so all of it runs under this context.
+	// The dangerous time for a Ctrl-C is between making and removing, so all of it runs under this
+	// context.
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	defer stop()
 	if err := command(ctx, os.Args[1:], os.Stdout); err != nil {

@@ -32,8 +32,9 @@ func loadConfig(t *testing.T) *config.Config {
 	return cfg
 }
 
-// TestScenario holds the table of expectations against the configuration, by the gateway model as a reader
-// would work it out: route, pools of its gateway, the guest's addresses in them, the best kind.
+// TestScenario holds the table of expectations against the configuration, by the gateway model as a
+// reader would work it out: route, pools of its gateway, the guest's addresses in them, the best
+// kind.
 func TestScenario(t *testing.T) {
 	cfg := loadConfig(t)
 	for _, r := range scenario {
@@ -192,8 +193,9 @@ func TestMain(m *testing.M) {
 // testPrefix keeps the tests' namespaces apart from a running playground's.
 const testPrefix = "weirqt-"
 
-// TestPlaygroundOverPlainRouting builds the playground with the kernel as a router in weir's place, which
-// translates nothing: so the Internet must see private addresses, and every expectation of a public one must fail.
+// TestPlaygroundOverPlainRouting builds the playground with the kernel as a router in weir's place,
+// which translates nothing: so the Internet must see private addresses, and every expectation of a
+// public one must fail.
 func TestPlaygroundOverPlainRouting(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Fatal("makes network namespaces: run as root")
@@ -265,7 +267,8 @@ func TestPlaygroundOverPlainRouting(t *testing.T) {
 	}
 }
 
-// route makes the kernel the router between the VPC and the Internet, and blackholes one destination.
+// route makes the kernel the router between the VPC and the Internet, and blackholes one
+// destination.
 func route(t *testing.T, topology *topology) {
 	t.Helper()
 	err := topology.weir.Do(func() error {
@@ -328,7 +331,8 @@ weir_sessions_capacity 65536
 	}
 }
 
-// TestCapture decodes the captures with another library's eyes: every packet of the story, in its file, whole.
+// TestCapture decodes the captures with another library's eyes: every packet of the story, in its
+// file, whole.
 func TestCapture(t *testing.T) {
 	dir := t.TempDir()
 	if err := capture(dir); err != nil {

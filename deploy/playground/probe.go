@@ -21,8 +21,8 @@ import (
 // Every machine of the playground answers on this port, UDP and TCP (RFC 862's).
 const echoPort = 7
 
-// How long a probe waits: five datagrams, as the first may be lost to address resolution; for TCP two
-// retransmissions of a lost SYN.
+// How long a probe waits: five datagrams, as the first may be lost to address resolution; for TCP
+// two retransmissions of a lost SYN.
 const (
 	datagrams       = 5
 	datagramTimeout = 400 * time.Millisecond
@@ -43,8 +43,8 @@ func (j *journal) note(token string, from netip.AddrPort) {
 	j.saw[token] = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
 }
 
-// take returns the source that the token arrived from, and forgets it. It looks twice, as the kernel's answer to a
-// ping may be here before the note.
+// take returns the source that the token arrived from, and forgets it. It looks twice, as the
+// kernel's answer to a ping may be here before the note.
 func (j *journal) take(token string) (netip.AddrPort, bool) {
 	for attempt := 0; ; attempt++ {
 		j.mu.Lock()
@@ -60,8 +60,9 @@ func (j *journal) take(token string) (netip.AddrPort, bool) {
 
 func (j *journal) Close() { j.stop() }
 
-// listen answers UDP and TCP on the addresses, in the namespace, with "TOKEN SOURCE": the token of the probe and
-// the source it came from. It also notes ICMP echo requests; the kernel answers those.
+// listen answers UDP and TCP on the addresses, in the namespace, with "TOKEN SOURCE": the token of
+// the probe and the source it came from. It also notes ICMP echo requests; the kernel answers
+// those.
 func listen(n *lab.Namespace, addresses ...netip.Addr) (*journal, error) {
 	j := &journal{saw: map[string]netip.AddrPort{}}
 	var err error
@@ -119,7 +120,8 @@ func probe(n *lab.Namespace, protocol, token string, from, to netip.Addr) (reply
 	return r, err
 }
 
-// probeUDP uses an unconnected socket: an answer from another address than the one called must be seen, not lost.
+// probeUDP uses an unconnected socket: an answer from another address than the one called must be
+// seen, not lost.
 func probeUDP(token string, from, to netip.Addr) (reply, error) {
 	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(from, 0)))
 	if err != nil {

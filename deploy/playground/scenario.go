@@ -16,7 +16,8 @@ import (
 	"weir/deploy/lab"
 )
 
-// The Internet's destinations. 198.18.0.0/15 is set aside for tests (RFC 2544), 2001:db8::/32 for documentation.
+// The Internet's destinations. 198.18.0.0/15 is set aside for tests (RFC 2544), 2001:db8::/32 for
+// documentation.
 var (
 	web     = netip.MustParseAddr("198.18.0.10") // reached by the default route
 	partner = netip.MustParseAddr("198.18.1.10") // reached by the gateway `partner`
@@ -30,8 +31,8 @@ var (
 	destinations = []netip.Addr{web, partner, shunned, twice, web6, partner6, shunned6}
 )
 
-// spreadFlows is how many flows show the sharing among two floating addresses: that all of them take one by chance
-// happens once in 2^23 runs.
+// spreadFlows is how many flows show the sharing among two floating addresses: that all of them
+// take one by chance happens once in 2^23 runs.
 const spreadFlows = 24
 
 // row is one line of the table: who talks to whom, and what the gateway must make of it.
@@ -44,8 +45,8 @@ type row struct {
 	want     sources
 }
 
-// sources are the public addresses that the Internet may see, all of which it must see when there are several flows.
-// The empty sources is a packet that must not get through.
+// sources are the public addresses that the Internet may see, all of which it must see when there
+// are several flows. The empty sources is a packet that must not get through.
 type sources struct {
 	addresses   []netip.Addr
 	first, last uint16 // SNAT: the port is one of these
@@ -87,7 +88,8 @@ func (s sources) allow(seen netip.AddrPort) bool {
 
 // scenario is what weir.yaml beside this file must lead to.
 var scenario = []row{
-	// The default route's gateway takes web-1's ephemeral address, whatever floating one it has in another pool.
+	// The default route's gateway takes web-1's ephemeral address, whatever floating one it has in
+	// another pool.
 	{guest: "blue/web-1", protocol: "ping", remote: web, want: from("192.0.2.1")},
 	{guest: "blue/web-1", protocol: "udp", remote: web, want: from("192.0.2.1")},
 	{guest: "blue/web-1", protocol: "tcp", remote: web, want: from("192.0.2.1")},
@@ -127,8 +129,8 @@ var scenario = []row{
 	{guest: "green/db-1", protocol: "tcp", remote: web, want: from("192.0.2.4")},
 	{guest: "green/db-1", protocol: "tcp", remote: web6, want: from("2001:db8:1::4")},
 	{guest: "green/db-1", protocol: "udp", remote: partner, want: from("192.0.2.4")},
-	// The Internet calls. The answer comes from the address that was called, though the route back names the
-	// gateway `default`, which would take another one.
+	// The Internet calls. The answer comes from the address that was called, though the route back
+	// names the gateway `default`, which would take another one.
 	{guest: "blue/web-1", protocol: "ping", remote: web, inbound: "203.0.113.20", want: from("203.0.113.20")},
 	{guest: "blue/web-1", protocol: "udp", remote: web, inbound: "203.0.113.20", want: from("203.0.113.20")},
 	{guest: "blue/web-1", protocol: "tcp", remote: web, inbound: "203.0.113.20", want: from("203.0.113.20")},
@@ -227,8 +229,8 @@ func (s *stage) goOut(r row, guest *guest, token string) flow {
 	return flow{seen, err}
 }
 
-// call is a flow from the Internet to an external address of the guest; what counts is the source of the answer.
-// The guest must have seen the remote end as it is.
+// call is a flow from the Internet to an external address of the guest; what counts is the source
+// of the answer. The guest must have seen the remote end as it is.
 func (s *stage) call(r row, token string) flow {
 	answer, err := probe(s.topology.internet, r.protocol, token, r.remote, netip.MustParseAddr(r.inbound))
 	seen, arrived := s.guests[r.guest].take(token)
@@ -241,8 +243,8 @@ func (s *stage) call(r row, token string) flow {
 	return flow{netip.AddrPortFrom(answer.from, 0), err}
 }
 
-// judge compares what happened with what the row wants. A row that wants its packets dropped also wants the
-// Internet to have seen none of them.
+// judge compares what happened with what the row wants. A row that wants its packets dropped also
+// wants the Internet to have seen none of them.
 func (r row) judge(flows []flow) outcome {
 	var seen []netip.AddrPort
 	counts := map[netip.Addr]int{}
@@ -291,8 +293,9 @@ func describe(seen []netip.AddrPort, counts map[netip.Addr]int, shared bool) str
 	return strings.Join(texts, ", ")
 }
 
-// routeOf is the route that the configuration has for a packet of the VPC: longest prefix first, at equal length
-// custom before system, then the longest `from`. It is the reader's own way to look it up, not weir's.
+// routeOf is the route that the configuration has for a packet of the VPC: longest prefix first, at
+// equal length custom before system, then the longest `from`. It is the reader's own way to look it
+// up, not weir's.
 func routeOf(vpc *config.VPC, source, destination netip.Addr) (config.Route, bool) {
 	var best config.Route
 	found := false

@@ -14,7 +14,8 @@ import (
 	"weir/deploy/lab"
 )
 
-// topology is the playground's network, made from the configuration. Every box is a namespace, every line a veth pair:
+// topology is the playground's network, made from the configuration. Every box is a namespace,
+// every line a veth pair:
 //
 //	[guest]  [guest]  [guest]      [guest]
 //	     \      |      /              |
@@ -48,7 +49,8 @@ func (g *guest) address(remote netip.Addr) netip.Addr {
 	return g.instance.Address6
 }
 
-// build makes the namespaces and their wires. On an error what was made so far is there; remove removes it.
+// build makes the namespaces and their wires. On an error what was made so far is there; remove
+// removes it.
 func build(prefix string, cfg *config.Config, destinations []netip.Addr) (*topology, error) {
 	t := &topology{config: cfg, prefix: prefix, guests: map[string]*guest{}}
 	var err error
@@ -70,7 +72,8 @@ func build(prefix string, cfg *config.Config, destinations []netip.Addr) (*topol
 	return t, nil
 }
 
-// addInternet makes the outside: the port's next hops on one interface, and the destinations behind them.
+// addInternet makes the outside: the port's next hops on one interface, and the destinations behind
+// them.
 func (t *topology) addInternet(port *config.Port, destinations []netip.Addr) error {
 	if t.internet != nil {
 		return fmt.Errorf("port %q: a second outside port; the playground has one Internet", port.Name)

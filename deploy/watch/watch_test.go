@@ -22,7 +22,8 @@ var metricNames = map[string]bool{
 	"weir_dataplane_up": true, "weir_dataplane_restarts_total": true,
 }
 
-// TestMetricNames: an alert on a series that nobody exposes never fires, and a panel of one stays empty.
+// TestMetricNames: an alert on a series that nobody exposes never fires, and a panel of one stays
+// empty.
 func TestMetricNames(t *testing.T) {
 	name := regexp.MustCompile(`\bweir_[a-z_]+`)
 	for _, path := range []string{"weir.rules.yml", "weir.rules_test.yml", "dashboard.json"} {

@@ -4,8 +4,8 @@
 //
 //	go run ./deploy/project/bench docs/performance.md RESULTS.json...
 //
-// A table stands between the lines "<!-- bench: NAME -->" and "<!-- end -->". A later file's result takes the place of an
-// earlier one's of the same name and size.
+// A table stands between the lines "<!-- bench: NAME -->" and "<!-- end -->". A later file's result
+// takes the place of an earlier one's of the same name and size.
 package main
 
 import (
@@ -158,7 +158,8 @@ func (all results) find(name string, sessions, workers int) *result {
 	return nil
 }
 
-// sizes lists the numbers of sessions of the results that begin with prefix, and their names in order.
+// sizes lists the numbers of sessions of the results that begin with prefix, and their names in
+// order.
 func (all results) sizes(prefix string) (sizes []int, names []string) {
 	for i := range all {
 		r := &all[i]
@@ -342,11 +343,13 @@ func idleTable(all results) [][]string {
 	return rows
 }
 
-// The model of docs/performance.md: a worker's packet costs what the pipeline costs it, plus a device's two bursts, plus,
-// for the share that arrives at another worker, a ring; and every doubling of workers keeps a share of their speed.
+// The model of docs/performance.md: a worker's packet costs what the pipeline costs it, plus a
+// device's two bursts, plus, for the share that arrives at another worker, a ring; and every
+// doubling of workers keeps a share of their speed.
 const deviceNanos = 20.0 // receive and transmit of a physical device's driver, a packet
 
-// handoffNanos is what it costs that another worker receives a packet: half of them are in the measurement.
+// handoffNanos is what it costs that another worker receives a packet: half of them are in the
+// measurement.
 func (all results) handoffNanos(sessions int) float64 {
 	direct, handed := all.find(picture, sessions, 2), all.find("handoff/snat/v4/out", sessions, 2)
 	if direct == nil || handed == nil {
@@ -355,7 +358,8 @@ func (all results) handoffNanos(sessions int) float64 {
 	return max(0, 2*(handed.Nanos-direct.Nanos))
 }
 
-// model returns Mpps with n workers, with and without a device that spreads by the remote address itself.
+// model returns Mpps with n workers, with and without a device that spreads by the remote address
+// itself.
 func (all results) model(n, sessions int) (spread, handoff float64, ok bool) {
 	one, two := all.find("established/mixed", sessions, 1), all.find("established/mixed", sessions, 2)
 	if one == nil || two == nil {

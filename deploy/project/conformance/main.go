@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// conformance runs the tests that requirements.yaml names and writes docs/conformance.md from what came of them: a row for
-// each requirement, with the tests that show it. A row has tests, or a reason why weir does otherwise; what is neither,
-// a test that does not exist, and a test that does not pass are faults, and the exit code says so.
+// conformance runs the tests that requirements.yaml names and writes docs/conformance.md from what
+// came of them: a row for each requirement, with the tests that show it. A row has tests, or a
+// reason why weir does otherwise; what is neither, a test that does not exist, and a test that does
+// not pass are faults, and the exit code says so.
 //
 //	go run ./deploy/project/conformance            in the project's root
 package main
@@ -48,7 +49,8 @@ func run(root string) error {
 	return errors.Join(faults...)
 }
 
-// page returns docs/conformance.md. It has nothing in it that differs between two runs with equal outcomes.
+// page returns docs/conformance.md. It has nothing in it that differs between two runs with equal
+// outcomes.
 func page(sections []Section, outcomes Outcomes) []byte {
 	var b bytes.Buffer
 	b.WriteString(`# Conformance

@@ -26,8 +26,8 @@ func allPass(sections []Section) Outcomes {
 	return o
 }
 
-// The page that is checked in is what the table gives when all tests pass: whoever changes the table, or renames a test,
-// runs make conformance.
+// The page that is checked in is what the table gives when all tests pass: whoever changes the
+// table, or renames a test, runs make conformance.
 func TestPage(t *testing.T) {
 	sections, err := load(filepath.Join(root, tablePath))
 	if err != nil {
@@ -103,7 +103,8 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// A test that fails, was skipped or did not run, and a row without a test and a reason: each is a fault, and the page says so.
+// A test that fails, was skipped or did not run, and a row without a test and a reason: each is a
+// fault, and the page says so.
 func TestJudge(t *testing.T) {
 	for _, c := range []struct {
 		name, text string

@@ -36,7 +36,8 @@ var levels = []string{"MUST", "MUST NOT", "SHOULD", "SHOULD NOT", "RECOMMENDED",
 // must says whether a row without a passing test is a fault whatever else it says.
 func (r *Row) must() bool { return strings.HasPrefix(r.Level, "MUST") }
 
-// Outcomes are the tests that ran, by FOLDER.TestName/subtest, and whether each passed. A skipped one did not.
+// Outcomes are the tests that ran, by FOLDER.TestName/subtest, and whether each passed. A skipped
+// one did not.
 type Outcomes map[string]bool
 
 // load reads the table and checks what can be known of it without a test.

@@ -61,7 +61,8 @@ func runTests(root string, sections []Section) (Outcomes, error) {
 	return outcomes, nil
 }
 
-// runFolder runs the tests of one folder, and shows what fails. That some fail is an outcome and no error.
+// runFolder runs the tests of one folder, and shows what fails. That some fail is an outcome and no
+// error.
 func runFolder(root, folder string, tests []string, outcomes Outcomes, show io.Writer) error {
 	cmd := exec.Command("go", "test", "-json", "-count=1", "-timeout=15m", "-run", "^("+strings.Join(tests, "|")+")$", "./"+folder)
 	cmd.Dir, cmd.Stderr = root, show
@@ -105,9 +106,10 @@ func runFolder(root, folder string, tests []string, outcomes Outcomes, show io.W
 	return nil
 }
 
-// exist looks for the named tests in the sources, which takes no time: the functions, and for each part of a subtest's name
-// either a string in the folder's tests that gives it, or a folder or document of testdata. Names that are made at run time, of numbers for
-// example, are for the run to find.
+// exist looks for the named tests in the sources, which takes no time: the functions, and for each
+// part of a subtest's name either a string in the folder's tests that gives it, or a folder or
+// document of testdata. Names that are made at run time, of numbers for example, are for the run to
+// find.
 func exist(root string, sections []Section) error {
 	folders, err := named(sections)
 	if err != nil {

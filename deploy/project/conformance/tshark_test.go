@@ -15,7 +15,8 @@ import (
 	"weir/pipeline/packettext"
 )
 
-// tsharkProtocols are dissected; what is above them is payload to weir, and mostly no protocol in the cases.
+// tsharkProtocols are dissected; what is above them is payload to weir, and mostly no protocol in
+// the cases.
 var tsharkProtocols = []string{"frame", "eth", "ethertype", "vlan", "ieee8021ad", "arp", "ip", "ipv6", "ipv6.hopopts", "ipv6.dstopts", "ipv6.routing", "ipv6.fraghdr",
 	"tcp", "udp", "udplite", "dccp", "icmp", "icmpv6", "data"}
 
@@ -57,9 +58,9 @@ func tshark(t *testing.T, config string, args ...string) string {
 	return string(out)
 }
 
-// Wireshark's dissectors are a second opinion beside our own verifier's: in what leaves weir in any case they find a wrong checksum, or a
-// malformed packet, only where the verifier finds a fault too, which the packet then came with; and they see every wrong checksum
-// that the verifier sees.
+// Wireshark's dissectors are a second opinion beside our own verifier's: in what leaves weir in any
+// case they find a wrong checksum, or a malformed packet, only where the verifier finds a fault
+// too, which the packet then came with; and they see every wrong checksum that the verifier sees.
 func TestTshark(t *testing.T) {
 	frames := captures(t)
 	for _, f := range frames { // and with the last bit turned

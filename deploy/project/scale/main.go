@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Scale writes a large configuration: many VPCs, instances, external addresses and gateways, spread evenly. It is what
-// the figures for large reloads are measured with.
+// Scale writes a large configuration: many VPCs, instances, external addresses and gateways, spread
+// evenly. It is what the figures for large reloads are measured with.
 //
 //	go run ./deploy/project/scale --instances 100000 --vpcs 10000 --gateways 1000 --files 100 DIR
 //
-// DIR then holds weir.yaml and the instances in files of their own: a directory that weir run and weir check read. The devices
-// are net_ring ones: it runs anywhere.
+// DIR then holds weir.yaml and the instances in files of their own: a directory that weir run and
+// weir check read. The devices are net_ring ones: it runs anywhere.
 package main
 
 import (
@@ -38,7 +38,8 @@ func main() {
 
 type scale struct{ instances, vpcs, gateways, files int }
 
-// external returns external address i: pools lie side by side in 100.64.0.0/10, one range of addresses a gateway.
+// external returns external address i: pools lie side by side in 100.64.0.0/10, one range of
+// addresses a gateway.
 func external(i int) netip.Addr { return add(netip.MustParseAddr("100.64.0.0"), i) }
 
 func add(a netip.Addr, n int) netip.Addr {

@@ -169,7 +169,7 @@ func TestSame(t *testing.T) {
 // Every file of the repository, rewrapped, is one that gofmt leaves as it is.
 func TestRepository(t *testing.T) {
 	var names []string
-	for _, pattern := range []string{"../../../*/*.go", "../../../*/*/*.go", "../../../*/*/*/*.go"} {
+	for _, pattern := range []string{"../../../../*/*.go", "../../../../*/*/*.go", "../../../../*/*/*/*.go"} {
 		list, err := filepath.Glob(pattern)
 		if err != nil {
 			t.Fatal(err)
