@@ -10,7 +10,7 @@
 //
 //	Mempool.Alloc   pool   -> caller
 //	Port.Receive    device -> caller, the first RxBurst.N of RxBurst.Mbufs
-//	Port.Transmit   caller -> device, the first n of the slice, n as returned; the rest stays the caller's
+//	Port.Transmit   caller -> device, the first n of the slice, n as returned; the rest stays
 //	Free            caller -> pool
 //
 // The device gives transmitted mbufs back to their pool by itself, later. What RxBurst.Data and
