@@ -28,15 +28,6 @@ func (w *Worker) received(b *Burst) {
 	b.begin(w.gen.Ports[b.Port].Side == uint8(config.Inside))
 }
 
-// drop ends a packet's way under a reason.
-func (w *Worker) drop(p *Packet, r drop.Reason) {
-	if p.fragmented {
-		p.condemn(r)
-	}
-	w.dropped[r]++
-	w.Done = append(w.Done, p.Handle)
-}
-
 // flush adds what was counted in this turn to the shared counters.
 func (w *Worker) flush() {
 	c := w.counters
@@ -70,13 +61,25 @@ func (w *Worker) Sent(port, n int) {
 	w.counters.Forwarded += uint64(n - extras)
 	w.counters.Fragmented += uint64(extras)
 	if n < q.N {
-		w.counters.Dropped[drop.TxFull] += uint64(q.N - n - (q.extras - extras))
-		w.Done = append(w.Done, q.Handles[n:q.N]...)
+		w.refused(q, port, n)
 	}
 	if q.extras > 0 {
 		q.extra, q.extras = [len(q.extra)]uint64{}, 0
 	}
 	q.N, q.bytes = 0, 0
+}
+
+// refused ends the frames of a queue from the n-th on, which port did not take.
+func (w *Worker) refused(q *Queue, port, n int) {
+	inside := w.gen.Ports[port].Side == uint8(config.Inside)
+	for i := n; i < q.N; i++ {
+		if q.extra[i/64]>>(i%64)&1 != 0 { // no packet that was received
+			w.Done = append(w.Done, q.Handles[i])
+			continue
+		}
+		w.outFrame(q.Frames[i], q.Handles[i], port, inside, refuse(drop.TxFull))
+	}
+	w.flush()
 }
 
 // Originated books frames of weir's own that the driver sent by port.

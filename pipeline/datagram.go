@@ -64,8 +64,8 @@ type datagram struct {
 	dead  bool // pieces overlapped
 	named bool // id is set
 
-	proto                 uint8 // of the transport
-	verdict               drop.Reason
+	proto                 uint8       // of the transport
+	refusal               drop.Reason // of the first piece: the others share its fate
 	localPort, remotePort uint16
 	id                    uint16 // that all pieces leave with through SNAT
 	since                 uint32 // millisecond of the class's begin
@@ -102,11 +102,13 @@ type owner struct {
 // heldPiece is a piece that waits for its first one.
 type heldPiece struct {
 	packet Packet
+	port   uint8  // by which it came
 	next   uint16 // of the same datagram, or free
 }
 
 // fragments are the datagrams in pieces of one side. Index 0 of datagrams and held is nobody.
 type fragments struct {
+	inside    bool
 	datagrams [maxDatagrams + 1]datagram
 	held      [maxWaiting + 1]heldPiece
 	buckets   [datagramBuckets]uint16
@@ -117,8 +119,8 @@ type fragments struct {
 	waiting   int // how many of held are in use
 }
 
-func newFragments() *fragments {
-	t := new(fragments)
+func newFragments(inside bool) *fragments {
+	t := &fragments{inside: inside}
 	for i := maxDatagrams; i > 0; i-- {
 		t.datagrams[i].chain, t.free = t.free, uint16(i)
 	}
@@ -147,7 +149,7 @@ type virtualReassembly struct {
 }
 
 func (v *virtualReassembly) init(r *rand.ChaCha8) {
-	v.sides = [2]*fragments{newFragments(), newFragments()}
+	v.sides = [2]*fragments{newFragments(true), newFragments(false)}
 	v.secret, v.multiplier = r.Uint64(), r.Uint64()|1
 	v.followers = make([]followingPiece, 0, MaxBurst+maxWaiting)
 	v.complete = make([]*datagram, 0, MaxBurst)
@@ -172,34 +174,31 @@ func (t *fragments) find(k *datagramKey, hash uint32) uint16 {
 	return 0
 }
 
-// duplicate is, among add's results, a piece that has been seen before.
-const duplicate = drop.NumReasons
-
 // add notes the bytes that a piece brings, or says why it may not pass.
-func (d *datagram) add(p *Packet) drop.Reason {
+func (d *datagram) add(p *Packet) verdict {
 	from, to := p.at, p.at+p.size
 	for _, r := range d.ranges[:d.numRanges] {
 		if from == r.from && to == r.to {
 			return duplicate // RFC 8200 §4.5: may be dropped alone
 		}
 		if from < r.to && r.from < to {
-			return drop.FragmentOverlap
+			return refuse(drop.FragmentOverlap)
 		}
 	}
 	// Behind the last piece, or a last piece before another: lengths that contradict each other.
 	if d.total != 0 && (uint32(to) > d.total || !p.more) {
-		return drop.FragmentOverlap
+		return refuse(drop.FragmentOverlap)
 	}
 	if !p.more {
 		for _, r := range d.ranges[:d.numRanges] {
 			if r.from >= to {
-				return drop.FragmentOverlap
+				return refuse(drop.FragmentOverlap)
 			}
 		}
 	}
 	if d.numRanges == maxRanges {
 		if d.join(); d.numRanges == maxRanges {
-			return drop.FragmentLimit
+			return refuse(drop.FragmentLimit)
 		}
 	}
 	if !p.more {
@@ -208,7 +207,7 @@ func (d *datagram) add(p *Packet) drop.Reason {
 	d.ranges[d.numRanges] = byteRange{from, to}
 	d.numRanges++
 	d.seen += uint32(p.size)
-	return drop.Pass
+	return goesOn
 }
 
 // join makes one range of those that adjoin.
@@ -294,17 +293,17 @@ func (w *Worker) room(t *fragments, o uint16) bool {
 }
 
 // wait keeps a copy of a piece until the first of its datagram comes.
-func (w *Worker) wait(t *fragments, i uint16, p *Packet) drop.Reason {
+func (w *Worker) wait(t *fragments, i uint16, port int, p *Packet) verdict {
 	d := &t.datagrams[i]
 	o := &t.owners[d.owner]
-	refuse := func() drop.Reason {
+	full := func() verdict {
 		if d.numWaiting == 0 {
 			t.forget(i)
 		}
-		return drop.FragmentLimit
+		return refuse(drop.FragmentLimit)
 	}
 	if d.numWaiting == maxWaitingPieces {
-		return drop.FragmentLimit
+		return refuse(drop.FragmentLimit)
 	}
 	for o.waiting >= maxWaitingEach || t.freeHeld == 0 {
 		victim := o.lists[waiting].head
@@ -324,7 +323,7 @@ func (w *Worker) wait(t *fragments, i uint16, p *Packet) drop.Reason {
 			victim = d.links[ofOwner].behind
 		}
 		if victim == 0 {
-			return refuse()
+			return full()
 		}
 		w.dropWaiting(t, victim, drop.FragmentLimit)
 		t.forget(victim)
@@ -332,7 +331,7 @@ func (w *Worker) wait(t *fragments, i uint16, p *Packet) drop.Reason {
 	slot := t.freeHeld
 	h := &t.held[slot]
 	t.freeHeld = h.next
-	h.packet, h.next = *p, 0
+	h.packet, h.port, h.next = *p, uint8(port), 0
 	if d.tail != 0 {
 		t.held[d.tail].next = slot
 	} else {
@@ -342,11 +341,11 @@ func (w *Worker) wait(t *fragments, i uint16, p *Packet) drop.Reason {
 	d.numWaiting++
 	o.waiting++
 	t.waiting++
-	return waits
+	return held
 }
 
-// release lets the pieces that waited for datagram i's first follow it. It reports false when there is no room to remember it.
-func (w *Worker) release(t *fragments, i uint16) bool {
+// resume lets the pieces that waited for datagram i's first follow it. It reports false when there is no room to remember it.
+func (w *Worker) resume(t *fragments, i uint16) bool {
 	d := &t.datagrams[i]
 	if !w.room(t, d.owner) {
 		w.dropWaiting(t, i, drop.FragmentLimit)
@@ -385,9 +384,9 @@ func (w *Worker) kill(t *fragments, i uint16) {
 func (w *Worker) dropWaiting(t *fragments, i uint16, r drop.Reason) {
 	d := &t.datagrams[i]
 	for slot := d.head; slot != 0; {
-		next := t.held[slot].next
-		w.dropped[r]++
-		w.Done = append(w.Done, t.held[slot].packet.Handle)
+		h := &t.held[slot]
+		next := h.next
+		w.out(&h.packet, int(h.port), t.inside, refuse(r))
 		t.vacate(slot)
 		slot = next
 	}

@@ -25,29 +25,26 @@ func (w *Worker) reassemble(b *Burst) {
 			keep = append(keep, i)
 			continue
 		}
-		switch r := w.reassembleOne(b, p); r {
-		case drop.Pass:
+		switch v := w.reassembleOne(b, p); v {
+		case goesOn:
 			keep = append(keep, i)
-		case waits:
+		case follows:
 		default:
-			w.drop(p, r)
+			w.out(p, b.Port, b.inside, v)
 		}
 	}
 	b.live = keep
 }
 
-// waits is, among reassembleOne's results, a piece that goes on behind its first one, or waits for it.
-const waits = drop.NumReasons
-
-func (w *Worker) reassembleOne(b *Burst, p *Packet) drop.Reason {
+func (w *Worker) reassembleOne(b *Burst, p *Packet) verdict {
 	g := w.gen
 	if !b.inside {
 		if h := g.Host(0, p.local); h != nil && h.Rules&generation.DropFragments != 0 {
-			return drop.Fragment
+			return refuse(drop.Fragment)
 		}
 	}
 	if p.family == inet.V4 && p.proto != header.ProtocolTCP && p.proto != header.ProtocolUDP && p.proto != header.ProtocolICMP {
-		return drop.Pass // no ports anywhere
+		return goesOn // no ports anywhere
 	}
 	t := w.pieces.side(b.inside)
 	key := datagramKey{local: p.local, remote: p.remote, id: p.id}
@@ -57,7 +54,7 @@ func (w *Worker) reassembleOne(b *Burst, p *Packet) drop.Reason {
 	if b.inside {
 		v := g.Ports[b.Port].VPC
 		if v < 0 {
-			return drop.Pass // look-up drops it
+			return goesOn // look-up drops it
 		}
 		key.vpc = g.VPCs[v].Slot
 	}
@@ -66,7 +63,7 @@ func (w *Worker) reassembleOne(b *Burst, p *Packet) drop.Reason {
 	if i == 0 {
 		tracked, plain := w.fragmentWay(b, p)
 		if !tracked {
-			return drop.Pass // deliver or route says why it goes no further
+			return goesOn // deliver or route says why it goes no further
 		}
 		plain = plain || p.family == inet.V6 && !mayHavePorts(p.proto)
 		o := uint16(key.vpc % owners)
@@ -78,23 +75,24 @@ func (w *Worker) reassembleOne(b *Burst, p *Packet) drop.Reason {
 			class = waiting
 		}
 		if i = w.newDatagram(t, &key, hash, o, class); i == 0 {
-			return drop.FragmentLimit
+			return refuse(drop.FragmentLimit)
 		}
 		t.datagrams[i].proto = p.proto
 	}
 	d := &t.datagrams[i]
 	d.last = w.pieces.call
 	if d.dead {
-		return drop.FragmentOverlap
+		return refuse(drop.FragmentOverlap)
 	}
-	switch r := d.add(p); {
-	case r == drop.FragmentOverlap:
+	switch v := d.add(p); v {
+	case goesOn:
+	case duplicate:
+		return refuse(drop.FragmentOverlap)
+	case refuse(drop.FragmentOverlap):
 		w.kill(t, i)
-		return r
-	case r == duplicate:
-		return drop.FragmentOverlap
-	case r != drop.Pass:
-		return r
+		return v
+	default:
+		return v
 	}
 	if p.kind != kindPiece {
 		d.began, d.first = true, w.pieces.call
@@ -103,27 +101,27 @@ func (w *Worker) reassembleOne(b *Burst, p *Packet) drop.Reason {
 			d.segment = p.segment()
 			d.segment.end -= uint32(p.size)
 		}
-		if d.class == waiting && !w.release(t, i) {
-			return drop.FragmentLimit
+		if d.class == waiting && !w.resume(t, i) {
+			return refuse(drop.FragmentLimit)
 		}
 		p.datagram = d
 		w.completed(d)
-		return drop.Pass
+		return goesOn
 	}
 	p.datagram = d
 	if d.class == waiting {
-		return w.wait(t, i, p)
+		return w.wait(t, i, b.Port, p)
 	}
 	w.completed(d)
 	p.proto, p.localPort, p.remotePort = d.proto, d.localPort, d.remotePort
 	switch {
-	case d.verdict != drop.Pass:
-		return d.verdict
-	case d.began && d.first == w.pieces.call: // whose verdict is not known yet
+	case d.refusal != drop.Pass:
+		return refuse(d.refusal)
+	case d.began && d.first == w.pieces.call: // whose end is not known yet
 		w.pieces.followers = append(w.pieces.followers, followingPiece{packet: p})
-		return waits
+		return follows
 	}
-	return drop.Pass
+	return goesOn
 }
 
 // refusesFragment reports whether the pool of the external address that a fragment leaves by, or has turned back to, takes none.
@@ -203,8 +201,8 @@ func (w *Worker) follow(first *Burst) {
 		b.N = 0
 		for ; n < len(v.followers) && b.N < MaxBurst; n++ {
 			f := v.followers[n]
-			if r := f.packet.datagram.verdict; r != drop.Pass {
-				w.drop(f.packet, r)
+			if r := f.packet.datagram.refusal; r != drop.Pass {
+				w.out(f.packet, b.Port, inside, refuse(r))
 			} else {
 				b.Packets[b.N], b.index[b.N] = *f.packet, uint8(b.N)
 				b.N++
@@ -220,7 +218,7 @@ func (w *Worker) follow(first *Burst) {
 	}
 	v.followers = v.followers[:0]
 	for _, d := range v.complete {
-		if d.proto == header.ProtocolTCP && d.verdict == drop.Pass && !d.dead {
+		if d.proto == header.ProtocolTCP && d.refusal == drop.Pass && !d.dead {
 			w.trackWhole(d, inside)
 		}
 		side.forget(side.find(&d.key, d.hash))
@@ -255,6 +253,6 @@ func (w *Worker) trackWhole(d *datagram, inside bool) {
 // condemn remembers why the first piece of a datagram was dropped: the others share its fate.
 func (p *Packet) condemn(r drop.Reason) {
 	if p.datagram != nil && p.kind != kindPiece {
-		p.datagram.verdict = r
+		p.datagram.refusal = r
 	}
 }

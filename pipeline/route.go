@@ -21,14 +21,14 @@ func (w *Worker) route(b *Burst) {
 				keep = append(keep, i)
 				continue
 			}
-			r := w.routeOne(b.Port, p)
-			if r == punted {
-				w.serve(b.Port, p)
+			v := w.routeOne(b.Port, p)
+			if v == punted {
+				w.serve(b, p)
 				continue
 			}
-			if r != drop.Pass {
-				w.answer(b.Port, p, r, 0)
-				w.drop(p, r)
+			if v != goesOn {
+				w.answer(b.Port, p, v.reason(), 0)
+				w.out(p, b.Port, b.inside, v)
 				continue
 			}
 		}
@@ -37,15 +37,15 @@ func (w *Worker) route(b *Burst) {
 	b.live = keep
 }
 
-func (w *Worker) routeOne(port int, p *Packet) drop.Reason {
+func (w *Worker) routeOne(port int, p *Packet) verdict {
 	g := w.gen
 	vi := uint32(g.Ports[port].VPC)
 	domain := vi + 1
 	if p.local == p.remote {
-		return drop.Martian
+		return refuse(drop.Martian)
 	}
 	if martian(p.remote) {
-		return drop.Martian
+		return refuse(drop.Martian)
 	}
 	// Whose is the source: an instance's own address, or a prefix behind an instance.
 	var in *generation.Instance
@@ -65,48 +65,48 @@ func (w *Worker) routeOne(port int, p *Packet) drop.Reason {
 		}
 	}
 	if in == nil {
-		return drop.AntiSpoof
+		return refuse(drop.AntiSpoof)
 	}
 	if to := g.Host(domain, p.remote); to != nil && to.Kind == generation.HostOwn {
 		return punted
 	}
 	if p.expired {
-		return drop.TTLExceeded
+		return refuse(drop.TTLExceeded)
 	}
 	r := g.Find(in.Routes[p.family], p.remote)
 	if r == 0 {
-		return drop.NoRoute
+		return refuse(drop.NoRoute)
 	}
 	rt := &g.Routes[r-1]
 	switch {
 	case rt.Kind == generation.RouteDrop:
-		return drop.RouteDrop
+		return refuse(drop.RouteDrop)
 	case rt.Kind == generation.RouteInternal:
 		if attached != nil && !own {
-			return drop.PublicSource
+			return refuse(drop.PublicSource)
 		}
 		p.act, p.outPort, p.neighbor, p.hop = actInPlain, rt.Port, state.NoNeighbor, rt.Hop
 		if p.hop == (inet.Addr{}) {
 			p.hop = p.remote
 		}
-		return drop.Pass
+		return goesOn
 	case transit:
-		return drop.PublicSource
+		return refuse(drop.PublicSource)
 	}
 	if g.Own(p.remote) {
 		if to := g.Host(0, p.remote); to != nil && to.Kind == generation.HostOwn {
-			return drop.NoService
+			return refuse(drop.NoService)
 		}
 		p.hairpin = true
 	}
 	if attached != nil {
 		if g.Eligible(attached.Set, rt.Gateway) {
 			p.act, p.ports = actOutPlain, attached.Ports
-			return drop.Pass
+			return goesOn
 		}
 		if !own {
-			return drop.NoEligible
+			return refuse(drop.NoEligible)
 		}
 	}
-	return w.selectSource(p, in, rt.Tag)
+	return refuse(w.selectSource(p, in, rt.Tag))
 }

@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"weir/pipeline/drop"
 	"weir/pipeline/packettext"
 	"weir/pipeline/session"
 )
@@ -133,7 +132,7 @@ func TestPlainIsParsed(t *testing.T) {
 			continue
 		}
 		plain++
-		if r := w.parse(&b, port == 0, w.macs[port]); r != drop.Pass {
+		if r := w.parse(&b, port == 0, w.macs[port]); r != goesOn {
 			t.Fatalf("%s (%x): parse says %v", packettext.Format(f), f, r)
 		}
 		b.plain = true
