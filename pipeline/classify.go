@@ -34,6 +34,8 @@ func (w *Worker) classify(b *Burst, from, to int) (bytes uint64) {
 	return bytes
 }
 
+// parse takes in any packet, or says what becomes of it. The twin of it, of parse4, parse6 and
+// parseTransport is parsePlain, for most packets.
 func (w *Worker) parse(p *Packet, inside bool, mac uint64) verdict {
 	p.act, p.headerDelta, p.marks = actNone, 0, marks{}
 	d := p.Data

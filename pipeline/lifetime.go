@@ -16,6 +16,15 @@ func (w *Worker) usable(ref uint32, s *session.Session) bool {
 	return true
 }
 
+// liveSession returns the live session that a key names, or nil.
+func (w *Worker) liveSession(k session.Key) *session.Session {
+	ref := w.sessions.Find(&k)
+	if ref == session.None || !w.usable(ref, w.sessions.At(ref)) {
+		return nil
+	}
+	return w.sessions.At(ref)
+}
+
 // over reports whether the time of a session is over.
 func (w *Worker) over(s *session.Session) bool {
 	limit := w.timeouts[s.State()%session.NumStates]

@@ -78,6 +78,9 @@ func TestOneWayOut(t *testing.T) {
 		"sessions.Alloc":        {"create"},
 		"sessions.Publish":      {"create"},
 		"sessions.Remove":       {"create", "end"}, // create: what has not begun after all
+		// Whose a source is, and how a packet leaves under an external address.
+		"read Sources": {"sender"},
+		"write shared": {"leaveAs", "turn"}, // turn: not any more
 	}
 	got := map[string][]string{}
 	functions(t, func(_ string, d *ast.FuncDecl) {
@@ -95,6 +98,7 @@ func TestOneWayOut(t *testing.T) {
 					found["write "+written(n.X)] = true
 				}
 			case *ast.SelectorExpr:
+				found["read "+n.Sel.Name] = true
 				if x, ok := n.X.(*ast.SelectorExpr); ok {
 					found[x.Sel.Name+"."+n.Sel.Name] = true
 				}

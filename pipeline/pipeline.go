@@ -211,10 +211,7 @@ func (w *Worker) forward(b *Burst) {
 	w.created = false
 	w.live[inet.V4].known, w.live[inet.V6].known = false, false
 	all, done := b.live, 0
-	long := uint16(session.Hairpin | session.Asked)
-	if b.inside {
-		long |= session.OnLink
-	}
+	long := longFlags(b.inside)
 	for k, i := range all {
 		if k%step == 0 {
 			w.sessions.Match(&w.batch, k+ahead)

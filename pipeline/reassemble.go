@@ -153,29 +153,16 @@ func (w *Worker) fragmentWay(b *Burst, p *Packet) (tracked, plain bool) {
 	if to := g.Host(v+1, p.remote); to != nil && to.Kind == generation.HostOwn {
 		return false, false
 	}
-	var in *generation.Instance
-	if from := g.Host(v+1, p.local); from != nil && from.Kind == generation.HostInstance {
-		in = &g.Instances[from.Index]
-	}
-	var attached *generation.Attached
-	if r := g.Find(g.VPCs[v].Sources[p.family], p.local); r != 0 {
-		s := &g.Sources[r-1]
-		if s.Kind == generation.SourceAttached && (in == nil || in == &g.Instances[s.Instance]) {
-			attached = &g.Attached[s.Attached]
-		}
-		if in == nil {
-			in = &g.Instances[s.Instance]
-		}
-	}
-	if in == nil {
+	from := w.sender(v, p)
+	if from.in == nil {
 		return false, false
 	}
-	r := g.Find(in.Routes[p.family], p.remote)
+	r := g.Find(from.in.Routes[p.family], p.remote)
 	if r == 0 || g.Routes[r-1].Kind == generation.RouteDrop {
 		return false, false
 	}
 	rt := &g.Routes[r-1]
-	return true, rt.Kind == generation.RouteInternal || attached != nil && g.Eligible(attached.Set, rt.Gateway)
+	return true, rt.Kind == generation.RouteInternal || from.attached != nil && g.Eligible(from.attached.Set, rt.Gateway)
 }
 
 // mayHavePorts reports whether a protocol behind an IPv6 Fragment header has ports, or may be followed by one that has.

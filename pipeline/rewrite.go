@@ -12,7 +12,8 @@ import (
 // ttlDelta is what one less TTL does to the IPv4 header checksum: ~m + m' where m' is m - 0x0100.
 const ttlDelta header.Delta = 0xfeff
 
-// rewrite translates the packets in place: address, port or identifier, checksums, TTL.
+// rewrite translates the packets in place: address, port or identifier, checksums, TTL. Its twins on the
+// short way are rewrite4 and rewrite6.
 func (w *Worker) rewrite(b *Burst) {
 	for _, i := range b.live {
 		p := &b.Packets[i]
@@ -40,7 +41,8 @@ func (w *Worker) rewrite(b *Burst) {
 	}
 }
 
-// translate replaces the local address, and the port where it changes.
+// translate replaces the local address, and the port where it changes. Its twins on the short way are
+// rewrite4 and rewrite6.
 func (p *Packet) translate(ip []byte) {
 	src := p.act == actOut
 	switch {

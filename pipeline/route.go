@@ -37,6 +37,37 @@ func (w *Worker) route(b *Burst) {
 	b.live = keep
 }
 
+// sender says whose the source of a packet from inside is.
+type sender struct {
+	in       *generation.Instance // nil: nobody's, so the packet is spoofed
+	attached *generation.Attached // the attached prefix of the instance that it lies in, or nil
+	own      bool                 // it is the instance's address, and not one that lies behind it
+	transit  bool                 // it lies behind the instance, which may only route it inside the VPC
+}
+
+// sender finds whose the source of p is: the address of an instance itself, or a prefix that is attached
+// to one or that one routes. It is what keeps an instance from speaking for another, so nothing else
+// decides it.
+func (w *Worker) sender(vpc uint32, p *Packet) (o sender) {
+	g := w.gen
+	if from := g.Host(vpc+1, p.local); from != nil && from.Kind == generation.HostInstance {
+		o.in, o.own = &g.Instances[from.Index], true
+	}
+	r := g.Find(g.VPCs[vpc].Sources[p.family], p.local)
+	if r == 0 {
+		return o
+	}
+	s := &g.Sources[r-1]
+	if o.in == nil {
+		o.in = &g.Instances[s.Instance]
+		o.transit = s.Kind == generation.SourceTransit
+	}
+	if s.Kind == generation.SourceAttached && o.in == &g.Instances[s.Instance] {
+		o.attached = &g.Attached[s.Attached]
+	}
+	return o
+}
+
 func (w *Worker) routeOne(port int, p *Packet) verdict {
 	g := w.gen
 	vi := uint32(g.Ports[port].VPC)
@@ -47,23 +78,8 @@ func (w *Worker) routeOne(port int, p *Packet) verdict {
 	if martian(p.remote) {
 		return refuse(drop.Martian)
 	}
-	// Whose is the source: an instance's own address, or a prefix behind an instance.
-	var in *generation.Instance
-	var attached *generation.Attached
-	own, transit := false, false
-	if from := g.Host(domain, p.local); from != nil && from.Kind == generation.HostInstance {
-		in, own = &g.Instances[from.Index], true
-	}
-	if r := g.Find(g.VPCs[vi].Sources[p.family], p.local); r != 0 {
-		s := &g.Sources[r-1]
-		if in == nil {
-			in = &g.Instances[s.Instance]
-			transit = s.Kind == generation.SourceTransit
-		}
-		if s.Kind == generation.SourceAttached && in == &g.Instances[s.Instance] {
-			attached = &g.Attached[s.Attached]
-		}
-	}
+	from := w.sender(vi, p)
+	in, attached := from.in, from.attached
 	if in == nil {
 		return refuse(drop.AntiSpoof)
 	}
@@ -82,7 +98,7 @@ func (w *Worker) routeOne(port int, p *Packet) verdict {
 	case rt.Kind == generation.RouteDrop:
 		return refuse(drop.RouteDrop)
 	case rt.Kind == generation.RouteInternal:
-		if attached != nil && !own {
+		if attached != nil && !from.own {
 			return refuse(drop.PublicSource)
 		}
 		p.act, p.outPort, p.neighbor, p.hop = actInPlain, rt.Port, state.NoNeighbor, rt.Hop
@@ -90,7 +106,7 @@ func (w *Worker) routeOne(port int, p *Packet) verdict {
 			p.hop = p.remote
 		}
 		return goesOn
-	case transit:
+	case from.transit:
 		return refuse(drop.PublicSource)
 	}
 	if g.Own(p.remote) {
@@ -104,7 +120,7 @@ func (w *Worker) routeOne(port int, p *Packet) verdict {
 			p.act, p.ports = actOutPlain, attached.Ports
 			return goesOn
 		}
-		if !own {
+		if !from.own {
 			return refuse(drop.NoEligible)
 		}
 	}
