@@ -22,28 +22,6 @@ func (q *Queue) sentExtras(n int) (extras int) {
 	return extras
 }
 
-// received counts the burst at once, so that what a dying process had in hand can be told.
-func (w *Worker) received(b *Burst) {
-	w.counters.Received[b.Port] += uint64(b.N)
-	b.begin(w.gen.Ports[b.Port].Side == uint8(config.Inside))
-}
-
-// flush adds what was counted in this turn to the shared counters.
-func (w *Worker) flush() {
-	c := w.counters
-	for r, n := range w.dropped {
-		if n != 0 {
-			c.Dropped[r] += n
-			w.dropped[r] = 0
-		}
-	}
-	c.Punted += w.counts.punted
-	c.Stateless += w.counts.stateless
-	w.counts.punted, w.counts.stateless = 0, 0
-	c.Held = uint64(w.holding + w.pieces.waiting())
-	c.Sessions = uint64(w.sessions.Len())
-}
-
 // Sent books the fate of queue port: its first n frames were sent, bytes long in all, the others refused. It
 // empties the queue, and leaves what was refused in Done.
 func (w *Worker) Sent(port, n int) {

@@ -16,14 +16,14 @@ import (
 // (RFC 1858, RFC 3128, RFC 5722) end their datagram.
 //
 // All of it is bounded, and who floods displaces himself (REQ-14a): packets from inside and from outside have tables of
-// their own; within one, a datagram's owner is its VPC or the external address that it is for, and each owner has a share.
+// their own; within one, a datagram's holder is its VPC or the external address that it is for, and each holder has a share.
 
 // Bounds on one side, inside or outside, of a worker.
 const (
 	maxDatagrams     = 2048 // in pieces at the same time
-	maxDatagramsEach = 512  // of one owner
+	maxDatagramsEach = 512  // of one holder
 	maxWaiting       = 128  // pieces that wait for their first one; with the other side's 3 % of the smallest mempool
-	maxWaitingEach   = 32   // of one owner
+	maxWaitingEach   = 32   // of one holder
 	maxWaitingPieces = 16   // of one datagram
 	maxRanges        = 32   // of a datagram, seen and not adjoining
 
@@ -32,7 +32,7 @@ const (
 
 	maxFollowing    = maxDatagrams - maxWaiting - 1 // so that there is an entry for every piece that waits, and one more
 	datagramBuckets = maxDatagrams
-	owners          = 4096
+	holders         = 4096
 	lookBack        = 8 // of the oldest datagrams, how many are looked at for one to displace
 )
 
@@ -54,15 +54,15 @@ const (
 
 // datagram is what is known of a datagram in pieces.
 type datagram struct {
-	key   datagramKey
-	hash  uint32
-	chain uint16 // the next one in its bucket, or free
-	links [2]link
-	owner uint16
-	class uint8
-	began bool // the first piece has come
-	dead  bool // pieces overlapped
-	named bool // id is set
+	key    datagramKey
+	hash   uint32
+	chain  uint16 // the next one in its bucket, or free
+	links  [2]link
+	holder uint16
+	class  uint8
+	began  bool // the first piece has come
+	dead   bool // pieces overlapped
+	named  bool // id is set
 
 	proto                 uint8       // of the transport
 	refusal               drop.Reason // of the first piece: the others share its fate
@@ -82,19 +82,19 @@ type datagram struct {
 
 type byteRange struct{ from, to uint16 }
 
-// fifo is a list of datagrams, oldest first; 0 is none. A datagram is in two: its side's and its owner's.
+// fifo is a list of datagrams, oldest first; 0 is none. A datagram is in two: its side's and its holder's.
 type (
 	fifo struct{ head, tail, n uint16 }
-	link struct{ before, behind uint16 }
+	link struct{ prev, next uint16 }
 )
 
 const (
 	ofSide = iota
-	ofOwner
+	ofHolder
 )
 
-// owner counts what a VPC, or packets to an external address, have in the table. Owners share an entry by chance only.
-type owner struct {
+// holder counts what a VPC, or packets to an external address, have in the table. Holders share an entry by chance only.
+type holder struct {
 	lists   [numDatagramClasses]fifo
 	waiting uint16
 }
@@ -112,7 +112,7 @@ type fragments struct {
 	datagrams [maxDatagrams + 1]datagram
 	held      [maxWaiting + 1]heldPiece
 	buckets   [datagramBuckets]uint16
-	owners    [owners]owner
+	holders   [holders]holder
 	lists     [numDatagramClasses]fifo
 	free      uint16 // datagrams
 	freeHeld  uint16
@@ -144,7 +144,7 @@ type virtualReassembly struct {
 	call       uint32 // counts calls of reassemble
 	followers  []followingPiece
 	complete   []*datagram // in this call
-	behind     Burst       // of followers
+	later      Burst       // of followers
 	ids        [idCounters]uint16
 }
 
@@ -241,7 +241,7 @@ func (w *Worker) completed(d *datagram) {
 	}
 }
 
-// newDatagram returns the entry of a datagram of owner o; 0: there is no room.
+// newDatagram returns the entry of a datagram of holder o; 0: there is no room.
 func (w *Worker) newDatagram(t *fragments, k *datagramKey, hash uint32, o uint16, class uint8) uint16 {
 	if class == following && !w.room(t, o) {
 		return 0
@@ -250,16 +250,16 @@ func (w *Worker) newDatagram(t *fragments, k *datagramKey, hash uint32, o uint16
 	d := &t.datagrams[i]
 	t.free = d.chain
 	bucket := &t.buckets[hash%datagramBuckets]
-	*d = datagram{key: *k, hash: hash, owner: o, chain: *bucket}
+	*d = datagram{key: *k, hash: hash, holder: o, chain: *bucket}
 	*bucket = i
 	w.enlist(t, i, class)
 	return i
 }
 
-// room makes sure that owner o may have one more datagram whose first piece has come. If need be the oldest gives way: the owner's
+// room makes sure that holder o may have one more datagram whose first piece has come. If need be the oldest gives way: the holder's
 // own, when he has his share or as many as anybody who would have to give.
 func (w *Worker) room(t *fragments, o uint16) bool {
-	own := &t.owners[o].lists[following]
+	own := &t.holders[o].lists[following]
 	all := &t.lists[following]
 	victim := uint16(0)
 	switch {
@@ -274,10 +274,10 @@ func (w *Worker) room(t *fragments, o uint16) bool {
 				break
 			}
 			d := &t.datagrams[i]
-			if n := t.owners[d.owner].lists[following].n; n > most {
+			if n := t.holders[d.holder].lists[following].n; n > most {
 				victim, most = i, n
 			}
-			i = d.links[ofSide].behind
+			i = d.links[ofSide].next
 		}
 		if victim == 0 {
 			victim = all.head
@@ -295,7 +295,7 @@ func (w *Worker) room(t *fragments, o uint16) bool {
 // wait keeps a copy of a piece until the first of its datagram comes.
 func (w *Worker) wait(t *fragments, i uint16, port int, p *Packet) verdict {
 	d := &t.datagrams[i]
-	o := &t.owners[d.owner]
+	o := &t.holders[d.holder]
 	full := func() verdict {
 		if d.numWaiting == 0 {
 			t.forget(i)
@@ -313,14 +313,14 @@ func (w *Worker) wait(t *fragments, i uint16, port int, p *Packet) verdict {
 			if victim == i {
 				most = 0
 			}
-			for v := t.lists[waiting].head; v != 0; v = t.datagrams[v].links[ofSide].behind {
-				if n := t.owners[t.datagrams[v].owner].waiting; n > most && v != i {
+			for v := t.lists[waiting].head; v != 0; v = t.datagrams[v].links[ofSide].next {
+				if n := t.holders[t.datagrams[v].holder].waiting; n > most && v != i {
 					victim, most = v, n
 				}
 			}
 		}
 		if victim == i {
-			victim = d.links[ofOwner].behind
+			victim = d.links[ofHolder].next
 		}
 		if victim == 0 {
 			return full()
@@ -347,7 +347,7 @@ func (w *Worker) wait(t *fragments, i uint16, port int, p *Packet) verdict {
 // resume lets the pieces that waited for datagram i's first follow it. It reports false when there is no room to remember it.
 func (w *Worker) resume(t *fragments, i uint16) bool {
 	d := &t.datagrams[i]
-	if !w.room(t, d.owner) {
+	if !w.room(t, d.holder) {
 		w.dropWaiting(t, i, drop.FragmentLimit)
 		t.forget(i)
 		return false
@@ -357,7 +357,7 @@ func (w *Worker) resume(t *fragments, i uint16) bool {
 		p.proto, p.localPort, p.remotePort = d.proto, d.localPort, d.remotePort
 		w.pieces.followers = append(w.pieces.followers, followingPiece{p, slot})
 	}
-	t.owners[d.owner].waiting -= uint16(d.numWaiting)
+	t.holders[d.holder].waiting -= uint16(d.numWaiting)
 	d.head, d.tail, d.numWaiting = 0, 0, 0
 	t.delist(i)
 	w.enlist(t, i, following)
@@ -371,7 +371,7 @@ func (w *Worker) kill(t *fragments, i uint16) {
 	if d.class == waiting {
 		w.dropWaiting(t, i, drop.FragmentOverlap)
 		t.delist(i)
-		if !w.room(t, d.owner) {
+		if !w.room(t, d.holder) {
 			w.enlist(t, i, waiting)
 			t.forget(i)
 			return
@@ -390,7 +390,7 @@ func (w *Worker) dropWaiting(t *fragments, i uint16, r drop.Reason) {
 		t.vacate(slot)
 		slot = next
 	}
-	t.owners[d.owner].waiting -= uint16(d.numWaiting)
+	t.holders[d.holder].waiting -= uint16(d.numWaiting)
 	d.head, d.tail, d.numWaiting = 0, 0, 0
 }
 
@@ -419,19 +419,19 @@ func (w *Worker) enlist(t *fragments, i uint16, class uint8) {
 	d := &t.datagrams[i]
 	d.class, d.since = class, w.tick
 	t.append(&t.lists[class], i, ofSide)
-	t.append(&t.owners[d.owner].lists[class], i, ofOwner)
+	t.append(&t.holders[d.holder].lists[class], i, ofHolder)
 }
 
 func (t *fragments) delist(i uint16) {
 	d := &t.datagrams[i]
 	t.remove(&t.lists[d.class], i, ofSide)
-	t.remove(&t.owners[d.owner].lists[d.class], i, ofOwner)
+	t.remove(&t.holders[d.holder].lists[d.class], i, ofHolder)
 }
 
 func (t *fragments) append(l *fifo, i uint16, of int) {
-	t.datagrams[i].links[of] = link{before: l.tail}
+	t.datagrams[i].links[of] = link{prev: l.tail}
 	if l.tail != 0 {
-		t.datagrams[l.tail].links[of].behind = i
+		t.datagrams[l.tail].links[of].next = i
 	} else {
 		l.head = i
 	}
@@ -441,15 +441,15 @@ func (t *fragments) append(l *fifo, i uint16, of int) {
 
 func (t *fragments) remove(l *fifo, i uint16, of int) {
 	k := t.datagrams[i].links[of]
-	if k.before != 0 {
-		t.datagrams[k.before].links[of].behind = k.behind
+	if k.prev != 0 {
+		t.datagrams[k.prev].links[of].next = k.next
 	} else {
-		l.head = k.behind
+		l.head = k.next
 	}
-	if k.behind != 0 {
-		t.datagrams[k.behind].links[of].before = k.before
+	if k.next != 0 {
+		t.datagrams[k.next].links[of].prev = k.prev
 	} else {
-		l.tail = k.before
+		l.tail = k.prev
 	}
 	l.n--
 }

@@ -149,8 +149,8 @@ func (p *Packet) remoteOwner() inet.Addr {
 	return p.remote
 }
 
-// turn looks at the quote of p from the other side, as Packet.turn does at p.
-func (q *quote) turn(p *Packet) {
+// reverse looks at the quote of p from the other side, as Packet.reverse does at p.
+func (q *quote) reverse(p *Packet) {
 	local, port := q.local, q.localPort
 	if p.act == actOut && !q.plain {
 		local, port = p.newAddr, p.newPort
@@ -254,9 +254,9 @@ func (p *Packet) translateError(icmp []byte, out bool) {
 	}
 	field := icmp[header.ICMPChecksumOffset:]
 	if p.family == inet.V4 {
-		putSum(field, sum.ApplyICMP(binary.BigEndian.Uint16(field)))
+		binary.BigEndian.PutUint16(field, sum.ApplyICMP(binary.BigEndian.Uint16(field)))
 	} else {
-		putSum(field, sum.Apply(binary.BigEndian.Uint16(field)))
+		binary.BigEndian.PutUint16(field, sum.Apply(binary.BigEndian.Uint16(field)))
 	}
 }
 

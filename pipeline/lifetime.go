@@ -25,15 +25,6 @@ func (w *Worker) liveSession(k session.Key) *session.Session {
 	return w.sessions.At(ref)
 }
 
-// over reports whether the time of a session is over.
-func (w *Worker) over(s *session.Session) bool {
-	limit := w.timeouts[s.State()%session.NumStates]
-	if s.Timer != 0 && s.State() == session.UDP {
-		limit = w.gen.Header.UDPTimeouts[s.Timer]
-	}
-	return w.tick-s.Last > limit || s.Flags&session.Draining != 0 && int32(w.tick-s.Drain) >= 0
-}
-
 // Under pressure from three quarters of the table on, and until it is down to five eighths.
 const (
 	pressFrom = 6 // eighths

@@ -80,7 +80,7 @@ func TestOneWayOut(t *testing.T) {
 		"sessions.Remove":       {"create", "end"}, // create: what has not begun after all
 		// Whose a source is, and how a packet leaves under an external address.
 		"read Sources": {"sender"},
-		"write shared": {"leaveAs", "turn"}, // turn: not any more
+		"write shared": {"leaveAs", "reverse"}, // reverse: not any more
 	}
 	got := map[string][]string{}
 	functions(t, func(_ string, d *ast.FuncDecl) {

@@ -7,7 +7,6 @@ import (
 	"weir/pipeline/generation"
 	"weir/pipeline/header"
 	"weir/pipeline/inet"
-	"weir/pipeline/session"
 )
 
 // reassemble gives later fragments the ports of the first. Those whose first comes in the same burst, or later, leave the burst.
@@ -16,7 +15,7 @@ func (w *Worker) reassemble(b *Burst) {
 		return
 	}
 	w.pieces.call++
-	w.pieces.behind.Port, w.pieces.behind.inside = b.Port, b.inside
+	w.pieces.later.Port, w.pieces.later.inside = b.Port, b.inside
 	w.ageFragments()
 	keep := b.live[:0]
 	for _, i := range b.live {
@@ -66,9 +65,9 @@ func (w *Worker) reassembleOne(b *Burst, p *Packet) verdict {
 			return goesOn // deliver or route says why it goes no further
 		}
 		plain = plain || p.family == inet.V6 && !mayHavePorts(p.proto)
-		o := uint16(key.vpc % owners)
+		o := uint16(key.vpc % holders)
 		if !b.inside {
-			o = uint16(inet.Hash(w.pieces.secret, 0, p.local) % owners)
+			o = uint16(inet.Hash(w.pieces.secret, 0, p.local) % holders)
 		}
 		class := uint8(following)
 		if p.kind == kindPiece && !plain {
@@ -173,73 +172,4 @@ func mayHavePorts(proto uint8) bool {
 		return true
 	}
 	return false
-}
-
-// follow takes the pieces whose first one has just gone ahead, or has been dropped, its way.
-func (w *Worker) follow(first *Burst) {
-	if !first.fragments {
-		return
-	}
-	v := &w.pieces
-	b := &v.behind
-	inside := b.inside
-	side := v.side(inside)
-	for n := 0; n < len(v.followers); {
-		b.N = 0
-		for ; n < len(v.followers) && b.N < MaxBurst; n++ {
-			f := v.followers[n]
-			if r := f.packet.datagram.refusal; r != drop.Pass {
-				w.out(f.packet, b.Port, inside, refuse(r))
-			} else {
-				b.Packets[b.N], b.index[b.N] = *f.packet, uint8(b.N)
-				b.N++
-			}
-			if f.slot != 0 {
-				side.vacate(f.slot)
-			}
-		}
-		b.live, b.back, b.inside = b.index[:b.N], b.turned[:0], inside
-		w.lookupAll(b)
-		w.forward(b)
-		w.turnBack(b)
-	}
-	v.followers = v.followers[:0]
-	for _, d := range v.complete {
-		if d.proto == header.ProtocolTCP && d.refusal == drop.Pass && !d.dead {
-			w.trackWhole(d, inside)
-		}
-		side.forget(side.find(&d.key, d.hash))
-	}
-	v.complete = v.complete[:0]
-}
-
-// trackWhole tracks a TCP segment once all its pieces have passed: the first has counted, as any segment, with its own bytes only.
-// Who sees nothing of a connection gains nothing by pieces, since the whole is held against the same numbers again.
-func (w *Worker) trackWhole(d *datagram, inside bool) {
-	g := d.segment
-	g.end += d.total
-	k := &d.key
-	if !inside {
-		if s := w.liveSession(session.OutsideKey(k.local, k.remote, d.localPort, d.remotePort, header.ProtocolTCP)); s != nil {
-			w.turnTCP(s, &g, false)
-		}
-		return
-	}
-	s := w.liveSession(session.InsideKey(k.vpc, k.local, k.remote, d.localPort, d.remotePort, header.ProtocolTCP))
-	if s == nil {
-		return
-	}
-	w.turnTCP(s, &g, true)
-	if s.Flags&session.Hairpin != 0 { // and it has come in by another session, if that is this worker's
-		if s = w.liveSession(session.OutsideKey(s.Remote, s.External, s.RemotePort(), s.ExternalPort(), header.ProtocolTCP)); s != nil {
-			w.turnTCP(s, &g, false)
-		}
-	}
-}
-
-// condemn remembers why the first piece of a datagram was dropped: the others share its fate.
-func (p *Packet) condemn(r drop.Reason) {
-	if p.datagram != nil && p.kind != kindPiece {
-		p.datagram.refusal = r
-	}
 }

@@ -6,6 +6,7 @@ import (
 	"weir/config"
 	"weir/pipeline/drop"
 	"weir/pipeline/generation"
+	"weir/pipeline/inet"
 	"weir/pipeline/rendezvous"
 	"weir/pipeline/session"
 )
@@ -49,6 +50,20 @@ func begins(p *Packet) bool {
 	case kindTCP:
 		return p.tcpFlags&(tcpFIN|tcpSYN|tcpRST|tcpPSH|tcpACK|tcpURG) == tcpSYN
 	case kindEchoReply, kindError, kindICMP, kindPiece:
+		return false
+	}
+	return true
+}
+
+// loops reports whether a packet that leaves as from external and port would come back to the very socket that sent it.
+func (p *Packet) loops(external inet.Addr, port uint16) bool {
+	if !p.hairpin || p.remote != external {
+		return false
+	}
+	switch p.kind {
+	case kindTCP, kindUDP:
+		return port == p.remotePort
+	case kindEchoRequest, kindEchoReply, kindPiece: // the piece's first one has been asked
 		return false
 	}
 	return true

@@ -28,6 +28,15 @@ func (w *Worker) settled(ref uint32, long uint16) bool {
 	return s.Generation == uint32(w.gen.Number) && s.Flags&long == 0 && states>>(s.State()%64)&1 != 0
 }
 
+// over reports whether the time of a session is over.
+func (w *Worker) over(s *session.Session) bool {
+	limit := w.timeouts[s.State()%session.NumStates]
+	if s.Timer != 0 && s.State() == session.UDP {
+		limit = w.gen.Header.UDPTimeouts[s.Timer]
+	}
+	return w.tick-s.Last > limit || s.Flags&session.Draining != 0 && int32(w.tick-s.Drain) >= 0
+}
+
 // short takes a plain packet of session s, which is settled, to a queue, or reports that it must go the
 // long way; then nothing has changed. hash is that of the key by which the session was found. Its twins
 // are the stages apply to transmit: what they do for such a packet is done here too.
@@ -89,12 +98,12 @@ func (w *Worker) rewrite4(inside bool, s *session.Session, p *Packet) {
 		binary.BigEndian.PutUint16(t[2:], s.PrivatePort())
 	}
 	ip[8]--
-	putSum(ip[10:], header.Mend(binary.BigEndian.Uint16(ip[10:]), sum))
+	binary.BigEndian.PutUint16(ip[10:], header.Mend(binary.BigEndian.Uint16(ip[10:]), sum))
 	if p.kind == kindUDP {
-		putSum(t[6:], delta.ApplyUDP(binary.BigEndian.Uint16(t[6:])))
+		binary.BigEndian.PutUint16(t[6:], delta.ApplyUDP(binary.BigEndian.Uint16(t[6:])))
 	} else {
 		t := (*[plain4 + header.TCPSize]byte)(p.Data)[plain4:]
-		putSum(t[16:], delta.Apply(binary.BigEndian.Uint16(t[16:])))
+		binary.BigEndian.PutUint16(t[16:], delta.Apply(binary.BigEndian.Uint16(t[16:])))
 	}
 }
 
@@ -114,9 +123,9 @@ func rewrite6(inside bool, s *session.Session, p *Packet) {
 	}
 	ip[7]--
 	if p.kind == kindUDP {
-		putSum(t[6:], delta.ApplyUDP(binary.BigEndian.Uint16(t[6:])))
+		binary.BigEndian.PutUint16(t[6:], delta.ApplyUDP(binary.BigEndian.Uint16(t[6:])))
 	} else {
 		t := (*[plain6 + header.TCPSize]byte)(p.Data)[plain6:]
-		putSum(t[16:], delta.Apply(binary.BigEndian.Uint16(t[16:])))
+		binary.BigEndian.PutUint16(t[16:], delta.Apply(binary.BigEndian.Uint16(t[16:])))
 	}
 }
