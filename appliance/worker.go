@@ -183,6 +183,21 @@ func (w *worker) stock() {
 	}
 }
 
+// sendOne sends a frame of control's through a port, or reports that there is no buffer or no room.
+func (w *worker) sendOne(port int, data []byte) bool {
+	if w.pool.Alloc(w.mbufs[:1]) != nil {
+		return false
+	}
+	b := w.mbufs[0]
+	b.SetLen(copy(b.Bytes()[:cap(b.Bytes())], data))
+	if w.ports[port].Transmit(w.index, w.mbufs[:1]) != 1 {
+		dpdk.Free(w.mbufs[:1])
+		return false
+	}
+	w.pipe.Originated(port, 1, uint64(len(data)))
+	return true
+}
+
 // originate sends what control has to say, a burst at the most.
 func (w *worker) originate() {
 	for range burstSize {
@@ -190,15 +205,8 @@ func (w *worker) originate() {
 		if m == nil {
 			return
 		}
-		if m.Kind == state.InjectFrame && int(m.Port) < len(w.ports) && w.pool.Alloc(w.mbufs[:1]) == nil {
-			b := w.mbufs[0]
-			data := m.Data()
-			b.SetLen(copy(b.Bytes()[:cap(b.Bytes())], data))
-			if w.ports[m.Port].Transmit(w.index, w.mbufs[:1]) == 1 {
-				w.pipe.Originated(int(m.Port), 1, uint64(len(data)))
-			} else {
-				dpdk.Free(w.mbufs[:1])
-			}
+		if m.Kind == state.InjectFrame && int(m.Port) < len(w.ports) && !w.sendOne(int(m.Port), m.Data()) {
+			w.pipe.Unsent(1)
 		}
 		w.inject.Pop()
 	}

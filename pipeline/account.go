@@ -60,12 +60,15 @@ func (w *Worker) refused(q *Queue, port, n int) {
 	w.flush()
 }
 
-// Originated books frames of weir's own that the driver sent by port.
+// Originated books frames of weir's own that the driver sent through port.
 func (w *Worker) Originated(port, frames int, bytes uint64) {
 	w.counters.Originated += uint64(frames)
 	w.counters.Transmitted[port] += uint64(frames)
 	w.counters.TransmittedBytes[port] += bytes
 }
+
+// Unsent counts frames of weir's own for which the driver had no buffer, or the port no room.
+func (w *Worker) Unsent(frames int) { w.counters.Unsent += uint64(frames) }
 
 // Turned counts one turn of the loop that took so many nanoseconds.
 func (w *Worker) Turned(nanos int64) {
