@@ -389,7 +389,7 @@ func TestResponderInherits(t *testing.T) {
 					}
 				}
 			}
-			if n := c.Lost(); n != 0 {
+			if n := c.state().Lost(); n != 0 {
 				t.Errorf("%d questions found no room", n)
 			}
 			gone := 0

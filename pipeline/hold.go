@@ -25,10 +25,12 @@ type heldPacket struct {
 	port   uint8
 	since  uint32 // millisecond
 	asked  uint32 // millisecond
+	from   uint8  // the port by which it came
+	inside bool   // likewise
 }
 
 // hold keeps a packet until its neighbor is resolved, and asks control to resolve it.
-func (w *Worker) hold(p *Packet) {
+func (w *Worker) hold(b *Burst, p *Packet) {
 	hop := p.hop
 	if p.neighbor != state.NoNeighbor {
 		_, hop = w.neighbors.At(p.neighbor)
@@ -47,11 +49,12 @@ func (w *Worker) hold(p *Packet) {
 		w.resolve(p.outPort, hop)
 	}
 	if share := max(minHeldPerPort, maxHeld/len(w.gen.Ports)); w.holding == maxHeld || here >= share || same == maxHeldPerNeighbor {
-		w.drop(p, drop.NeighborUnresolved)
+		w.out(p, b.Port, b.inside, refuse(drop.NeighborUnresolved))
 		return
 	}
-	w.held[w.holding] = heldPacket{p.Data, p.Handle, hop, p.outPort, w.tick, w.tick}
+	w.held[w.holding] = heldPacket{p.Data, p.Handle, hop, p.outPort, w.tick, w.tick, uint8(b.Port), b.inside}
 	w.holding++
+	w.out(p, b.Port, b.inside, held)
 }
 
 // resolve asks control for a neighbor.
@@ -78,12 +81,10 @@ func (w *Worker) Release() {
 			if len(h.frame)-header.EthernetSize <= int(w.gen.Ports[h.port].MTU) {
 				w.queue(h.port, mac, h.handle, h.frame)
 			} else if !w.split(h.port, mac, h.handle, h.frame) {
-				w.dropped[drop.TooBig]++
-				w.Done = append(w.Done, h.handle)
+				w.outHeld(&h, drop.TooBig)
 			}
 		case w.tick-h.since > holdMillis:
-			w.dropped[drop.NeighborUnresolved]++
-			w.Done = append(w.Done, h.handle)
+			w.outHeld(&h, drop.NeighborUnresolved)
 		default:
 			if w.tick-h.asked >= 1000 { // the question may have been lost
 				h.asked = w.tick
@@ -97,14 +98,18 @@ func (w *Worker) Release() {
 	w.flush()
 }
 
+// outHeld drops a packet that was held.
+func (w *Worker) outHeld(h *heldPacket, r drop.Reason) {
+	w.outFrame(h.frame, h.handle, int(h.from), h.inside, refuse(r))
+}
+
 // Abandon drops all held packets, and gives the spare buffers back: the worker stops.
 func (w *Worker) Abandon() {
 	w.abandonFragments()
 	w.Done = append(w.Done, w.Spare.Handles[:w.Spare.N]...)
 	w.Spare.N = 0
 	for i := range w.holding {
-		w.dropped[drop.NeighborUnresolved]++
-		w.Done = append(w.Done, w.held[i].handle)
+		w.outHeld(&w.held[i], drop.NeighborUnresolved)
 	}
 	w.holding = 0
 	w.flush()

@@ -52,7 +52,7 @@ type liveHop struct {
 
 // liveHops returns the next hops of a family.
 func (w *Worker) liveHops(f inet.Family) *liveHops {
-	l := &w.live[f]
+	l := &w.hops[f]
 	if !l.known {
 		l.find(w, f)
 	}

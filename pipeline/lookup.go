@@ -15,7 +15,7 @@ func (w *Worker) lookup(b *Burst, first int) {
 		v := w.gen.Ports[b.Port].VPC
 		if v < 0 {
 			for _, i := range live {
-				w.drop(&b.Packets[i], drop.AntiSpoof)
+				w.out(&b.Packets[i], b.Port, b.inside, refuse(drop.AntiSpoof))
 			}
 			b.live = b.live[:first]
 			return

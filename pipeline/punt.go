@@ -40,20 +40,20 @@ func (w *Worker) allowed(port uint8, c class) bool {
 	if w.gen.Ports[port].Side == uint8(config.Inside) && w.punts.Used() > state.RingSlots*3/4 {
 		return false
 	}
-	return w.punted[port][c].take(w.nanos, puntsPerSecond, puntBurst)
+	return w.puntRates[port][c].take(w.nanos, puntsPerSecond, puntBurst)
 }
 
 // punt hands a frame to control.
-func (w *Worker) punt(port int, p *Packet, c class) {
+func (w *Worker) punt(b *Burst, p *Packet, c class) {
+	port := b.Port
 	if c == discovery && w.fromNextHop(port, p) {
 		c = nextHops
 	}
 	if len(p.Data) > state.RingFrame || !w.allowed(uint8(port), c) || !w.punts.Put(state.PuntFrame, uint8(port), drop.Pass, 0, inet.Addr{}, p.Data) {
-		w.drop(p, drop.PuntLimited)
+		w.out(p, port, b.inside, refuse(drop.PuntLimited))
 		return
 	}
-	w.counts.punted++
-	w.Done = append(w.Done, p.Handle)
+	w.out(p, port, b.inside, punted)
 }
 
 // fromNextHop reports whether an ARP message or advertisement claims to come from a next hop of the port.
@@ -74,12 +74,12 @@ func (w *Worker) fromNextHop(port int, p *Packet) bool {
 }
 
 // serve hands what is addressed to weir itself to control: pings. Nothing else has an answer.
-func (w *Worker) serve(port int, p *Packet) {
+func (w *Worker) serve(b *Burst, p *Packet) {
 	if p.kind != kindEchoRequest || p.fragmented || p.Data[p.transport] == header.ICMPv4Timestamp {
-		w.drop(p, drop.NoService)
+		w.out(p, b.Port, b.inside, refuse(drop.NoService))
 		return
 	}
-	w.punt(port, p, echo)
+	w.punt(b, p, echo)
 }
 
 // answer asks control for the ICMP error that a drop calls for, if any; the packet itself is dropped by the caller. The

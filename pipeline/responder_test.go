@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"weir/config"
+	"weir/pipeline/drop"
 	"weir/pipeline/inet"
 	"weir/pipeline/packettext"
 	"weir/pipeline/respond"
@@ -328,5 +329,29 @@ func TestAttachmentsRouterIsKeptResolved(t *testing.T) {
 	c.state().Neighbors.Set(1, inet.FromNetip(netip.MustParseAddr("198.51.100.1")), state.NeighborReachable, config.MAC{2, 0, 0, 0, 2, 1})
 	for port := range 32 {
 		c.rig.expect(0, fmt.Sprintf("udp 10.0.0.5:%d > 8.8.8.8:53", 1000+port), fmt.Sprintf("udp 192.0.2.5:%d > 8.8.8.8:53", 1000+port))
+	}
+}
+
+// What control has to say and cannot is counted where an operator sees it.
+func TestLostAnswersAreCounted(t *testing.T) {
+	c := newControl(t, rigConfig)
+	c.quiet()
+	ring := c.state().Inject(0)
+	for ring.Put(state.InjectFrame, 0, drop.Pass, 0, inet.Addr{}, nil) {
+	}
+	for range 3 {
+		c.rig.send(0, "arp who-has 10.0.0.1 tell 10.0.0.5")
+		c.Poll(c.nanos)
+	}
+	if n := c.state().Lost(); n != 3 {
+		t.Errorf("%d answers found no room, expected 3", n)
+	}
+	ring.Reset()
+	if got := c.ask(0, "arp who-has 10.0.0.1 tell 10.0.0.5"); len(got) != 1 || c.state().Lost() != 3 {
+		t.Errorf("with room again: %q, %d lost", got, c.state().Lost())
+	}
+	c.Unsent(2)
+	if n := c.rig.counters.Unsent; n != 2 {
+		t.Errorf("%d frames unsent, expected 2", n)
 	}
 }

@@ -143,7 +143,7 @@ func TestSequenceNumbers(t *testing.T) {
 			// Who sees nothing: a reset with any number but the two, and data that acknowledges nothing on its way.
 			if guess := rnd.Uint32(); guess != s.Ack[inSide] && guess != s.End[outSide] {
 				before := *s
-				if w.turnTCP(s, &segment{guess, guess, rnd.Uint32(), tcpRST}, false) || *s != before {
+				if w.changeTCP(s, &segment{guess, guess, rnd.Uint32(), tcpRST}, false) || *s != before {
 					t.Fatalf("round %d: a reset at %d passed", round, guess)
 				}
 			}
@@ -155,7 +155,7 @@ func TestSequenceNumbers(t *testing.T) {
 			}
 			for _, seq := range []uint32{s.Ack[inSide], s.End[outSide]} {
 				copied := *s
-				if !w.turnTCP(&copied, &segment{seq, seq, 0, tcpRST}, false) || copied.State() != session.TCPClosing {
+				if !w.changeTCP(&copied, &segment{seq, seq, 0, tcpRST}, false) || copied.State() != session.TCPClosing {
 					t.Fatalf("round %d: a reset at %d, which fits, has no effect", round, seq)
 				}
 			}

@@ -31,7 +31,6 @@ type Responder struct {
 	probes map[probeKey]*probe
 	scan   int64 // when to look through the probes next
 	buf    []byte
-	lost   uint64
 }
 
 type probeKey struct {
@@ -135,9 +134,6 @@ func (r *Responder) Poll(now int64) {
 	}
 }
 
-// Lost returns how many frames found no room on the way to a worker.
-func (r *Responder) Lost() uint64 { return r.lost }
-
 // Probing returns how many neighbors are asked for, now or later.
 func (r *Responder) Probing() int { return len(r.probes) }
 
@@ -183,7 +179,7 @@ func (r *Responder) frame(dst header.MAC, port uint8, etherType uint16) []byte {
 func (r *Responder) send(port uint8, b []byte) {
 	r.buf = b
 	if !r.state.Inject(0).Put(state.InjectFrame, port, drop.Pass, 0, inet.Addr{}, b) {
-		r.lost++
+		r.state.CountLost()
 	}
 }
 

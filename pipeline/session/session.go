@@ -51,6 +51,14 @@ const (
 	OnLink   // the remote address lies in a prefix of an outside port's own
 )
 
+// ShortInside and ShortOutside are the flags with which a session's packets may go the short way, from
+// inside and from outside: the short way does all that the long one would. Any other flag, and any new
+// one until it is in these lists, sends them the long way.
+const (
+	ShortInside  = SNAT | FromOutside | SeenInside | SeenOutside | FinInside | FinOutside | Draining | Reset | Paired
+	ShortOutside = ShortInside | OnLink
+)
+
 // Session is both directions of one translated flow. The first line has the two keys and what a packet's
 // rewriting needs; the second what changes or is needed less often.
 type Session struct {
