@@ -190,12 +190,12 @@ func (w *worker) originate() {
 		if m == nil {
 			return
 		}
-		if m.Kind == state.InjectFrame && int(m.Port) < len(w.ports) && w.pool.Alloc(w.mbufs[:1]) == nil {
+		if m.Kind == state.InjectFrame && m.At.Port() < len(w.ports) && w.pool.Alloc(w.mbufs[:1]) == nil {
 			b := w.mbufs[0]
 			data := m.Data()
 			b.SetLen(copy(b.Bytes()[:cap(b.Bytes())], data))
-			if w.ports[m.Port].Transmit(w.index, w.mbufs[:1]) == 1 {
-				w.pipe.Originated(int(m.Port), 1, uint64(len(data)))
+			if w.ports[m.At.Port()].Transmit(w.index, w.mbufs[:1]) == 1 {
+				w.pipe.Originated(m.At.Port(), 1, uint64(len(data)))
 			} else {
 				dpdk.Free(w.mbufs[:1])
 			}

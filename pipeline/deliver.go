@@ -16,11 +16,11 @@ func (w *Worker) deliver(b *Burst) {
 			if s, ok := w.late(p.outsideKey(), p); ok && !p.uninvited(s) {
 				w.fromOutside(s, p)
 			} else if r := w.deliverOne(p); r == punted {
-				w.serve(b.Port, p)
+				w.serve(p)
 				continue
 			} else if r != drop.Pass {
 				if r == drop.TTLExceeded {
-					w.answer(b.Port, p, r, 0)
+					w.answer(p, r, 0)
 				}
 				w.drop(p, r)
 				continue
@@ -57,7 +57,8 @@ func (w *Worker) deliverOne(p *Packet) drop.Reason {
 				return drop.TTLExceeded
 			}
 			in := &g.Instances[g.Attached[r-1].Instance]
-			p.act, p.outPort, p.neighbor = actInPlain, in.Port[p.family], in.Neighbor[p.family]
+			p.act = actInPlain
+			p.reach(in)
 			return drop.Pass
 		}
 		return drop.UnknownDestination

@@ -71,7 +71,7 @@ type Worker struct {
 	dropped [drop.NumReasons]uint64
 	counts  struct{ punted, stateless uint64 }
 
-	punted     [state.MaxPorts][numClasses]bucket
+	punted     [puntSets][numClasses]bucket
 	errorRate  bucket
 	errorRates []bucket // per VPC slot
 

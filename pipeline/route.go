@@ -16,18 +16,18 @@ func (w *Worker) route(b *Burst) {
 	for _, i := range b.live {
 		p := &b.Packets[i]
 		if p.act == actNone {
-			if s, ok := w.late(p.insideKey(w.gen.VPCs[w.gen.Ports[b.Port].VPC].Slot), p); ok {
+			if s, ok := w.late(p.insideKey(w.gen.VPCs[w.vpc(p)].Slot), p); ok {
 				w.fromInside(s, p)
 				keep = append(keep, i)
 				continue
 			}
-			r := w.routeOne(b.Port, p)
+			r := w.routeOne(p)
 			if r == punted {
-				w.serve(b.Port, p)
+				w.serve(p)
 				continue
 			}
 			if r != drop.Pass {
-				w.answer(b.Port, p, r, 0)
+				w.answer(p, r, 0)
 				w.drop(p, r)
 				continue
 			}
@@ -37,9 +37,12 @@ func (w *Worker) route(b *Burst) {
 	b.live = keep
 }
 
-func (w *Worker) routeOne(port int, p *Packet) drop.Reason {
+// vpc returns the index of the VPC that a packet from inside came from.
+func (w *Worker) vpc(p *Packet) uint32 { return w.gen.Attachments[p.from.Index].VPC }
+
+func (w *Worker) routeOne(p *Packet) drop.Reason {
 	g := w.gen
-	vi := uint32(g.Ports[port].VPC)
+	vi := w.vpc(p)
 	domain := vi + 1
 	if p.local == p.remote {
 		return drop.Martian
@@ -85,7 +88,7 @@ func (w *Worker) routeOne(port int, p *Packet) drop.Reason {
 		if attached != nil && !own {
 			return drop.PublicSource
 		}
-		p.act, p.outPort, p.neighbor, p.hop = actInPlain, rt.Port, state.NoNeighbor, rt.Hop
+		p.act, p.to, p.neighbor, p.hop = actInPlain, way{rt.At, rt.Link}, state.NoNeighbor, rt.Hop
 		if p.hop == (inet.Addr{}) {
 			p.hop = p.remote
 		}
