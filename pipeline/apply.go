@@ -72,7 +72,7 @@ func (w *Worker) fromInside(s *session.Session, p *Packet) {
 		w.trackTCP(s, p, true)
 	}
 	p.hairpin = s.Flags&session.Hairpin != 0
-	p.leaveAs(s.External, s.ExternalPort(), s.Ports, s.Flags&session.SNAT != 0)
+	p.leaveAs(s.External, s.ExternalPort(), w.gen.Groups[s.HopGroup].Ports, s.Flags&session.SNAT != 0)
 	p.delta, p.headerDelta = s.Delta, s.HeaderDelta
 }
 
@@ -118,7 +118,7 @@ func (w *Worker) fromOutside(s *session.Session, p *Packet) {
 	p.act = actIn
 	p.newAddr, p.newPort = s.Private, s.PrivatePort()
 	p.delta, p.headerDelta = s.Delta.Invert(), s.HeaderDelta.Invert()
-	p.outPort, p.neighbor = s.InPort, s.Neighbor
+	p.to, p.neighbor = way{s.At, s.Link}, s.Neighbor
 }
 
 // firstState is the state of a session's first packet from inside.

@@ -13,9 +13,10 @@ import (
 
 // classify finds the headers of packets from to to, or drops them, or hands them to control. It returns how many bytes they have.
 func (w *Worker) classify(b *Burst, from, to int) (bytes uint64) {
-	mac := w.macs[b.Port]
+	mac, own := w.macs[b.Port], w.gen.Ports[b.Port].Own
 	for i := from; i < to; i++ {
 		p := &b.Packets[i]
+		p.from = own
 		bytes += uint64(len(p.Data))
 		if p.parsePlain(b.inside, mac) {
 			b.live = append(b.live, uint8(i))

@@ -20,7 +20,7 @@ func (w *Worker) deliver(b *Burst) {
 				continue
 			} else if v != goesOn {
 				if v == refuse(drop.TTLExceeded) {
-					w.answer(b.Port, p, v.reason(), 0)
+					w.answer(p, v.reason(), 0)
 				}
 				w.out(p, b.Port, b.inside, v)
 				continue
@@ -57,7 +57,8 @@ func (w *Worker) deliverOne(p *Packet) verdict {
 				return refuse(drop.TTLExceeded)
 			}
 			in := &g.Instances[g.Attached[r-1].Instance]
-			p.act, p.outPort, p.neighbor = actInPlain, in.Port[p.family], in.Neighbor[p.family]
+			p.act = actInPlain
+			p.reach(in)
 			return goesOn
 		}
 		return refuse(drop.UnknownDestination)

@@ -191,7 +191,7 @@ func (w *Worker) errorOut(p *Packet, in *generation.Instance, tag uint32) drop.R
 	case q.local == p.local:
 		s := w.liveSession(session.InsideKey(w.gen.VPCs[in.VPC].Slot, q.local, q.remote, q.localPort, q.remotePort, q.proto))
 		if s != nil {
-			p.leaveAs(s.External, s.ExternalPort(), s.Ports, s.Flags&session.SNAT != 0)
+			p.leaveAs(s.External, s.ExternalPort(), w.gen.Groups[s.HopGroup].Ports, s.Flags&session.SNAT != 0)
 			p.setDeltas(p.local, s.External, q.localPort, p.newPort)
 			return drop.Pass
 		}
@@ -228,13 +228,14 @@ func (w *Worker) errorIn(p *Packet, h *generation.Host) drop.Reason {
 	}
 	p.act = actIn
 	if s := w.liveSession(session.OutsideKey(q.local, q.remote, q.localPort, q.remotePort, q.proto)); s != nil {
-		p.newAddr, p.newPort, p.outPort, p.neighbor = s.Private, s.PrivatePort(), s.InPort, s.Neighbor
+		p.newAddr, p.newPort, p.to, p.neighbor = s.Private, s.PrivatePort(), way{s.At, s.Link}, s.Neighbor
 	} else {
 		if h.Kind == generation.HostSNAT {
 			return drop.ICMPUnrelated
 		}
 		in := &w.gen.Instances[h.Index]
-		p.newAddr, p.newPort, p.outPort, p.neighbor = in.Addr[p.family], q.localPort, in.Port[p.family], in.Neighbor[p.family]
+		p.newAddr, p.newPort = in.Addr[p.family], q.localPort
+		p.reach(in)
 		w.counts.stateless++
 	}
 	p.setDeltas(p.local, p.newAddr, q.localPort, p.newPort)

@@ -99,7 +99,7 @@ type Worker struct {
 	dropped [drop.NumReasons]uint64
 	counts  struct{ punted, stateless uint64 }
 
-	puntRates  [state.MaxPorts][numClasses]bucket
+	puntRates  [puntSets][numClasses]bucket
 	errorRate  bucket
 	errorRates []bucket // per VPC slot
 

@@ -51,11 +51,10 @@ func (w *Worker) reassembleOne(b *Burst, p *Packet) verdict {
 		key.proto = p.proto
 	}
 	if b.inside {
-		v := g.Ports[b.Port].VPC
-		if v < 0 {
+		if p.from.Index == generation.Unattached {
 			return goesOn // look-up drops it
 		}
-		key.vpc = g.VPCs[v].Slot
+		key.vpc = g.VPCs[w.vpc(p)].Slot
 	}
 	hash := w.pieces.hash(&key)
 	i := t.find(&key, hash)
@@ -148,7 +147,7 @@ func (w *Worker) fragmentWay(b *Burst, p *Packet) (tracked, plain bool) {
 		}
 		return h.Kind != generation.HostOwn, false
 	}
-	v := uint32(g.Ports[b.Port].VPC)
+	v := w.vpc(p)
 	if to := g.Host(v+1, p.remote); to != nil && to.Kind == generation.HostOwn {
 		return false, false
 	}

@@ -303,7 +303,7 @@ func (r *run) arrive(e event) error {
 	}
 	for _, w := range r.workers {
 		w.punts.Reset()
-		w.puntRates = [state.MaxPorts][numClasses]bucket{}
+		w.puntRates = [puntSets][numClasses]bucket{}
 	}
 	was := r.sum()
 	fates := r.process(port, bursts...)

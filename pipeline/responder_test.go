@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"weir/config"
+	"weir/pipeline/attach"
 	"weir/pipeline/drop"
 	"weir/pipeline/inet"
 	"weir/pipeline/packettext"
@@ -48,7 +49,7 @@ func (c *control) poll() (said []string) {
 		if err := packettext.Verify(m.Data()); err != nil {
 			c.t.Fatalf("%s: %v", packettext.Format(m.Data()), err)
 		}
-		said = append(said, fmt.Sprintf("%d: %s", m.Port, packettext.Format(m.Data())))
+		said = append(said, fmt.Sprintf("%d: %s", m.At.Port(), packettext.Format(m.Data())))
 		ring.Pop()
 	}
 	slices.Sort(said)
@@ -69,7 +70,7 @@ func (c *control) quiet() {
 	c.poll()
 	for i := range c.rig.gen.Hops {
 		h := &c.rig.gen.Hops[i]
-		c.Learn(h.Port, h.Addr.Netip(), [6]byte{2, 0, 0, 0, 2, 1}, c.nanos)
+		c.Learn(h.At, h.Addr.Netip(), [6]byte{2, 0, 0, 0, 2, 1}, c.nanos)
 	}
 	c.poll()
 }
@@ -278,7 +279,7 @@ func TestDynamicNeighbors(t *testing.T) {
 	c.quiet()
 	used := c.state().Neighbors.Used
 	for i := range respond.MaxDynamic + 500 {
-		c.Handle(&state.Message{Kind: state.PuntResolve, Port: 0, Addr: inside4(1000 + i)}, c.nanos)
+		c.Handle(&state.Message{Kind: state.PuntResolve, At: attach.Port(0), Addr: inside4(1000 + i)}, c.nanos)
 	}
 	made := c.state().Neighbors.Used - used
 	if made == 0 || made > respond.MaxDynamic {
@@ -326,7 +327,7 @@ func TestAttachmentsRouterIsKeptResolved(t *testing.T) {
 	if !asked() {
 		t.Error("the router is not asked for again")
 	}
-	c.state().Neighbors.Set(1, inet.FromNetip(netip.MustParseAddr("198.51.100.1")), state.NeighborReachable, config.MAC{2, 0, 0, 0, 2, 1})
+	c.state().Neighbors.Set(attach.Port(1), inet.FromNetip(netip.MustParseAddr("198.51.100.1")), state.NeighborReachable, config.MAC{2, 0, 0, 0, 2, 1})
 	for port := range 32 {
 		c.rig.expect(0, fmt.Sprintf("udp 10.0.0.5:%d > 8.8.8.8:53", 1000+port), fmt.Sprintf("udp 192.0.2.5:%d > 8.8.8.8:53", 1000+port))
 	}

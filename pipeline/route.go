@@ -16,18 +16,18 @@ func (w *Worker) route(b *Burst) {
 	for _, i := range b.live {
 		p := &b.Packets[i]
 		if p.act == actNone {
-			if s, ok := w.late(p.insideKey(w.gen.VPCs[w.gen.Ports[b.Port].VPC].Slot), p); ok {
+			if s, ok := w.late(p.insideKey(w.gen.VPCs[w.vpc(p)].Slot), p); ok {
 				w.fromInside(s, p)
 				keep = append(keep, i)
 				continue
 			}
-			v := w.routeOne(b.Port, p)
+			v := w.routeOne(p)
 			if v == punted {
 				w.serve(b, p)
 				continue
 			}
 			if v != goesOn {
-				w.answer(b.Port, p, v.reason(), 0)
+				w.answer(p, v.reason(), 0)
 				w.out(p, b.Port, b.inside, v)
 				continue
 			}
@@ -68,9 +68,12 @@ func (w *Worker) sender(vpc uint32, p *Packet) (o sender) {
 	return o
 }
 
-func (w *Worker) routeOne(port int, p *Packet) verdict {
+// vpc returns the index of the VPC that a packet from inside came from.
+func (w *Worker) vpc(p *Packet) uint32 { return w.gen.Attachments[p.from.Index].VPC }
+
+func (w *Worker) routeOne(p *Packet) verdict {
 	g := w.gen
-	vi := uint32(g.Ports[port].VPC)
+	vi := w.vpc(p)
 	domain := vi + 1
 	if p.local == p.remote {
 		return refuse(drop.Martian)
@@ -101,7 +104,7 @@ func (w *Worker) routeOne(port int, p *Packet) verdict {
 		if attached != nil && !from.own {
 			return refuse(drop.PublicSource)
 		}
-		p.act, p.outPort, p.neighbor, p.hop = actInPlain, rt.Port, state.NoNeighbor, rt.Hop
+		p.act, p.to, p.neighbor, p.hop = actInPlain, way{rt.At, rt.Link}, state.NoNeighbor, rt.Hop
 		if p.hop == (inet.Addr{}) {
 			p.hop = p.remote
 		}

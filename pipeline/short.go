@@ -5,7 +5,7 @@ package pipeline
 import (
 	"encoding/binary"
 
-	"weir/pipeline/generation"
+	"weir/pipeline/attach"
 	"weir/pipeline/header"
 	"weir/pipeline/inet"
 	"weir/pipeline/session"
@@ -44,21 +44,24 @@ func (w *Worker) short(inside bool, s *session.Session, p *Packet, hash uint64) 
 	if w.over(s) {
 		return false
 	}
-	var port uint8
+	var to attach.Word
 	var mac uint64
+	var mtu int
 	if inside {
 		l := w.liveHops(p.family)
-		if l.n == 0 || l.ports&^s.Ports != 0 {
+		if l.n == 0 || l.ports&^w.gen.Groups[s.HopGroup].Ports != 0 {
 			return false
 		}
 		h := &l.hops[share(hash, l.n)%maxLiveHops]
-		port, mac = h.Port, h.mac
-	} else if port = s.InPort; port == generation.NoPort || s.Neighbor == state.NoNeighbor {
+		to, mac, mtu = h.At, h.mac, w.mtus[h.At.Port()]
+	} else if to = s.At; to == attach.None || s.Neighbor == state.NoNeighbor {
 		return false
 	} else if mac = w.resolved(s.Neighbor); mac == 0 {
 		return false
+	} else {
+		mtu = int(w.gen.Links[s.Link].MTU)
 	}
-	if len(p.Data)-header.EthernetSize > w.mtus[port%state.MaxPorts] {
+	if len(p.Data)-header.EthernetSize > mtu {
 		return false
 	}
 	if p.kind == kindTCP {
@@ -72,7 +75,7 @@ func (w *Worker) short(inside bool, s *session.Session, p *Packet, hash uint64) 
 	} else {
 		rewrite6(inside, s, p)
 	}
-	w.queue(port, mac, p.Handle, p.Data)
+	w.queue(to.Port(), mac, p.Handle, p.Data)
 	return true
 }
 

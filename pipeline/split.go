@@ -20,8 +20,8 @@ type Spare struct {
 
 // split queues an IPv4 packet that is longer than its link in pieces, in order (RFC 791 §3.2, RFC 4787 REQ-13a), or
 // reports that there are too few buffers.
-func (w *Worker) split(port uint8, mac uint64, handle uintptr, frame []byte) bool {
-	mtu := int(w.gen.Ports[port].MTU)
+func (w *Worker) split(to way, mac uint64, handle uintptr, frame []byte) bool {
+	mtu, port := int(w.gen.Links[to.link].MTU), to.at.Port()
 	ip := frame[header.EthernetSize:]
 	hlen := int(ip[0]&0x0f) * 4
 	word := binary.BigEndian.Uint16(ip[6:])

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"weir/config"
+	"weir/pipeline/attach"
 	"weir/pipeline/drop"
 	"weir/pipeline/generation"
 	"weir/pipeline/packettext"
@@ -653,8 +654,8 @@ func TestResetForACutSegment(t *testing.T) {
 		if err := packettext.Verify(m.Data()); err != nil {
 			t.Error(err)
 		}
-		if got := bare(m.Data()); got != c.want || m.Port != 0 {
-			t.Errorf("%s\n got %s by port %d\nwant %s", c.line, got, m.Port, c.want)
+		if got := bare(m.Data()); got != c.want || m.At != attach.Port(0) {
+			t.Errorf("%s\n got %s by %v\nwant %s", c.line, got, m.At, c.want)
 		}
 	}
 }

@@ -211,7 +211,7 @@ func (w *Worker) originate() {
 		if m == nil {
 			return
 		}
-		if m.Kind == state.InjectFrame && int(m.Port) < len(w.Ports) && !w.sendOne(int(m.Port), m.Data()) {
+		if m.Kind == state.InjectFrame && m.At.Port() < len(w.Ports) && !w.sendOne(m.At.Port(), m.Data()) {
 			w.Pipe.Unsent(1)
 		}
 		w.Inject.Pop()
