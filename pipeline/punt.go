@@ -12,8 +12,8 @@ import (
 	"weir/pipeline/state"
 )
 
-// class is a kind of message to control. Each has a rate of its own on each port, so that a flood of one, or on one port,
-// takes nothing from the others.
+// class is a kind of message to control. Each has its own rate on each port, so that a flood of
+// one, or on one port, takes nothing from the others.
 type class uint8
 
 const (
@@ -26,7 +26,7 @@ const (
 
 // What a worker may hand to control.
 const (
-	puntsPerSecond  = 500 // of a class, by a port
+	puntsPerSecond  = 500 // of a class, per port
 	puntBurst       = 200
 	errorsPerSecond = 1000 // ICMP errors, all together
 	errorBurst      = 200
@@ -34,8 +34,8 @@ const (
 	errorVPCBurst   = 50
 )
 
-// allowed reports whether one more message of a class may go to control. The last quarter of the ring is kept for outside
-// ports: what tenants say never fills it.
+// allowed reports whether one more message of a class may go to control. The last quarter of the
+// ring is kept for outside ports: what tenants say never fills it.
 func (w *Worker) allowed(port uint8, c class) bool {
 	if w.gen.Ports[port].Side == uint8(config.Inside) && w.punts.Used() > state.RingSlots*3/4 {
 		return false
@@ -56,7 +56,8 @@ func (w *Worker) punt(b *Burst, p *Packet, c class) {
 	w.out(p, port, b.inside, punted)
 }
 
-// fromNextHop reports whether an ARP message or advertisement claims to come from a next hop of the port.
+// fromNextHop reports whether an ARP message or advertisement claims to come from a next hop of the
+// port.
 func (w *Worker) fromNextHop(port int, p *Packet) bool {
 	var from inet.Addr
 	switch d := p.Data; {
@@ -82,12 +83,13 @@ func (w *Worker) serve(b *Burst, p *Packet) {
 	w.punt(b, p, echo)
 }
 
-// answer asks control for the ICMP error that a drop calls for, if any; the packet itself is dropped by the caller. The
-// rate is limited per VPC and in all (RFC 1812 §4.3.2.8, RFC 4443 §2.4(f)).
+// answer asks control for the ICMP error that a drop calls for, if any; the packet itself is
+// dropped by the caller. The rate is limited per VPC and in all (RFC 1812 §4.3.2.8, RFC 4443
+// §2.4(f)).
 func (w *Worker) answer(port int, p *Packet, r drop.Reason, mtu uint16) {
 	switch r {
 	case drop.TTLExceeded, drop.NoEligible, drop.SNATProtocol, drop.TooBig, drop.LimitInstance, drop.LimitVPC, drop.TableFull, drop.PortsExhausted:
-	case drop.NoSession: // a reset, if it is TCP and configured; never about one (RFC 9293 §3.10.7.1)
+	case drop.NoSession: // a reset for TCP, never for one (RFC 9293 §3.10.7.1)
 		if w.gen.Header.UnknownTCP != uint8(config.UnknownTCPReset) || p.kind != kindTCP || p.fragmented || p.tcpFlags&tcpRST != 0 {
 			return
 		}
