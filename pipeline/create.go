@@ -38,7 +38,7 @@ func (w *Worker) limited(in *generation.Instance) drop.Reason {
 	return drop.Pass
 }
 
-// flow is what a new session is made of, beside its packet.
+// flow is what a new session is made of, together with its packet.
 type flow struct {
 	in                        *generation.Instance
 	private, external         inet.Addr
@@ -54,8 +54,8 @@ func (w *Worker) create(p *Packet, f *flow) drop.Reason {
 	if r := w.limited(in); r != drop.Pass {
 		return r
 	}
-	// The outside key may be taken: by a session of before a change, or begun from outside. One that overloads the port, since before
-	// its pool's mapping changed, is live and stays.
+	// The outside key may be taken: by a session from before a change, or one begun from outside.
+	// One that has overloaded the port since before its pool's mapping changed is live and stays.
 	key := session.OutsideKey(f.external, p.remote, f.externalPort, p.remotePort, p.proto)
 	if ref := w.sessions.Find(&key); ref != session.None && w.usable(ref, w.sessions.At(ref)) {
 		if f.mapping != session.None && w.sessions.At(ref).State() != session.Unconfirmed {

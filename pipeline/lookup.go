@@ -7,8 +7,9 @@ import (
 	"weir/pipeline/generation"
 )
 
-// lookup asks for the sessions of the packets from the first-th live one on: first for the buckets that they are found by, and for the
-// sessions of those a step before, whose buckets should have come. Packets from a port that no VPC is attached to end here.
+// lookup asks for the sessions of the packets from the first-th live one on: first for the buckets
+// that they are found by, and for the sessions of those a step before, whose buckets should have
+// come. Packets from a port that no VPC is attached to end here.
 func (w *Worker) lookup(b *Burst, first int) {
 	live := b.live[first:]
 	vpc := uint32(0)

@@ -41,7 +41,8 @@ var refNeighbor = config.MAC{2, 0, 0, 0, 9, 9}
 type run struct {
 	*rig
 	slow *reference
-	// Nothing is ended at once: what is over by time or by a reload stays where it is until a packet or the walk meets it.
+	// Nothing is ended at once: what is over by time or by a reload stays where it is until a
+	// packet or the walk meets it.
 	lazy    bool
 	changed bool      // a reload may still have to be noticed
 	workers []*Worker // of which the rig has the first; several only where it is lazy
@@ -72,7 +73,8 @@ type scene struct {
 	workers int
 }
 
-// play runs the events that next gives until it gives none, and returns what the two disagree about, if anything.
+// play runs the events that next gives until it gives none, and returns what the two disagree
+// about, if anything.
 func play(t testing.TB, at scene, fates map[string]int, next func(*reference) (event, bool)) (err error) {
 	soft := &faultTB{TB: t}
 	defer func() {
@@ -186,8 +188,8 @@ func (r *run) sum() (sum state.Counters) {
 	return sum
 }
 
-// process takes bursts that arrive by a port through the workers until nothing is on its way, and returns what became of each packet. It
-// checks what holds whatever that is.
+// process takes bursts that arrive by a port through the workers until nothing is on its way, and
+// returns what became of each packet. It checks what holds whatever that is.
 func (r *run) process(port int, bursts ...[][]byte) []fate {
 	var fates []fate
 	for _, burst := range bursts {
@@ -241,8 +243,8 @@ func (r *run) process(port int, bursts ...[][]byte) []fate {
 	return fates
 }
 
-// restart is the death of the data plane and another one's start. Of unconfirmed sessions that began in one millisecond, it may think any
-// the oldest.
+// restart is the death of the data plane and another one's start. Of unconfirmed sessions that
+// began in one millisecond, it may think any the oldest.
 func (r *run) restart() {
 	r.state.Sweep()
 	now := r.nanos
@@ -400,7 +402,8 @@ func (r *run) cut(frame []byte, e event) (bursts [][][]byte) {
 	return bursts
 }
 
-// joined is what the receiver of the pieces makes of them. All of them leave, or none; by one port, unless they are not translated.
+// joined is what the receiver of the pieces makes of them. All of them leave, or none; by one port,
+// unless they are not translated.
 func (r *run) joined(fates []fate, o outcome) (fate, error) {
 	var frames [][]byte
 	for _, f := range fates {
@@ -502,7 +505,8 @@ func (r *run) left(q question, o outcome, f fate) error {
 	return nil
 }
 
-// compare holds the fast one's sessions and counters against the reference's. Unless it is exact, the fast one may have more that is over.
+// compare holds the fast one's sessions and counters against the reference's. Unless it is exact,
+// the fast one may have more that is over.
 func (r *run) compare(exact bool) error {
 	n, c := r.slow, r.sum()
 	live := 0
@@ -576,7 +580,8 @@ func smallest(t testing.TB, at scene, events []event) ([]event, error) {
 	return events, err
 }
 
-// story is a list of events as text: configurations as the lines in which each differs from the one before.
+// story is a list of events as text: configurations as the lines in which each differs from the one
+// before.
 func story(text string, events []event) string {
 	var b strings.Builder
 	b.WriteString(text)
@@ -602,7 +607,8 @@ func story(text string, events []event) string {
 	return b.String()
 }
 
-// The fast NAT and the slow one agree over a million random events: packets in both directions, time, and configurations.
+// The fast NAT and the slow one agree over a million random events: packets in both directions,
+// time, and configurations.
 func TestAgreesWithReference(t *testing.T) {
 	total := *refEvents
 	if testing.Short() {

@@ -12,10 +12,12 @@ import (
 	"weir/pipeline/session"
 )
 
-// reference is the whole NAT once more, as its rules say it: lists, loops, and one packet after the other. What a packet
-// without a session meets it asks the model. It shares the names of states and reasons with the pipeline, and the published hash.
+// reference is the whole NAT once more, as its rules say it: lists, loops, and one packet after the
+// other. What a packet without a session meets it asks the model. It shares the names of states and
+// reasons with the pipeline, and the published hash.
 //
-// What is random it cannot know: it says which external ports a session may get, and is told which one it got.
+// What is random it cannot know: it says which external ports a session may get, and is told which
+// one it got.
 type reference struct {
 	model
 	now      int64 // milliseconds
@@ -99,8 +101,8 @@ type outcome struct {
 
 func refused(r drop.Reason) outcome { return outcome{forecast: droppedAs(r)} }
 
-// find returns the session of a packet, that comes from inside, from outside, or turns back as if from outside. ICMP errors and packets
-// whose TTL is used up take no part in sessions.
+// find returns the session of a packet, that comes from inside, from outside, or turns back as if
+// from outside. ICMP errors and packets whose TTL is used up take no part in sessions.
 func (n *reference) find(q question, from origin) *refSession {
 	if q.proto == "error" || q.expired {
 		return nil
@@ -180,7 +182,8 @@ func (n *reference) fromOutside(q question, from origin) outcome {
 	return o
 }
 
-// back is what a packet that turns looks like from outside: its receiver sees the sender's external address (RFC 4787 REQ-9a).
+// back is what a packet that turns looks like from outside: its receiver sees the sender's external
+// address (RFC 4787 REQ-9a).
 func (o outcome) back(q question) question {
 	q.src, q.sport = o.src, o.sport
 	if o.quoted != nil {
@@ -196,12 +199,14 @@ func (o outcome) back(q question) question {
 	return q
 }
 
-// loops reports whether a packet that leaves from a port of its destination would come back to the very socket that sent it.
+// loops reports whether a packet that leaves from a port of its destination would come back to the
+// very socket that sent it.
 func (q question) loops(external netip.Addr, port uint16) bool {
 	return q.dst == external && q.proto != "ping" && q.proto != "pong" && (q.proto == "gre" || port == q.dport)
 }
 
-// refresh is what a packet from inside does to its session. A reset may answer what came from outside, and proves nothing.
+// refresh is what a packet from inside does to its session. A reset may answer what came from
+// outside, and proves nothing.
 func (n *reference) refresh(s *refSession, q question) tracked {
 	if q.proto != "rst" {
 		s.last = n.now
@@ -233,8 +238,9 @@ type tracked struct {
 	last      int64
 }
 
-// track follows a TCP connection. What comes next in sequence counts; a segment from outside whose numbers have nothing to do with the
-// connection's comes from somebody who sees nothing, and has no effect. What lies between may be an old one, and may do what it likes.
+// track follows a TCP connection. What comes next in sequence counts; a segment from outside whose
+// numbers have nothing to do with the connection's comes from somebody who sees nothing, and has no
+// effect. What lies between may be an old one, and may do what it likes.
 func (n *reference) track(s *refSession, q question, from origin) (r tracked) {
 	if s.proto != 6 {
 		return tracked{}
@@ -387,7 +393,8 @@ func (n *reference) leaving(q question) outcome {
 	return o
 }
 
-// errorOut decides on an ICMP error from inside: it goes to who sent what it is about, as from where that was sent to. It touches no session.
+// errorOut decides on an ICMP error from inside: it goes to who sent what it is about, as from
+// where that was sent to. It touches no session.
 func (n *reference) errorOut(q question, o outcome) outcome {
 	a := q.about()
 	if s := n.begin(q.src, q.dst, 0, 0, q); o.fate == "drop "+drop.NoEligible.String() {
@@ -493,7 +500,8 @@ func (n *reference) share(s *refSession, o outcome, q question) outcome {
 	return o
 }
 
-// taken reports whether a session has a port with the remote endpoint of s. One that began outside, when the port was another's, gives way.
+// taken reports whether a session has a port with the remote endpoint of s. One that began outside,
+// when the port was another's, gives way.
 func (n *reference) taken(s *refSession, port uint16) bool {
 	return slices.ContainsFunc(n.sessions, func(t *refSession) bool { return n.sameOutside(t, s, port) && t.state != session.Unconfirmed })
 }
@@ -539,7 +547,8 @@ func inShares(shares []config.SNAT, port uint16) bool {
 	return slices.ContainsFunc(shares, func(s config.SNAT) bool { return s.First <= port && port <= s.Last })
 }
 
-// belongsTo reports whether a mapping is that of the internal endpoint of s on its external address.
+// belongsTo reports whether a mapping is that of the internal endpoint of s on its external
+// address.
 func (m *refMapping) belongsTo(s *refSession) bool {
 	return m.vpc == s.vpc && m.private == s.private && m.privatePort == s.privatePort && m.external == s.external && m.proto == s.proto
 }
@@ -563,7 +572,8 @@ func (n *reference) held(m *refMapping) bool {
 	return slices.ContainsFunc(n.sessions, func(s *refSession) bool { return s.mapping == m })
 }
 
-// confirm lets the first packet from inside confirm a session that began outside, if what it was let in to is still there.
+// confirm lets the first packet from inside confirm a session that began outside, if what it was
+// let in to is still there.
 func (n *reference) confirm(s *refSession) bool { return !s.snat || n.hold(s, false) }
 
 // rules are those of the pool of an external address.
@@ -625,8 +635,8 @@ func (n *reference) invited(q question) outcome {
 	return o
 }
 
-// admit reports whether what came from outside may begin a session. It ends the oldest unconfirmed one of the instance where that
-// has to give way.
+// admit reports whether what came from outside may begin a session. It ends the oldest unconfirmed
+// one of the instance where that has to give way.
 func (n *reference) admit(s *refSession, q question, vpc *config.VPC, in *config.Instance) bool {
 	s.vpc, s.instance = vpc.Name, vpc.Name+"/"+in.Name
 	s.external, s.externalPort, s.state, s.fromOutside = q.dst, q.dport, session.Unconfirmed, true
@@ -686,7 +696,8 @@ func (n *reference) limit(s *refSession) drop.Reason {
 	return drop.Pass
 }
 
-// add begins a session. A session from outside that has the same outside gives way: it was let in when the port was another's.
+// add begins a session. A session from outside that has the same outside gives way: it was let in
+// when the port was another's.
 func (n *reference) add(s *refSession) {
 	for _, t := range n.sessions {
 		if n.sameOutside(t, s, s.externalPort) {
@@ -723,7 +734,8 @@ func (n *reference) wait(millis int64) {
 	n.rested()
 }
 
-// rested gives up the mappings that rested long enough: a second is, while there is hardly room for more.
+// rested gives up the mappings that rested long enough: a second is, while there is hardly room for
+// more.
 func (n *reference) rested() {
 	rest := n.Sessions.PortRest.Milliseconds()
 	if len(n.mappings) >= n.capacity/8*6 {

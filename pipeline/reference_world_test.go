@@ -13,8 +13,9 @@ import (
 	"weir/pipeline/session"
 )
 
-// world draws small configurations, each a small change from the one before, and what happens in them: few endpoints, few remote
-// ones, a handful of ports, tiny limits, so that everything collides all the time.
+// world draws small configurations, each a small change from the one before, and what happens in
+// them: few endpoints, few remote ones, a handful of ports, tiny limits, so that everything
+// collides all the time.
 type world struct {
 	*generator
 	pools [worldPools]struct {
@@ -303,8 +304,8 @@ func (w *world) instance(v, i int) string {
 		in.name, quoted(private), in.limit, quoted(floating), quoted(ephemeral), strings.Join(snat, ", "), quoted(prefixes))
 }
 
-// event is one thing that happens: time passes, another configuration comes into force, the data plane dies and starts again, or a
-// burst arrives. In lazy worlds a walk ends what is over.
+// event is one thing that happens: time passes, another configuration comes into force, the data
+// plane dies and starts again, or a burst arrives. In lazy worlds a walk ends what is over.
 type event struct {
 	wait    time.Duration
 	reload  string
@@ -443,8 +444,8 @@ func (w *world) proto(s *refSession, q *question, inside bool) {
 	}
 }
 
-// segment draws a segment of a connection: mostly what comes next, so that connections open and close; of the rest from outside most by
-// somebody who sees nothing of it.
+// segment draws a segment of a connection: mostly what comes next, so that connections open and
+// close; of the rest from outside most by somebody who sees nothing of it.
 func (w *world) segment(s *refSession, q *question, inside bool) {
 	t, me, peer := &s.tcp, near, far
 	if !inside {

@@ -11,8 +11,8 @@ import (
 	"weir/pipeline/session"
 )
 
-// selectSource gives a tagged packet its external address, and a session if it may begin one. There is
-// no other way for a private source to leave: nothing eligible means dropped.
+// selectSource gives a tagged packet its external address, and a session if it may begin one. There
+// is no other way for a private source to leave: a packet without an eligible address is dropped.
 func (w *Worker) selectSource(p *Packet, in *generation.Instance, tag uint32) drop.Reason {
 	if p.kind >= kindError {
 		return w.errorOut(p, in, tag)
@@ -36,7 +36,8 @@ func (w *Worker) selectSource(p *Packet, in *generation.Instance, tag uint32) dr
 	}
 	p.leaveAs(c.Addr, p.localPort, c.Ports, false)
 	p.setDeltas(p.local, c.Addr, p.localPort, p.localPort)
-	// 1:1 never needs state: a session only keeps the address over changes. Without one the function chooses.
+	// 1:1 never needs state: a session only keeps the address over changes. Without one the
+	// function chooses.
 	f := flow{in: in, private: p.local, privatePort: p.localPort, external: c.Addr, externalPort: p.localPort, ports: c.Ports, mapping: session.None}
 	if !begins(p) || w.filled(7) || w.create(p, &f) != drop.Pass {
 		w.counts.stateless++
@@ -44,7 +45,8 @@ func (w *Worker) selectSource(p *Packet, in *generation.Instance, tag uint32) dr
 	return drop.Pass
 }
 
-// begins reports whether a packet may begin a session: a plain SYN, an echo request, or anything without such rules.
+// begins reports whether a packet may begin a session: a plain SYN, an echo request, or anything
+// without such rules.
 func begins(p *Packet) bool {
 	switch p.kind {
 	case kindTCP:
@@ -55,7 +57,8 @@ func begins(p *Packet) bool {
 	return true
 }
 
-// loops reports whether a packet that leaves as from external and port would come back to the very socket that sent it.
+// loops reports whether a packet that leaves as from external and port would come back to the very
+// socket that sent it.
 func (p *Packet) loops(external inet.Addr, port uint16) bool {
 	if !p.hairpin || p.remote != external {
 		return false
@@ -91,8 +94,9 @@ func (w *Worker) pick(f *rendezvous.Flow, sel *generation.Selection) *generation
 	return best
 }
 
-// selectSNAT gives a flow its port. With endpoint-independent mapping the internal endpoint has one towards everybody;
-// else each flow takes one that no other flow uses towards the same remote endpoint.
+// selectSNAT gives a flow its port. With endpoint-independent mapping the internal endpoint has one
+// towards everybody; else each flow takes one that no other flow uses towards the same remote
+// endpoint.
 func (w *Worker) selectSNAT(p *Packet, in *generation.Instance, sel *generation.Selection) drop.Reason {
 	space, ok := p.portSpace()
 	switch {

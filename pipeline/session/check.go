@@ -7,9 +7,10 @@ import (
 	"math/bits"
 )
 
-// Check holds the table against itself: every live session is found by both of its keys and stands twice in the index,
-// which holds nothing else; every free one stands once on the free stack; every overflow bucket is in one chain or
-// spare. The owner must not run. Check is for tests and for finding faults: it walks everything, and allocates.
+// Check holds the table against itself: every live session is found by both of its keys and stands
+// twice in the index, which holds nothing else; every free one stands once on the free stack; every
+// overflow bucket is in one chain or spare. The owner must not run. Check is for tests and for
+// finding faults: it walks everything, and allocates.
 func (t *Table) Check() error {
 	if t.h.free > uint64(len(t.free)) {
 		return fmt.Errorf("session table: %d indexes on the free stack, which has room for %d", t.h.free, len(t.free))
@@ -53,7 +54,8 @@ func (t *Table) Check() error {
 	return t.checkIndex()
 }
 
-// checkPaired looks at the neighbors of a session in the list of those that share mapping and remote address.
+// checkPaired looks at the neighbors of a session in the list of those that share mapping and
+// remote address.
 func (t *Table) checkPaired(ref uint32, s *Session) error {
 	k := s.pair()
 	if got := t.findPaired(t.secret.hash(&k), &k); got == None {
@@ -125,8 +127,9 @@ func (t *Table) checkIndex() error {
 	return nil
 }
 
-// Check holds the mappings against themselves: each that lives is held as often as holds says, stands once in either chain and has its
-// port's bit; no other bit is set, and all others but those that the reaper has are free. No worker may run.
+// Check holds the mappings against themselves: each that lives is held as often as holds says,
+// stands once in either chain and has its port's bit; no other bit is set, and all others but those
+// that the reaper has are free. No worker may run.
 func (m *Mappings) Check(holds map[uint32]uint32) error {
 	chained := func(heads []uint64, link func(*Mapping) *uint32, what string) (map[uint32]bool, error) {
 		seen := map[uint32]bool{}

@@ -13,13 +13,14 @@ import (
 	"weir/pipeline/memory"
 )
 
-// Mapping is the external endpoint that SNAT gives an internal one, for all remote endpoints (RFC 4787 REQ-1). It lives while
-// sessions hold it, and rests when none does: the internal endpoint gets it back at once, another one not before the rest
-// is over (RFC 6888 REQ-8).
+// Mapping is the external endpoint that SNAT gives an internal one, for all remote endpoints (RFC
+// 4787 REQ-1). It lives while sessions hold it, and rests when none does: the internal endpoint
+// gets it back at once, another one not before the rest is over (RFC 6888 REQ-8).
 //
-// All workers share mappings. A worker finds one in a chain that other workers may add to at the head, and that only the reaper,
-// one of the workers, takes away from. What the reaper took away is used again when every worker has begun another turn, so what a
-// worker finds in a turn stays what it is until the turn's end.
+// All workers share mappings. A worker finds one in a chain that other workers may add to at the
+// head, and that only the reaper, one of the workers, takes away from. What the reaper took away is
+// used again when every worker has begun another turn, so what a worker finds in a turn stays what
+// it is until the turn's end.
 type Mapping struct {
 	Private inet.Addr
 	word    uint64 // mappingState<<32 | how many sessions hold it
@@ -73,7 +74,8 @@ type MappingsRegion struct {
 	Capacity, Addresses                             uint64
 }
 
-// ReserveMappings adds room for capacity mappings over so many external addresses to the layout of a segment.
+// ReserveMappings adds room for capacity mappings over so many external addresses to the layout of
+// a segment.
 func ReserveMappings(l *memory.Layout, capacity, addresses int) MappingsRegion {
 	return MappingsRegion{
 		Header:    memory.Add[mappingsHeader](l, 1),
@@ -124,8 +126,8 @@ func (m *Mappings) Init(secret Secret) {
 	m.Rebuild()
 }
 
-// Rebuild makes chains, ports and the list of free ones anew from the mappings themselves, none of which is held afterwards: the
-// sessions hold them again. No worker may run.
+// Rebuild makes chains, ports and the list of free ones anew from the mappings themselves, none of
+// which is held afterwards: the sessions hold them again. No worker may run.
 func (m *Mappings) Rebuild() {
 	m.secret = m.h.Secret
 	clear(m.inside)
@@ -186,8 +188,8 @@ func (m *Mappings) outsideChain(address uint32, space PortSpace, port uint16) *u
 // PortRange is a range of an external address's ports, both ends included.
 type PortRange struct{ First, Last uint16 }
 
-// Hold finds the mapping of an internal endpoint on an external address, with a port in one of ranges, and holds it once more; None
-// if there is none.
+// Hold finds the mapping of an internal endpoint on an external address, with a port in one of
+// ranges, and holds it once more; None if there is none.
 func (m *Mappings) Hold(vpc uint32, private inet.Addr, port uint16, space PortSpace, address uint32, ranges []PortRange) uint32 {
 	return m.holdFrom(atomic.LoadUint64(m.insideChain(vpc, private, port, space, address)), vpc, private, port, space, address, ranges)
 }
@@ -235,8 +237,9 @@ func (m *Mappings) Adopt(s *Session) bool {
 	return e.Private == s.Private && e.VPC == s.VPC && e.PrivatePort == s.PrivatePort() && e.ExternalPort == s.ExternalPort() && e.hold()
 }
 
-// Settle puts, after the sessions have adopted theirs, the mappings that are held before those that rest: when a process died between two
-// mappings of one internal endpoint, the endpoint goes on with the one that its sessions have.
+// Settle puts, after the sessions have adopted theirs, the mappings that are held before those that
+// rest: when a process died between two mappings of one internal endpoint, the endpoint goes on
+// with the one that its sessions have.
 func (m *Mappings) Settle() {
 	for i := range m.inside {
 		var held, rest uint32
@@ -292,8 +295,8 @@ const (
 	MappingsFull         // no room for another mapping
 )
 
-// Create makes a mapping of an internal endpoint at millisecond now, with a random port of ranges, and holds it; or holds the one that another worker
-// made in the meantime.
+// Create makes a mapping of an internal endpoint at millisecond now, with a random port of ranges,
+// and holds it; or holds the one that another worker made in the meantime.
 func (m *Mappings) Create(vpc uint32, private inet.Addr, port uint16, space PortSpace, address uint32, ranges []PortRange, random *rand.ChaCha8, now uint32) (uint32, Created) {
 	external, ok := m.takePort(address, space, ranges, random)
 	if !ok {
@@ -336,7 +339,8 @@ func (m *Mappings) Create(vpc uint32, private inet.Addr, port uint16, space Port
 	return ref, Mapped
 }
 
-// next is the word of a chain or of the free list after a change: whoever saw an earlier one fails to compare and swap.
+// next is the word of a chain or of the free list after a change: whoever saw an earlier one fails
+// to compare and swap.
 func next(head uint64, first uint32) uint64 { return (head>>32+1)<<32 | uint64(first) }
 
 // alloc takes a mapping off the free list.
@@ -383,11 +387,13 @@ func (m *Mappings) freePort(address uint32, space PortSpace, port uint16) {
 	atomic.AndUint64(m.portWord(address, space, uint32(port>>6)), ^(uint64(1) << (port & 63)))
 }
 
-// portGuesses is how many random ports are tried before the words are searched: enough for a range that is half full.
+// portGuesses is how many random ports are tried before the words are searched: enough for a range
+// that is half full.
 const portGuesses = 4
 
-// takePort takes a random free port of ranges (RFC 6056 §3.3.1: random, and the next free one if it is taken). The search of
-// a full range reads each of its words once: 1,024 for all ports of an address.
+// takePort takes a random free port of ranges (RFC 6056 §3.3.1: random, and the next free one if it
+// is taken). The search of a full range reads each of its words once: 1,024 for all ports of an
+// address.
 func (m *Mappings) takePort(address uint32, space PortSpace, ranges []PortRange, random *rand.ChaCha8) (uint16, bool) {
 	total := Ports(ranges)
 	var at uint32
@@ -464,11 +470,12 @@ func (m *Mappings) search(address uint32, space PortSpace, first, last uint32, r
 	return 0, false
 }
 
-// Reap takes those of the next n mappings away that rested long enough: rest milliseconds without a session, at millisecond now. What it
-// took away earlier is free when every worker has begun a turn after it: turns[w] is when worker w began its last one. One
-// worker calls it.
+// Reap takes those of the next n mappings away that rested long enough: rest milliseconds without a
+// session, at millisecond now. What it took away earlier is free when every worker has begun a turn
+// after it: turns[w] is when worker w began its last one. One worker calls it.
 func (m *Mappings) Reap(n int, now, rest uint32, oldest uint32) {
-	// What the last call took away went after its turn had begun: it is gone for those who begin a turn from this one on.
+	// What the last call took away went after its turn had begun: it is gone for those who begin a
+	// turn from this one on.
 	for at := m.fresh; at != 0; at = m.mappings[at-1].limbo {
 		m.mappings[at-1].gone = now
 	}
@@ -518,7 +525,8 @@ func (m *Mappings) Reap(n int, now, rest uint32, oldest uint32) {
 	}
 }
 
-// unlink takes ref out of a chain, whose head others may change meanwhile. What it leads to stays: somebody may stand on it.
+// unlink takes ref out of a chain, whose head others may change meanwhile. What it leads to stays:
+// somebody may stand on it.
 func (m *Mappings) unlink(chain *uint64, ref uint32, link func(*Mapping) *uint32) {
 	for {
 		head := atomic.LoadUint64(chain)
