@@ -31,6 +31,8 @@ func (w *Worker) apply(b *Burst, first int) {
 			// No reply, but a beginning: the sender outside does not choose its address. Or the
 			// mapping that it went to is gone.
 			w.end(ref)
+		case s.Flags&session.Given != 0 && p.tcpFlags&(tcpSYN|tcpRST) == tcpSYN && !w.regain(ref, s, p):
+			w.end(ref) // its port is another endpoint's: what begins is a flow like any other
 		default:
 			w.fromInside(s, p)
 		}

@@ -193,7 +193,7 @@ func TestX04OnePacketFlows(t *testing.T) {
 		n = 20_000
 	}
 	a := newArenaOn(t, strings.Replace(attackConfig, "  - name: v\n", "  - name: v\n    limits: {per_vpc: 500}\n", 1))
-	a.flood(0, n, parseLine(t, 0, "udp 10.0.0.6:1000 > 9.0.0.0:53 len=30"), redirect)
+	a.flood(0, n, parseLine(t, 0, "udp 10.0.0.6:1000 > 9.0.0.0:4500 len=30"), redirect)
 	if a.counters.Dropped[drop.LimitVPC] < uint64(n-2000) {
 		t.Errorf("of %d flows %d are over the VPC's limit", n, a.counters.Dropped[drop.LimitVPC])
 	}

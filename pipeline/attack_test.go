@@ -50,10 +50,10 @@ type goldenFlow struct{ request, left, reply, arrived []byte }
 // calmFlows are the other tenant's: 1:1 and SNAT, both families. ID, for a packet that fragments
 // never touch, is its sender's.
 var calmFlows = []string{
-	"udp 10.0.0.5:1000 > 8.8.8.8:53 df ipid=7 \"golden\"", "udp 10.0.0.6:1000 > 8.8.8.8:53 df ipid=7 \"golden\"",
+	"udp 10.0.0.5:1000 > 8.8.8.8:4500 df ipid=7 \"golden\"", "udp 10.0.0.6:1000 > 8.8.8.8:4500 df ipid=7 \"golden\"",
 	"tcp 10.0.0.5:1000 > 8.8.8.8:443 SYN df seq=1", "tcp 10.0.0.6:1000 > 8.8.8.8:443 SYN df seq=1",
 	"icmp echo-request 10.0.0.5 > 8.8.8.8 df id=7 \"golden\"", "icmp echo-request 10.0.0.6 > 8.8.8.8 df id=7 \"golden\"",
-	"udp [fd00::5]:1000 > [2001:4860::8]:53 \"golden\"", "udp [fd00::6]:1000 > [2001:4860::8]:53 \"golden\"",
+	"udp [fd00::5]:1000 > [2001:4860::8]:4500 \"golden\"", "udp [fd00::6]:1000 > [2001:4860::8]:4500 \"golden\"",
 	"tcp [fd00::5]:1000 > [2001:4860::8]:443 SYN seq=1", "tcp [fd00::6]:1000 > [2001:4860::8]:443 SYN seq=1",
 	"icmp6 echo-request fd00::5 > 2001:4860::8 id=7 \"golden\"", "icmp6 echo-request fd00::6 > 2001:4860::8 id=7 \"golden\"",
 }

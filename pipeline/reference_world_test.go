@@ -367,6 +367,13 @@ func (w *world) ask(n *reference) question {
 	inside := w.some(0.55)
 	if len(n.sessions) > 0 && w.some(0.6) {
 		s := pick(w.generator, n.sessions)
+		if inside && w.some(0.5) {
+			w.preferClosed(n, &s)
+		}
+		if s.given && inside && w.some(0.6) { // another endpoint of its instance wants what it wanted
+			return question{port: slices.Index([]string{"v0", "v1", "v2"}, s.vpc), proto: "syn", src: s.private, dst: s.remote,
+				sport: worldPrivate[w.IntN(len(worldPrivate))], dport: s.remotePort, seq: w.Uint32()}
+		}
 		q := question{port: worldVPCs + w.IntN(2), src: s.remote, dst: s.external, sport: s.remotePort, dport: s.externalPort}
 		if inside {
 			q = question{port: slices.Index([]string{"v0", "v1", "v2"}, s.vpc), src: s.private, dst: s.remote, sport: s.privatePort, dport: s.remotePort}
@@ -428,6 +435,19 @@ func (w *world) ask(n *reference) question {
 	return q
 }
 
+// preferClosed draws again among those whose connection is closed, if any is.
+func (w *world) preferClosed(n *reference, s **refSession) {
+	var closed []*refSession
+	for _, t := range n.sessions {
+		if t.given {
+			closed = append(closed, t)
+		}
+	}
+	if closed != nil {
+		*s = pick(w.generator, closed)
+	}
+}
+
 // proto draws a packet of a session.
 func (w *world) proto(s *refSession, q *question, inside bool) {
 	switch s.proto {
@@ -456,6 +476,10 @@ func (w *world) segment(s *refSession, q *question, inside bool) {
 	case w.some(0.7) && inside && s.state == session.Unconfirmed, w.some(0.8) && !inside && t.asked && !t.syn[far]:
 		q.proto = "synack"
 	case w.some(0.8) && s.state == session.TCPOpening && t.syn[near] && t.syn[far]:
+		q.proto = "ack"
+	case w.some(0.3) && s.state == session.TCPOpen && !t.fin[me]:
+		q.proto = "fin"
+	case w.some(0.5) && s.state == session.TCPClosing && !s.given:
 		q.proto = "ack"
 	}
 	if q.proto == "syn" || q.proto == "synack" {

@@ -37,9 +37,9 @@ func onMove(policy string, associated bool) string {
 // is a reload or a wait, and then says whether the session lives.
 func TestOnMove(t *testing.T) {
 	const (
-		fromInside  = "udp 10.0.0.5:1000 > 8.8.8.8:53"
-		fromOutside = "udp 8.8.8.8:53 > 192.0.2.21:1000" // to one of the three addresses of 10.0.0.7, not the one that the function gives
-		tcp         = "tcp 10.0.0.6:1000 > 8.8.8.8:53 SYN"
+		fromInside  = "udp 10.0.0.5:1000 > 8.8.8.8:4500"
+		fromOutside = "udp 8.8.8.8:4500 > 192.0.2.21:1000" // to one of the three addresses of 10.0.0.7, not the one that the function gives
+		tcp         = "tcp 10.0.0.6:1000 > 8.8.8.8:4500 SYN"
 	)
 	type step struct {
 		reload string // "": none

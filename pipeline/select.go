@@ -117,7 +117,7 @@ func (w *Worker) selectSNAT(p *Packet, in *generation.Instance, sel *generation.
 	}
 	ranges := w.gen.PortRanges[c.Ranges.First:c.Ranges.End()]
 	p.leaveAs(c.Addr, p.localPort, c.Ports, true) // the port is found below
-	mapping := session.None
+	mapping, alone := session.None, false
 	if c.Rules&generation.Overload != 0 {
 		if ok = w.overload(p, in, c.Addr, ranges); !ok {
 			return drop.PortsExhausted
@@ -125,8 +125,12 @@ func (w *Worker) selectSNAT(p *Packet, in *generation.Instance, sel *generation.
 	} else {
 		vpc := w.gen.VPCs[in.VPC].Slot
 		if mapping = w.mappings.Hold(vpc, p.local, p.localPort, space, c.Slot, ranges); mapping == session.None {
+			to := session.Toward{Table: w.sessions, External: c.Addr, Remote: p.remote, RemotePort: p.remotePort, Proto: p.proto}
+			if p.kind == kindTCP {
+				to.Seq = p.segment().seq
+			}
 			var result session.Created
-			switch mapping, result = w.mappings.Create(vpc, p.local, p.localPort, space, c.Slot, ranges, w.rand, w.tick); result {
+			switch mapping, alone, result = w.mappings.CreateToward(&to, vpc, p.local, p.localPort, space, c.Slot, ranges, w.rand, w.tick); result {
 			case session.NoPort:
 				return drop.PortsExhausted
 			case session.MappingsFull:
@@ -142,7 +146,7 @@ func (w *Worker) selectSNAT(p *Packet, in *generation.Instance, sel *generation.
 		return drop.Martian
 	}
 	p.setDeltas(p.local, c.Addr, p.localPort, p.newPort)
-	f := flow{in: in, private: p.local, privatePort: p.localPort, external: c.Addr, externalPort: p.newPort, ports: c.Ports, flags: session.SNAT, mapping: mapping}
+	f := flow{in: in, private: p.local, privatePort: p.localPort, external: c.Addr, externalPort: p.newPort, ports: c.Ports, flags: session.SNAT, mapping: mapping, alone: alone}
 	r := w.create(p, &f)
 	if r != drop.Pass && mapping != session.None {
 		w.mappings.Release(mapping, w.tick)

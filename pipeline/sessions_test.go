@@ -74,11 +74,11 @@ var stateLines = []struct {
 	timeout time.Duration
 	lines   []string // from inside; < from outside
 }{
-	{session.UDP, 5 * time.Minute, []string{"udp 10.0.0.6:5000 > 8.8.8.8:53"}},
+	{session.UDP, 5 * time.Minute, []string{"udp 10.0.0.6:5000 > 8.8.8.8:4500"}},
 	{session.ICMP, time.Minute, []string{"icmp echo-request 10.0.0.6 > 8.8.8.8 id=5000"}},
-	{session.TCPOpening, 4 * time.Minute, []string{"tcp 10.0.0.6:5000 > 8.8.8.8:53 SYN"}},
-	{session.TCPOpen, 2*time.Hour + 4*time.Minute, []string{"tcp 10.0.0.6:5000 > 8.8.8.8:53 SYN", "<SYN,ACK ack=1", "tcp 10.0.0.6:5000 > 8.8.8.8:53 ACK seq=1 ack=1"}},
-	{session.TCPClosing, 4 * time.Minute, []string{"tcp 10.0.0.6:5000 > 8.8.8.8:53 SYN", "<SYN,ACK ack=1", "tcp 10.0.0.6:5000 > 8.8.8.8:53 FIN,ACK seq=1 ack=1", "<FIN,ACK seq=1 ack=2"}},
+	{session.TCPOpening, 4 * time.Minute, []string{"tcp 10.0.0.6:5000 > 8.8.8.8:4500 SYN"}},
+	{session.TCPOpen, 2*time.Hour + 4*time.Minute, []string{"tcp 10.0.0.6:5000 > 8.8.8.8:4500 SYN", "<SYN,ACK ack=1", "tcp 10.0.0.6:5000 > 8.8.8.8:4500 ACK seq=1 ack=1"}},
+	{session.TCPClosing, 4 * time.Minute, []string{"tcp 10.0.0.6:5000 > 8.8.8.8:4500 SYN", "<SYN,ACK ack=1", "tcp 10.0.0.6:5000 > 8.8.8.8:4500 FIN,ACK seq=1 ack=1", "<FIN,ACK seq=1 ack=2"}},
 }
 
 // play sends the lines and returns the answer of the remote to the last one from inside.
@@ -88,7 +88,7 @@ func (r *rig) play(lines []string) (answer string) {
 		if flags, ok := strings.CutPrefix(l, "<"); ok {
 			words := strings.Fields(answer)
 			words[4] = flags
-			if got := r.send(1, strings.Join(words, " ")); !strings.HasPrefix(got, "tcp 8.8.8.8:53 > 10.0.0.6:5000") {
+			if got := r.send(1, strings.Join(words, " ")); !strings.HasPrefix(got, "tcp 8.8.8.8:4500 > 10.0.0.6:5000") {
 				r.t.Fatalf("%s: %s", l, got)
 			}
 			continue
@@ -99,9 +99,9 @@ func (r *rig) play(lines []string) (answer string) {
 		case "icmp":
 			answer = fmt.Sprintf("icmp echo-reply 8.8.8.8 > 192.0.2.6 %s", words[5])
 		case "tcp":
-			answer = fmt.Sprintf("tcp 8.8.8.8:53 > %s %s", words[1], strings.Replace(words[4], "SYN", "SYN,ACK", 1))
+			answer = fmt.Sprintf("tcp 8.8.8.8:4500 > %s %s", words[1], strings.Replace(words[4], "SYN", "SYN,ACK", 1))
 		default:
-			answer = fmt.Sprintf("udp 8.8.8.8:53 > %s", words[1])
+			answer = fmt.Sprintf("udp 8.8.8.8:4500 > %s", words[1])
 		}
 	}
 	return answer
@@ -400,7 +400,7 @@ func TestAddressMovesToAnotherInstance(t *testing.T) {
 
 // A draining session lives for drain_timeout, whatever it does, and no longer.
 func TestDrain(t *testing.T) {
-	const line, want = "udp 10.0.0.5:1000 > 8.8.8.8:53", "udp 192.0.2.5:1000 > 8.8.8.8:53"
+	const line, want = "udp 10.0.0.5:1000 > 8.8.8.8:4500", "udp 192.0.2.5:1000 > 8.8.8.8:4500"
 	text := strings.NewReplacer("pools: [p, attached]", "pools: [attached]", "vpcs:", "sessions: {on_move: drain, drain_timeout: 10m}\nvpcs:").Replace(rigConfig)
 	r := newRig(t, rigConfig, config.MAC{})
 	r.expect(0, line, want)

@@ -101,6 +101,9 @@ func (w *Worker) changeTCP(s *session.Session, g *segment, inside bool) bool {
 	if was == session.TCPOpen && s.State() == session.TCPClosing {
 		s.Last = w.tick
 	}
+	if s.Mapping != session.None && s.Closed() {
+		w.give(s)
+	}
 	return true
 }
 

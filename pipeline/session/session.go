@@ -51,6 +51,7 @@ const (
 	Hairpin  // the remote endpoint is an external address of weir's own
 	Asked    // TCP: a SYN is the last that the instance said
 	OnLink   // the remote address lies in a prefix of an outside port's own
+	Given    // TCP: closed, it has let go of its mapping, and stays for its own endpoints alone
 )
 
 // ShortInside and ShortOutside are the flags with which a session's packets may go the short way,
@@ -96,7 +97,7 @@ type Delivery struct {
 	HopGroup uint16      // the next hops that lead to the remote address
 }
 
-// Bound is a flag: the instance's packets must have the MAC that is configured for it, its neighbor
+// Bound is a flag too, and bits 13 and 14 are free: the instance's packets must have the MAC that is configured for it, its neighbor
 // entry's.
 const Bound = 1 << 15
 
@@ -124,6 +125,14 @@ func (s *Session) Proto() uint8         { return uint8(s.word >> 48) }
 func (s *Session) PrivatePort() uint16  { return uint16(s.word) }
 func (s *Session) RemotePort() uint16   { return uint16(s.word >> 16) }
 func (s *Session) ExternalPort() uint16 { return uint16(s.word >> 32) }
+
+// Closed reports whether a TCP connection was closed properly: both sides have sent a FIN and
+// acknowledged the other's.
+func (s *Session) Closed() bool {
+	const fins = FinInside | FinOutside
+	return s.Flags&Given != 0 ||
+		s.State() == TCPClosing && s.Flags&(fins|Reset) == fins && s.Ack[1] == s.End[0] && s.Ack[0] == s.End[1]
+}
 
 // SetState moves a live session to another state.
 func (s *Session) SetState(st State) {

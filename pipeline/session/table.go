@@ -227,6 +227,13 @@ func (t *Table) Pair(ref uint32, s *Session) bool {
 	return true
 }
 
+// Unpair takes a session that has let go of its mapping out of that list.
+func (t *Table) Unpair(s *Session) {
+	if s.Flags&Paired != 0 {
+		t.unpair(uint32((uintptr(unsafe.Pointer(s))-uintptr(unsafe.Pointer(&t.sessions[0])))/unsafe.Sizeof(*s)), s)
+	}
+}
+
 // unpair takes a session out of that list.
 func (t *Table) unpair(ref uint32, s *Session) {
 	s.Flags &^= Paired
