@@ -70,8 +70,8 @@ func buildDataplane(t *testing.T, dir string) string {
 	return path
 }
 
-// scratch makes a folder that the program, who is somebody else, may write to. (t.TempDir is for
-// its maker only.)
+// scratch makes a folder that the program, which runs as another user, may write to. (t.TempDir is
+// for its maker only.)
 func scratch(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "weir-replay-")
@@ -283,7 +283,7 @@ func (p *program) testReplay(t *testing.T) {
 		{"no such capture", []string{config, "--in=inside=" + at("none.pcap"), out}, 1, `^$`, `none.pcap: no such file`},
 		{"no capture at all", []string{config, "--in=inside=" + at("text.pcap"), out}, 1, `^$`, `text.pcap: pcap header`},
 		{"a capture that ends inside a frame", []string{config, "--in=inside=" + at("cut.pcap"), out}, 1, `^$`, `cut.pcap: pcap record 1`},
-		{"a frame that no device delivers", []string{config, "--in=inside=" + at("long.pcap"), out}, 1, `^$`, `long.pcap: frame 2 has 65536 bytes; expected 65535 at the most`},
+		{"a frame that no device delivers", []string{config, "--in=inside=" + at("long.pcap"), out}, 1, `^$`, `long.pcap: frame 2 has 65536 bytes; expected at most 65535`},
 		{"an out that is a file", []string{config, in, "--out=" + at("file")}, 1, `^$`, `file: not a directory`},
 		{"a reload with faults", []string{config, in, out, "--reload=1=" + at("faulty.yaml")}, 1, `^$`, `"nowhere" is no gateway`},
 		{"a reload with another port", []string{config, in, out, "--reload=1=" + at("ports.yaml")}, 1, `^$`, `ports.yaml: .*spare.* needs a restart`},

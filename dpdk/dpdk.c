@@ -287,8 +287,9 @@ static int switch_interrupt(uint16_t port, uint16_t queue, bool on)
 	return rc;
 }
 
-// weir_port_rx_interrupts tells whether a started port's queues have interrupts: 1, they do and are off now; 0, they do and
-// are always on (net_tap: the queue is a descriptor, and whoever waits for it is woken).
+// weir_port_rx_interrupts tells whether a started port's queues have interrupts: 1, they do and are
+// off now; 0, they do and are always on (net_tap: the queue is a descriptor, and a wait for it ends
+// when a packet comes).
 int weir_port_rx_interrupts(uint16_t port, uint16_t queues)
 {
 	int always_on = 0, rc = 0;

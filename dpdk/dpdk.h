@@ -38,7 +38,7 @@ struct weir_rx_burst { // RxBurst in Go
 struct weir_port_info {
 	char driver[32];
 	bool virtual_device; // on the vdev bus
-	uint32_t if_index;   // of the kernel's interface behind it; 0: none
+	uint32_t if_index;   // of the kernel interface below it; 0: none
 	int socket;          // -1: unknown
 	uint16_t mtu;
 	uint16_t max_rx_queues, max_tx_queues;
