@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// The C half of the package: DPDK's static inline functions as real ones, and the steps that take unions and bit
-// fields, which Go cannot spell. Every int is 0 (or a count) when good, a negative error number otherwise.
+// The C half of the package: DPDK's static inline functions as real ones, and the steps that take
+// unions and bit fields, which Go cannot spell. Every int is 0 (or a count) when good, a negative
+// error number otherwise.
 #ifndef WEIR_DPDK_H
 #define WEIR_DPDK_H
 
@@ -22,7 +23,8 @@ enum {
 	WEIR_MAX_LCORE = RTE_MAX_LCORE,
 };
 
-// Addresses are uintptr_t throughout: cgo scans what it takes for Go pointers at ten times the cost of the call.
+// Addresses are uintptr_t throughout: cgo scans what it takes for Go pointers at ten times the cost
+// of the call.
 
 #define WEIR_MAX_BURST 64
 
