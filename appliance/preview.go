@@ -102,7 +102,7 @@ func (p *preview) compare(live comparison, cfg *config.Config, state *state.Stat
 	}
 	defer after.Close()
 	tally := generation.NewTally(live.cfg, cfg, before, after, changes)
-	fates := live.compiler.Fates(after, tally)
+	fates := live.compiler.Fates(after, before.InstanceNames(live.cfg), tally)
 	for i := range p.Changes {
 		p.Changes[i].Sessions = &tally.Fates[i]
 	}

@@ -25,6 +25,9 @@ import (
 	"encoding/hex"
 	"net"
 	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -305,6 +308,20 @@ type Attachment struct {
 	NextHops  []NextHop
 }
 
+// AttachmentSet is a text that two VPCs, of one or of two configurations with the same ports, share when their packets come and go at the
+// same places.
+func (v *VPC) AttachmentSet() string {
+	places := make([]string, len(v.Attach))
+	for i := range v.Attach {
+		places[i] = v.Attach[i].place()
+	}
+	slices.Sort(places)
+	return strings.Join(places, " ")
+}
+
+// place names what no two attachments of a configuration have in common.
+func (a *Attachment) place() string { return strconv.Itoa(a.Port) }
+
 // Class orders routes of equal length: a custom route beats a system one.
 type Class uint8
 
@@ -349,6 +366,14 @@ type Instance struct {
 	SNAT        []SNAT
 	Attached    []netip.Prefix
 	PerInstance int // sessions; 0: no limit
+}
+
+// Identity returns the address that the instance is known by within its VPC: the IPv4 one, else the IPv6 one. Its name is a label.
+func (i *Instance) Identity() netip.Addr {
+	if i.Address4.IsValid() {
+		return i.Address4
+	}
+	return i.Address6
 }
 
 // SNAT is an instance's share of an external address: ports First to Last, inclusive.

@@ -193,10 +193,7 @@ func (r *rig) becomes(before map[uint32]string) map[string]generation.Fate {
 
 // byName lists the live sessions with the instances that they belong to.
 func (r *rig) byName() map[uint32]string {
-	names := map[uint32]string{}
-	for name, slot := range r.compiler.Instances.Known {
-		names[slot] = name
-	}
+	names := r.gen.InstanceNames(r.cfg)
 	list := map[uint32]string{}
 	for ref := range uint32(r.Capacity()) {
 		if s := r.sessions.At(ref); s.State() != session.Free {
@@ -233,7 +230,7 @@ func TestPreviewAgrees(t *testing.T) {
 			}
 			changes := config.Changes(parseConfig(t, current), parseConfig(t, next))
 			tally := generation.NewTally(parseConfig(t, current), parseConfig(t, next), old, g, changes)
-			said := clone.Fates(g, tally)
+			said := clone.Fates(g, old.InstanceNames(parseConfig(t, current)), tally)
 			expectTally(t, old, g, tally, changes, said, r)
 			old.Close()
 			g.Close()
@@ -684,7 +681,7 @@ vpcs:
 			defer after.Close()
 			changes := config.Changes(old, next)
 			tally := generation.NewTally(old, next, before, after, changes)
-			r.compiler.Fates(after, tally)
+			r.compiler.Fates(after, before.InstanceNames(old), tally)
 			got := map[string]generation.Fate{}
 			for i, ch := range changes {
 				got[ch.Text] = tally.Fates[i]

@@ -3,6 +3,8 @@
 package generation
 
 import (
+	"net/netip"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -27,11 +29,13 @@ type Compiler struct {
 
 	state     *state.State
 	Number    uint64
-	VPCs      Slots
-	Instances Slots
-	Addresses Slots          // of SNAT
-	neighbors map[uint32]int // slots that the last compiled generation names, and how often
+	VPCs      Slots[string]
+	Instances Slots[InstanceID]
+	Addresses Slots[netip.Addr] // of SNAT
+	neighbors map[uint32]int    // slots that the last compiled generation names, and how often
 	random    func() uint64
+
+	attachments map[string]string // of the last compiled configuration, or nil: VPCs by the set of their attachments
 
 	last    compiled
 	spare   memory.Segment   // what Release has left; none: closed
@@ -53,9 +57,9 @@ func NewCompiler(s *state.State, seed *[32]byte) *Compiler {
 	mappings := s.Mappings()
 	return &Compiler{
 		state:     s,
-		VPCs:      newSlots("VPC", state.VPCSlots, s.VPCSessions),
-		Instances: newSlots("instance", len(s.Instances), s.InstanceSessions),
-		Addresses: newSlots("SNAT address", mappings.Addresses(), func(slot uint32) int { return mappings.InUse(slot) }),
+		VPCs:      newSlots[string]("VPC", state.VPCSlots, s.VPCSessions),
+		Instances: newSlots[InstanceID]("instance", len(s.Instances), s.InstanceSessions),
+		Addresses: newSlots[netip.Addr]("SNAT address", mappings.Addresses(), func(slot uint32) int { return mappings.InUse(slot) }),
 		neighbors: map[uint32]int{},
 		random:    state.NewRandom(seed).Uint64,
 	}
@@ -73,7 +77,7 @@ func Resume(s *state.State, g *Generation) *Compiler {
 		if in.Slot == 0 {
 			continue // followed by another record
 		}
-		c.Instances.resume(g.name(int(in.VPC))+"/"+g.name(len(g.VPCs)+i), in.Slot)
+		c.Instances.resume(in.identity(g.VPCs[in.VPC].Slot), in.Slot)
 		for f := range in.Neighbor {
 			if in.Neighbor[f] != state.NoNeighbor {
 				c.neighbors[in.Neighbor[f]]++
@@ -82,7 +86,7 @@ func Resume(s *state.State, g *Generation) *Compiler {
 	}
 	for i := range g.Hosts {
 		if h := &g.Hosts[i]; h.Kind == HostSNAT {
-			c.Addresses.resume(h.Addr.Netip().String(), h.Slot)
+			c.Addresses.resume(h.Addr.Netip(), h.Slot)
 		}
 	}
 	for i := range g.Hops {
@@ -103,7 +107,7 @@ func (c *Compiler) Settle(cfg *config.Config) error {
 		c.remove(b.created)
 		return err
 	}
-	c.neighbors, c.created, c.pending = b.neighbors, b.created, b.pending
+	c.neighbors, c.created, c.pending, c.attachments = b.neighbors, b.created, b.pending, attachmentsOf(cfg)
 	c.Retire()
 	return nil
 }
@@ -140,10 +144,17 @@ func (c *Compiler) Compile(cfg *config.Config) (*Generation, error) {
 		return nil, err
 	}
 	c.Number++
-	vpcs, instances, addresses, neighbors, last := c.VPCs.Current, c.Instances.Current, c.Addresses.Current, c.neighbors, c.last
+	vpcs, instances, addresses, neighbors, last, attachments := c.VPCs.Current, c.Instances.Current, c.Addresses.Current, c.neighbors, c.last, c.attachments
 	c.undo = func() {
-		c.VPCs.Current, c.Instances.Current, c.Addresses.Current, c.neighbors, c.last = vpcs, instances, addresses, neighbors, last
+		c.VPCs.Current, c.Instances.Current, c.Addresses.Current, c.neighbors, c.last, c.attachments = vpcs, instances, addresses, neighbors, last, attachments
+		for _, r := range slices.Backward(b.renames) {
+			c.VPCs.swap(r.from, r.to)
+		}
 	}
+	for _, r := range b.renames {
+		c.VPCs.swap(r.from, r.to)
+	}
+	c.attachments = attachmentsOf(cfg)
 	c.VPCs.Current, c.Instances.Current, c.Addresses.Current, c.neighbors = b.newVPCs, b.newInstances, b.newAddresses, b.neighbors
 	for slot := range neighbors {
 		if c.neighbors[slot] == 0 {

@@ -3,6 +3,7 @@
 package generation
 
 import (
+	"net/netip"
 	"slices"
 
 	"weir/config"
@@ -62,10 +63,10 @@ func (c *Compiler) followable(old *Generation, was, cfg *config.Config) (dirty [
 			dirty = append(dirty, max(change.Old.VPC, change.New.VPC))
 		case config.KindVPC:
 			i := change.Old.Index
-			if i < 0 || change.New.Index < 0 {
+			if i < 0 || change.New.Index != i {
 				return nil, false
 			}
-			if !slices.EqualFunc(was.VPCs[i].Attach, cfg.VPCs[i].Attach, sameAttachment) {
+			if was.VPCs[i].Name != cfg.VPCs[i].Name || !slices.EqualFunc(was.VPCs[i].Attach, cfg.VPCs[i].Attach, sameAttachment) {
 				return nil, false
 			}
 			dirty = append(dirty, i)
@@ -141,7 +142,8 @@ type follower struct {
 	dead   map[uint32]bool // instances, by index
 	shared map[inet.Addr][]SNATRange
 
-	goneInstances, goneAddresses []string
+	goneInstances []InstanceID
+	goneAddresses []netip.Addr
 }
 
 func (f *follower) build(dirty []int) error {
@@ -155,9 +157,6 @@ func (f *follower) build(dirty []int) error {
 			return err
 		}
 		f.VPCs[v] = rec
-		for i := range f.cfg.VPCs[v].Instances {
-			f.addName(f.cfg.VPCs[v].Instances[i].Name)
-		}
 	}
 	for addr, list := range f.shared {
 		if at := f.hostAt(0, addr); at >= 0 {
@@ -170,7 +169,7 @@ func (f *follower) build(dirty []int) error {
 			f.removeHost(uint32(at))
 		}
 		if len(list) == 0 {
-			f.goneAddresses = append(f.goneAddresses, addr.Netip().String())
+			f.goneAddresses = append(f.goneAddresses, addr.Netip())
 			continue
 		}
 		if err := f.addShared(addr, list); err != nil {
@@ -185,12 +184,8 @@ func (f *follower) bury(vpc int) {
 	v := &f.was.VPCs[vpc]
 	for i := range v.Instances {
 		in := &v.Instances[i]
-		f.goneInstances = append(f.goneInstances, v.Name+"/"+in.Name)
-		a := in.Address4
-		if !a.IsValid() {
-			a = in.Address6
-		}
-		index := f.Hosts[f.hostAt(uint32(vpc)+1, inet.FromNetip(a))].Index
+		f.goneInstances = append(f.goneInstances, IdentityOf(f.VPCs[vpc].Slot, in))
+		index := f.Hosts[f.hostAt(uint32(vpc)+1, inet.FromNetip(in.Identity()))].Index
 		for _, slot := range f.Instances[index].Neighbor {
 			if slot != state.NoNeighbor {
 				f.neighbors[slot]--
@@ -266,25 +261,25 @@ func (f *follower) commit() {
 	c.created, c.pending, c.last = f.created, f.pending, f.last
 }
 
-// replace takes names that are gone out of what is current and puts others in; undo reverses that.
-func (s *Slots) replace(gone []string, taken map[string]uint32) (undo func()) {
-	before := make(map[string]uint32, len(gone)+len(taken))
-	for _, name := range gone {
-		before[name] = s.Current[name]
-		delete(s.Current, name)
+// replace takes keys that are gone out of what is current and puts others in; undo reverses that.
+func (s *Slots[K]) replace(gone []K, taken map[K]uint32) (undo func()) {
+	before := make(map[K]uint32, len(gone)+len(taken))
+	for _, key := range gone {
+		before[key] = s.Current[key]
+		delete(s.Current, key)
 	}
-	for name, slot := range taken {
-		if old, was := s.Current[name]; was {
-			before[name] = old
+	for key, slot := range taken {
+		if old, was := s.Current[key]; was {
+			before[key] = old
 		}
-		s.Current[name] = slot
+		s.Current[key] = slot
 	}
 	return func() {
-		for name := range taken {
-			delete(s.Current, name)
+		for key := range taken {
+			delete(s.Current, key)
 		}
-		for name, slot := range before {
-			s.Current[name] = slot
+		for key, slot := range before {
+			s.Current[key] = slot
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -32,7 +33,8 @@ func (g *Generation) meaning(cfg *config.Config, s *state.State) []string {
 		if in := g.Instances[i]; in.Slot == 0 {
 			return "DEAD"
 		}
-		return g.name(int(g.Instances[i].VPC)) + "/" + g.name(len(g.VPCs)+int(i))
+		in := &g.Instances[i]
+		return fmt.Sprintf("%s/%v", g.name(int(in.VPC)), in.identity(0).Addr)
 	}
 	gateways := func(set uint32) string {
 		of := g.sets[set]
@@ -313,12 +315,14 @@ func TestFollow(t *testing.T) {
 	}
 }
 
-func keys(m map[string]uint32) []string { return slices.Sorted(maps.Keys(m)) }
+func keys(m map[netip.Addr]uint32) []netip.Addr {
+	return slices.SortedFunc(maps.Keys(m), netip.Addr.Compare)
+}
 
 // expectSlots fails the test if an SNAT address has not the slot that the compiler keeps for it.
 func expectSlots(t *testing.T, g *Generation, c *Compiler) {
 	t.Helper()
-	slot := func(a inet.Addr) uint32 { return c.Addresses.Current[a.Netip().String()] }
+	slot := func(a inet.Addr) uint32 { return c.Addresses.Current[a.Netip()] }
 	for i := range g.Hosts {
 		if h := &g.Hosts[i]; h.Kind == HostSNAT && h.Slot != slot(h.Addr) {
 			t.Errorf("%v has slot %d, expected %d", h.Addr, h.Slot, slot(h.Addr))

@@ -20,7 +20,7 @@ func (c *Compiler) Preview(cfg *config.Config) (*Generation, error) {
 	}
 	defer scratch.Segment.Close()
 	p := NewCompiler(scratch, nil)
-	p.Number = c.Number
+	p.Number, p.attachments = c.Number, c.attachments
 	p.VPCs.Known, p.VPCs.Current, p.VPCs.Next = maps.Clone(c.VPCs.Known), c.VPCs.Current, c.VPCs.Next
 	p.Instances.Known, p.Instances.Current, p.Instances.Next = maps.Clone(c.Instances.Known), c.Instances.Current, c.Instances.Next
 	p.Addresses = c.Addresses
@@ -47,15 +47,11 @@ type Fate struct {
 // Add adds the counts of another Fate.
 func (f *Fate) Add(o Fate) { f.Keep, f.Drain, f.End = f.Keep+o.Keep, f.Drain+o.Drain, f.End+o.End }
 
-// Fates walks the live sessions and counts, by "VPC/instance", what generation g would do with them. A session of an
-// instance that the compiler does not know any more stands under "". The workers go on meanwhile. Of a session that some of
+// Fates walks the live sessions and counts, by the names of their instances, what generation g would do with them. A session of an
+// instance that names has not, because it is gone, stands under "". The workers go on meanwhile. Of a session that some of
 // the changes concerns, t, unless nil, takes note.
-func (c *Compiler) Fates(g *Generation, t *Tally) map[string]Fate {
+func (c *Compiler) Fates(g *Generation, names map[uint32]string, t *Tally) map[string]Fate {
 	s := c.state
-	names := make(map[uint32]string, len(c.Instances.Known))
-	for name, slot := range c.Instances.Known {
-		names[slot] = name
-	}
 	fates := map[string]Fate{}
 	for w := range s.Workers() {
 		table := s.Table(w)
