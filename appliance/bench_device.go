@@ -338,7 +338,7 @@ func (f *weirForwarder) close() error {
 		f.gens[i].Close()
 	}
 	if f.state != nil {
-		f.state.Segment.Close()
+		f.state.Close()
 	}
 	return err
 }
@@ -520,7 +520,7 @@ func (b *bench) overRing(name string, weir bool, sessions int) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { gen.Close(); st.Segment.Close() }()
+	defer func() { gen.Close(); st.Close() }()
 	w := &worker{ports: ports, pool: b.pool, state: st,
 		pipe: pipeline.NewWorker(st, 0, gen, pipeline.WorkerConfig{MACs: benchMACs})}
 	defer w.finish()
@@ -583,7 +583,7 @@ func newGateway(sessions, workers int) (*state.State, *generation.Generation, er
 	}
 	g, err := generation.NewCompiler(st, nil).Compile(cfg)
 	if err != nil {
-		st.Segment.Close()
+		st.Close()
 		return nil, nil, err
 	}
 	return st, g, nil

@@ -90,18 +90,18 @@ type plane struct {
 var pciAddress = regexp.MustCompile(`^([0-9a-fA-F]{4}:)?[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]`)
 
 // start does all that allocates.
-func (d *plane) start(payload []byte, stateFD, genFD int) error {
+func (d *plane) start(payload []byte, stateFD, genFD, growingFD int) error {
 	var c startConfig
 	if err := json.Unmarshal(payload, &c); err != nil {
 		return fmt.Errorf("start: %w", err)
 	}
 	d.log = newLogger(c.Log).With("process", "dataplane")
 	d.config = append([]byte{}, payload...)
-	if stateFD < 0 || genFD < 0 {
+	if stateFD < 0 || genFD < 0 || growingFD < 0 {
 		return errors.New("start: no segments came with it")
 	}
 	var err error
-	if d.state, err = state.Attach(stateFD); err != nil {
+	if d.state, err = state.Attach(stateFD, growingFD); err != nil {
 		return fmt.Errorf("state: %w", err)
 	}
 	var g generation.Generation
@@ -411,9 +411,9 @@ func (d *plane) obey() (stop bool, err error) {
 	case kind == msgHello && d.config == nil:
 		err = c.send(msgIdle, 0, nil)
 	case kind == msgHello:
-		err = c.send(msgRunning, d.current, d.config, d.state.Segment.FD(), d.gens[d.current%generations].FD())
+		err = c.send(msgRunning, d.current, d.config, d.state.Segment.FD(), d.gens[d.current%generations].FD(), d.state.GrowingFD())
 	case kind == msgStart && d.config == nil:
-		if failed := d.start(payload, c.take(0), c.take(1)); failed != nil {
+		if failed := d.start(payload, c.take(0), c.take(1), c.take(2)); failed != nil {
 			c.send(msgFailed, 0, []byte(failed.Error())) // who says it
 			return true, nil
 		}
@@ -449,6 +449,10 @@ func (d *plane) publish(number uint64, fd int) error {
 		return fmt.Errorf("publish: generation %d after %d", number, d.current)
 	}
 	if err := g.Attach(fd); err != nil {
+		return err
+	}
+	if err := d.state.Populate(); err != nil {
+		g.Close()
 		return err
 	}
 	fault.Point("reload.before-publish")

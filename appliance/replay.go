@@ -163,12 +163,12 @@ func (r *replay) run(out io.Writer) (err error) {
 	}
 	state, err := state.New(state.Sizes{
 		// A frame begins one session at the most: a larger table would never be fuller.
-		Workers: 1, Sessions: min(cfg.Dataplane.Sessions, len(arrivals)+1024), Addresses: generation.SNATAddresses(cfg), Seed: &replaySeed,
+		Workers: 1, Sessions: min(cfg.Dataplane.Sessions, len(arrivals)+1024), Seed: &replaySeed,
 	})
 	if err != nil {
 		return err
 	}
-	defer state.Segment.Close()
+	defer state.Close()
 	compiler := generation.NewCompiler(state, &replaySeed)
 	gen, err := compiler.Compile(cfg)
 	if err != nil {

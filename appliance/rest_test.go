@@ -166,7 +166,7 @@ func measureRest(b *testing.B, idle config.Idle, nap backoff, interrupts bool) m
 	if f.state, g, err = newGateway(1024, 1); err != nil {
 		b.Fatal(err)
 	}
-	defer f.state.Segment.Close()
+	defer f.state.Close()
 	defer g.Close()
 	f.gens[g.Number%generations] = *g
 	f.state.Publish(g.Number)

@@ -289,7 +289,7 @@ func (c *control) adopt(live *running, next *loaded, loadErr error) error {
 	}
 	fail := func(err error) error {
 		gen.Close()
-		state.Segment.Close()
+		state.Close()
 		return err
 	}
 	files, err := unpack(gen.Source())
@@ -307,6 +307,7 @@ func (c *control) adopt(live *running, next *loaded, loadErr error) error {
 	if next != nil {
 		cfg.API, cfg.Log = next.cfg.API, next.cfg.Log // a new control has its own
 	}
+	state.Place(memory.Nodes("/sys", cfg.Dataplane.Workers))
 	compiler := generation.Resume(state, gen)
 	if err := compiler.Settle(cfg); err != nil {
 		return fail(err)
@@ -345,19 +346,14 @@ func (s *startConfig) putInto(cfg *config.Config) bool {
 func (c *control) prepare(next *loaded) error {
 	c.cfg = next.cfg
 	c.warn(next.warnings)
-	instances := 0
-	for _, v := range c.cfg.VPCs {
-		instances += len(v.Instances)
-	}
 	var err error
 	c.state, err = state.New(state.Sizes{
-		Workers: len(c.cfg.Dataplane.Workers), Sessions: c.cfg.Dataplane.Sessions, Instances: instances,
-		Addresses: generation.SNATAddresses(c.cfg), Nodes: memory.Nodes("/sys", c.cfg.Dataplane.Workers), Huge: true,
+		Workers: len(c.cfg.Dataplane.Workers), Sessions: c.cfg.Dataplane.Sessions, Nodes: memory.Nodes("/sys", c.cfg.Dataplane.Workers), Huge: true,
 	})
 	if err != nil {
 		return err
 	}
-	if why := c.state.Segment.PlacementRefused(); why != nil {
+	if why := c.state.PlacementRefused(); why != nil {
 		c.log.Warn("workers' tables may lie on other NUMA nodes than their cores: packets cost more there", "reason", why)
 	}
 	if !c.state.Segment.Huge() {
@@ -393,7 +389,7 @@ func (c *control) start() error {
 		p := &c.cfg.Ports[i]
 		s.Ports = append(s.Ports, startPort{p.Name, p.Device, p.MTU, p.MAC, p.Side == config.Inside})
 	}
-	if err := c.plane.conn.ask(msgStart, 0, s, c.state.Segment.FD(), c.gen.FD()); err != nil {
+	if err := c.plane.conn.ask(msgStart, 0, s, c.state.Segment.FD(), c.gen.FD(), c.state.GrowingFD()); err != nil {
 		return fmt.Errorf("data plane: %w", err)
 	}
 	c.forwarding()

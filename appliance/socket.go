@@ -23,13 +23,13 @@ type messageKind uint32
 
 const (
 	msgHello   messageKind = iota + 1 // answered by msgIdle or msgRunning
-	msgStart                          // JSON startConfig; descriptors: state, generation
+	msgStart                          // JSON startConfig; descriptors: state, generation, what of the state grows
 	msgPublish                        // number; descriptor: generation
 	msgStop                           // end in order
 	msgOK
 	msgFailed  // text
 	msgIdle    // nothing runs yet
-	msgRunning // number of the generation; JSON startConfig; descriptors: state, generation
+	msgRunning // number of the generation; JSON startConfig; descriptors as with msgStart
 )
 
 const (

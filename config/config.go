@@ -40,6 +40,10 @@ const (
 	MaxWorkers  = 64
 	MaxVPCs     = 65535
 	MaxFloating = 64 // floating addresses of one instance and family
+
+	MaxInstances     = 1 << 20 // of all VPCs
+	MaxSNATAddresses = 1 << 16 // different ones
+
 	MinSessions = 1 << 10
 	MaxSessions = 1 << 27
 	MinMemory   = 64 << 20

@@ -48,6 +48,7 @@ func (c *checker) check() {
 	c.checkGateways()
 	c.checkVPCs()
 	c.checkExternal()
+	c.checkAmounts()
 }
 
 // sortNamed reports names that stand twice in list, sorts it by name and returns the index of each name.

@@ -148,7 +148,7 @@ func TestFailedCompile(t *testing.T) {
 	r := newRig(t, rigConfig, config.MAC{})
 	r.resolve(0, inside4(77))
 	r.compiler.Instances.Capacity = int(r.compiler.Instances.Next) + 2 // room for two more
-	entries := append([]state.Neighbor(nil), r.state.Neighbors.Entries...)
+	entries := append([]state.Neighbor(nil), r.state.Neighbors.Live()...)
 	used, number := r.state.Neighbors.Used, r.compiler.Number
 	var more strings.Builder
 	more.WriteString("instances:\n")
@@ -159,14 +159,14 @@ func TestFailedCompile(t *testing.T) {
 	text = strings.Replace(text, "mac: \"02:00:00:00:01:05\", ", "", 1)                              // static before, to be resolved after
 	text = strings.Replace(text, "02:00:00:00:02:01", "02:00:00:00:02:99", -1)                       // another static MAC
 	text = strings.Replace(text, "more0, addresses: [10.0.2.1,", "more0, addresses: [10.0.0.77,", 1) // learned before
-	if _, err := r.compiler.Compile(parseConfig(t, text)); err == nil || !strings.Contains(err.Error(), "instances since start") {
+	if _, err := r.compiler.Compile(parseConfig(t, text)); err == nil || !strings.Contains(err.Error(), "places for instances are not enough") {
 		t.Fatalf("error %v, want one about slots of instances", err)
 	}
 	if r.compiler.Number != number || r.state.Neighbors.Used != used {
 		t.Errorf("generation %d, %d neighbors; were %d, %d", r.compiler.Number, r.state.Neighbors.Used, number, used)
 	}
 	for i := range entries {
-		if got, was := &r.state.Neighbors.Entries[i], &entries[i]; got.Word != was.Word {
+		if got, was := &r.state.Neighbors.Live()[i], &entries[i]; got.Word != was.Word {
 			t.Errorf("neighbor %v has word %x, had %x", got.Addr.Netip(), got.Word, was.Word)
 		}
 	}
@@ -263,7 +263,7 @@ func TestSweep(t *testing.T) {
 			if live != 13-c.lost || int(r.counters.Sessions) != live {
 				t.Errorf("%d sessions, the counter says %d; want %d", live, r.counters.Sessions, 13-c.lost)
 			}
-			for i := range r.state.Instances {
+			for i := range r.state.Room().Instances {
 				u := &r.state.Instances[i]
 				if u.Sessions != perInstance[uint32(i)] {
 					t.Errorf("instance %d counts %d sessions, has %d", i, u.Sessions, perInstance[uint32(i)])
@@ -287,7 +287,7 @@ func TestSweep(t *testing.T) {
 			if unconfirmed != 0 {
 				t.Errorf("%d unconfirmed sessions are in no list", unconfirmed)
 			}
-			for i := range r.state.VPCs {
+			for i := range r.state.Room().VPCs {
 				if got := r.state.VPCs[i].Sessions; got != perVPC[uint32(i)] {
 					t.Errorf("VPC %d counts %d sessions, has %d", i, got, perVPC[uint32(i)])
 				}

@@ -218,7 +218,7 @@ func TestPreviewAgrees(t *testing.T) {
 		for round := range 3 {
 			next := m.config()
 			before := r.byName()
-			neighbors := slices.Clone(r.state.Neighbors.Entries)
+			neighbors := slices.Clone(r.state.Neighbors.Live())
 			clone := r.compiler.Clone()
 			g, err := clone.Preview(parseConfig(t, next))
 			if err != nil {
@@ -235,7 +235,7 @@ func TestPreviewAgrees(t *testing.T) {
 			old.Close()
 			g.Close()
 			current = next
-			if again := r.byName(); !maps.Equal(again, before) || !slices.Equal(r.state.Neighbors.Entries, neighbors) {
+			if again := r.byName(); !maps.Equal(again, before) || !slices.Equal(r.state.Neighbors.Live(), neighbors) {
 				t.Fatal("a preview changed something")
 			}
 			r.reload(next)
@@ -255,7 +255,7 @@ func TestPreviewAgrees(t *testing.T) {
 			g.Close()
 		}
 		r.gens = nil
-		r.state.Segment.Close()
+		r.state.Close()
 	}
 	if total.Keep == 0 || total.Drain == 0 || total.End == 0 {
 		t.Errorf("the questions are too easy: %+v", total)
@@ -294,8 +294,8 @@ func addressSpace(t *testing.T) uint64 {
 
 // neighborWords returns what is known of each neighbor.
 func (r *rig) neighborWords() (words []uint64) {
-	for i := range r.state.Neighbors.Entries {
-		words = append(words, r.state.Neighbors.Entries[i].Word)
+	for i := range r.state.Neighbors.Live() {
+		words = append(words, r.state.Neighbors.Live()[i].Word)
 	}
 	return words
 }
@@ -326,15 +326,15 @@ func TestCompileWithoutResources(t *testing.T) {
 		{"neighbor entries", func(t *testing.T, r *rig) func() {
 			// The table is full: all that is free is taken by another port's.
 			var taken []uint32
-			for i := range r.state.Neighbors.Entries {
-				if e := &r.state.Neighbors.Entries[i]; e.Word == 0 {
+			for i := range r.state.Neighbors.Live() {
+				if e := &r.state.Neighbors.Live()[i]; e.Word == 0 {
 					e.Link, e.Word = 99, 1
 					taken = append(taken, uint32(i))
 				}
 			}
 			return func() {
 				for _, slot := range taken {
-					r.state.Neighbors.Entries[slot] = state.Neighbor{}
+					r.state.Neighbors.Live()[slot] = state.Neighbor{}
 				}
 			}
 		}, "neighbor table: no room"},
@@ -342,12 +342,12 @@ func TestCompileWithoutResources(t *testing.T) {
 			was := r.compiler.Instances.Capacity
 			r.compiler.Instances.Capacity = int(r.compiler.Instances.Next) + 1
 			return func() { r.compiler.Instances.Capacity = was }
-		}, "instances since start; restart weir"},
+		}, "places for instances are not enough"},
 		{"VPC slots", func(t *testing.T, r *rig) func() {
 			was := r.compiler.VPCs.Capacity
 			r.compiler.VPCs.Capacity = int(r.compiler.VPCs.Next)
 			return func() { r.compiler.VPCs.Capacity = was }
-		}, "VPCs since start; restart weir"},
+		}, "places for VPCs are not enough"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := newRig(t, base, config.MAC{})

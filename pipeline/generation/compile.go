@@ -34,6 +34,7 @@ type Compiler struct {
 	Addresses Slots[netip.Addr] // of SNAT
 	neighbors map[uint32]int    // slots that the last compiled generation names, and how often
 	random    func() uint64
+	scratch   bool // nobody will run what it compiles
 
 	attachments map[string]string // of the last compiled configuration, or nil: VPCs by the set of their attachments
 
@@ -58,8 +59,8 @@ func NewCompiler(s *state.State, seed *[32]byte) *Compiler {
 	return &Compiler{
 		state:     s,
 		VPCs:      newSlots[string]("VPC", state.VPCSlots, s.VPCSessions),
-		Instances: newSlots[InstanceID]("instance", len(s.Instances), s.InstanceSessions),
-		Addresses: newSlots[netip.Addr]("SNAT address", mappings.Addresses(), func(slot uint32) int { return mappings.InUse(slot) }),
+		Instances: newSlots[InstanceID]("instance", state.InstanceSlots, s.InstanceSessions),
+		Addresses: newSlots[netip.Addr]("SNAT address", state.AddressSlots, mappings.InUse),
 		neighbors: map[uint32]int{},
 		random:    state.NewRandom(seed).Uint64,
 	}
@@ -103,8 +104,15 @@ func Resume(s *state.State, g *Generation) *Compiler {
 // generation may have died before Retire.
 func (c *Compiler) Settle(cfg *config.Config) error {
 	b := newBuilder(c, cfg)
+	if err := c.begin(cfg); err != nil {
+		return err
+	}
 	if err := b.build(); err != nil {
-		c.remove(b.created)
+		c.abandon(b.created)
+		return err
+	}
+	if err := c.reserve(); err != nil {
+		c.abandon(b.created)
 		return err
 	}
 	c.neighbors, c.created, c.pending, c.attachments = b.neighbors, b.created, b.pending, attachmentsOf(cfg)
@@ -116,8 +124,11 @@ func (c *Compiler) Settle(cfg *config.Config) error {
 // in force, or by Discard.
 func (c *Compiler) Compile(cfg *config.Config) (*Generation, error) {
 	b := newBuilder(c, cfg)
+	if err := c.begin(cfg); err != nil {
+		return nil, err
+	}
 	if err := b.build(); err != nil {
-		c.remove(b.created)
+		c.abandon(b.created)
 		return nil, err
 	}
 	h := Header{Number: c.Number + 1, HostSecret: b.hostSecret, Spread: uint8(cfg.Sessions.Spread),
@@ -140,7 +151,12 @@ func (c *Compiler) Compile(cfg *config.Config) (*Generation, error) {
 	b.source = c.Source
 	g, err := store(h, &b.Tables)
 	if err != nil {
-		c.remove(b.created)
+		c.abandon(b.created)
+		return nil, err
+	}
+	if err := c.reserve(); err != nil {
+		c.abandon(b.created)
+		g.Close()
 		return nil, err
 	}
 	c.Number++
@@ -150,6 +166,7 @@ func (c *Compiler) Compile(cfg *config.Config) (*Generation, error) {
 		for _, r := range slices.Backward(b.renames) {
 			c.VPCs.swap(r.from, r.to)
 		}
+		c.forget()
 	}
 	for _, r := range b.renames {
 		c.VPCs.swap(r.from, r.to)
@@ -182,6 +199,49 @@ func (c *Compiler) Discard() {
 	c.remove(c.created)
 	c.undo()
 	c.created, c.pending, c.gone, c.undo = nil, nil, nil, nil
+}
+
+// begin makes room for the neighbors of cfg, which are entered while it is compiled, and for as many again of those that only the running generation names or
+// that are learned.
+func (c *Compiler) begin(cfg *config.Config) error {
+	c.VPCs.begin()
+	c.Instances.begin()
+	c.Addresses.begin()
+	n := c.state.Neighbors.Used + learned*len(cfg.Ports)
+	for i := range cfg.VPCs {
+		n += 2 * len(cfg.VPCs[i].Instances)
+		for _, a := range cfg.VPCs[i].Attach {
+			n += len(a.NextHops)
+		}
+	}
+	for _, p := range cfg.Ports {
+		n += len(p.NextHops)
+	}
+	return c.state.ReserveNeighbors(n)
+}
+
+// learned is how many neighbors that no configuration names a port may have.
+const learned = 1024
+
+// reserve takes memory for all slots that have been given.
+func (c *Compiler) reserve() error {
+	if c.scratch {
+		return nil
+	}
+	return c.state.Reserve(int(c.VPCs.Next), int(c.Instances.Next), int(c.Addresses.Next))
+}
+
+// abandon takes back what a compilation that fails has done.
+func (c *Compiler) abandon(created []uint32) {
+	c.remove(created)
+	c.forget()
+}
+
+// forget takes back the slots that the last compilation has given.
+func (c *Compiler) forget() {
+	c.VPCs.undo()
+	c.Instances.undo()
+	c.Addresses.undo()
 }
 
 func (c *Compiler) remove(neighbors []uint32) {

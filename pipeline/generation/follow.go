@@ -26,19 +26,28 @@ func (c *Compiler) Follow(old *Generation, was, cfg *config.Config) (*Generation
 		return nil, err
 	}
 	f := follower{builder: newBuilder(c, cfg), was: was, last: c.last, dead: map[uint32]bool{}, shared: map[inet.Addr][]SNATRange{}}
+	if err := c.begin(cfg); err != nil {
+		g.Close()
+		return nil, err
+	}
 	f.indexPools()
 	f.Tables, f.hostSecret = g.Tables, g.Header.HostSecret
 	if err := f.build(dirty); err != nil {
-		c.remove(f.created)
+		c.abandon(f.created)
 		g.Close()
 		return nil, err
 	}
 	f.source = append(f.source[:0], c.Source...)
 	f.last.hosts += len(f.hostList)
 	if !g.take(&f.Tables) || f.last.hosts > len(f.Hosts)/8*5 {
-		c.remove(f.created)
+		c.abandon(f.created)
 		g.Close()
 		return c.Compile(cfg)
+	}
+	if err := c.reserve(); err != nil {
+		c.abandon(f.created)
+		g.Close()
+		return nil, err
 	}
 	for _, h := range f.hostList {
 		f.insertHost(h)
@@ -257,6 +266,7 @@ func (f *follower) commit() {
 		addresses()
 		count(-1)
 		c.last = last
+		c.forget()
 	}
 	c.created, c.pending, c.last = f.created, f.pending, f.last
 }

@@ -207,7 +207,7 @@ func TestFollow(t *testing.T) {
 		var compilers [2]*Compiler
 		for i := range states {
 			var err error
-			if states[i], err = state.New(state.Sizes{Workers: 1, Sessions: 4096, Seed: &[32]byte{1, 2, 3}, Addresses: 16}); err != nil {
+			if states[i], err = state.New(state.Sizes{Workers: 1, Sessions: 4096, Seed: &[32]byte{1, 2, 3}}); err != nil {
 				t.Fatal(err)
 			}
 			compilers[i] = NewCompiler(states[i], &[32]byte{1, 2, 3})
@@ -306,7 +306,7 @@ func TestFollow(t *testing.T) {
 		running.Close()
 		compilers[0].spare.Close()
 		for _, s := range states {
-			s.Segment.Close()
+			s.Close()
 		}
 	}
 	t.Logf("%d followed, %d compiled, %d discarded", followed, whole, discarded)

@@ -100,19 +100,6 @@ func (b *builder) buildInstance(v *config.VPC, in *config.Instance, vi, vpc uint
 	return rec, nil
 }
 
-// SNATAddresses returns how many different addresses SNAT uses in a configuration: state.Sizes.Addresses.
-func SNATAddresses(cfg *config.Config) int {
-	all := map[netip.Addr]bool{}
-	for i := range cfg.VPCs {
-		for j := range cfg.VPCs[i].Instances {
-			for _, n := range cfg.VPCs[i].Instances[j].SNAT {
-				all[n.Address] = true
-			}
-		}
-	}
-	return len(all)
-}
-
 // addressSlot returns the slot that an SNAT address keeps over generations: its ports are counted there.
 func (b *builder) addressSlot(a netip.Addr) (uint32, error) {
 	return b.c.Addresses.get(a, b.newAddresses)

@@ -4,7 +4,9 @@ package generation
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 
 	"weir/config"
 )
@@ -30,6 +32,16 @@ type Slots[K comparable] struct {
 	Known    map[K]uint32 // also keys that are gone
 	Next     uint32
 	sessions func(slot uint32) int
+
+	fresh []freshSlot[K] // given since begin
+	began uint32         // Next then
+}
+
+// freshSlot is a slot that a key has been given, and whose it was before.
+type freshSlot[K comparable] struct {
+	key       K
+	before    K
+	reclaimed bool
 }
 
 func newSlots[K comparable](what string, capacity int, sessions func(uint32) int) Slots[K] {
@@ -60,8 +72,14 @@ func (s *Slots[K]) get(key K, taken map[K]uint32) (uint32, error) {
 		if int(s.Next) < s.Capacity {
 			slot = s.Next
 			s.Next++
-		} else if slot, ok = s.reclaim(taken); !ok {
-			return 0, fmt.Errorf("more than %d %ss since start; restart weir", s.Capacity-1, s.what)
+			s.fresh = append(s.fresh, freshSlot[K]{key: key})
+		} else {
+			var before K
+			if before, slot, ok = s.reclaim(taken); !ok {
+				return 0, fmt.Errorf("%d places for %ss are not enough: sessions of %ss that are gone still count in some; try again when they have ended",
+					s.Capacity-1, s.what, s.what)
+			}
+			s.fresh = append(s.fresh, freshSlot[K]{key, before, true})
 		}
 		s.Known[key] = slot
 	}
@@ -69,15 +87,36 @@ func (s *Slots[K]) get(key K, taken map[K]uint32) (uint32, error) {
 	return slot, nil
 }
 
-func (s *Slots[K]) reclaim(taken map[K]uint32) (uint32, bool) {
+// clone returns a copy for somebody else.
+func (s *Slots[K]) clone() Slots[K] {
+	d := *s
+	d.Known, d.Current, d.fresh = maps.Clone(s.Known), maps.Clone(s.Current), nil
+	return d
+}
+
+// begin notes where a compilation begins, for undo.
+func (s *Slots[K]) begin() { s.fresh, s.began = s.fresh[:0], s.Next }
+
+// undo takes back what has been given since begin: what never came into force is owed no memory.
+func (s *Slots[K]) undo() {
+	for _, f := range slices.Backward(s.fresh) {
+		if f.reclaimed {
+			s.Known[f.before] = s.Known[f.key]
+		}
+		delete(s.Known, f.key)
+	}
+	s.fresh, s.Next = s.fresh[:0], s.began
+}
+
+func (s *Slots[K]) reclaim(taken map[K]uint32) (before K, slot uint32, ok bool) {
 	for key, slot := range s.Known {
 		_, live := s.Current[key]
 		if _, ours := taken[key]; !live && !ours && s.sessions(slot) == 0 {
 			delete(s.Known, key)
-			return slot, true
+			return key, slot, true
 		}
 	}
-	return 0, false
+	return before, 0, false
 }
 
 // swap exchanges the slots of two keys. Done twice it is undone.

@@ -171,7 +171,7 @@ func (m *Mappings) Check(holds map[uint32]uint32) error {
 			return fmt.Errorf("mapping %d lives and its port %d has no bit", ref, e.ExternalPort)
 		}
 	}
-	for _, w := range m.ports {
+	for _, w := range m.ports[:m.Addresses()*int(portSpaces)*wordsPerSpace] {
 		ports += bits.OnesCount64(w)
 	}
 	if ports != live || used != m.Len() || len(inside) != live || len(outside) != live {
