@@ -186,7 +186,7 @@ func TestGrowsNot(t *testing.T) {
 	} {
 		instances, next, number := len(r.compiler.Instances.Known), r.compiler.Instances.Next, r.compiler.Number
 		_, err := compile()
-		if err == nil || !strings.Contains(err.Error(), "the state cannot grow to 512 VPCs, 2048 instances and 512 SNAT addresses: no memory for") {
+		if err == nil || !strings.Contains(err.Error(), "the state cannot grow to 512 VPCs, 2048 instances, 512 SNAT addresses and 16384 neighbors: no memory for") {
 			t.Fatalf("%v", err)
 		}
 		if r.state.Room() != was || len(r.compiler.Instances.Known) != instances || r.compiler.Instances.Next != next || r.compiler.Number != number {

@@ -143,7 +143,8 @@ func (s *State) grow(to Room) error {
 		for _, p := range taken {
 			s.growing.Shrink(p.begin, p.end)
 		}
-		return fmt.Errorf("the state cannot grow to %d VPCs, %d instances and %d SNAT addresses: %w; free memory", to.VPCs, to.Instances, to.Addresses, err)
+		return fmt.Errorf("the state cannot grow to %d VPCs, %d instances, %d SNAT addresses and %d neighbors: %w; free memory",
+			to.VPCs, to.Instances, to.Addresses, s.Neighbors.before(uint32(to.NeighborTables)), err)
 	}
 	for w := range s.Workers() {
 		clearLists(s.Unconfirmed(w)[from.Instances:to.Instances])
