@@ -42,7 +42,7 @@ func newCrew(t *testing.T, n int, text string) *crew {
 	}
 	t.Cleanup(func() {
 		c.gen.Close()
-		c.state.Segment.Close()
+		c.state.Close()
 	})
 	var macs []config.MAC
 	for i := range c.cfg.Ports {
