@@ -883,7 +883,7 @@ func BenchmarkCheck(b *testing.B) {
 	files := large(100000)
 	for b.Loop() {
 		b.StopTimer()
-		doc, _, _ := join(new(Parser).read(files))
+		doc, _, _ := join(new(Parser).read(b.Context(), files))
 		c := checker{doc: doc, config: doc.config}
 		b.StartTimer()
 		c.check()

@@ -3,6 +3,7 @@
 package config
 
 import (
+	"context"
 	"net/netip"
 	"slices"
 	"time"
@@ -168,6 +169,20 @@ func (r *reader) later(v value, today string) {
 		what = quote(v.node)
 	}
 	r.faults.add(v.spot, "%s is not supported yet; accepted today: %s", what, today)
+}
+
+// read returns what a file says. False: nothing of it could be read.
+func read(ctx context.Context, f File) (reader, bool) {
+	r := reader{doc: newDocument(), ctx: ctx}
+	if len(f.Data) >= splitFrom {
+		r.lists = map[string][]piece{}
+		if whole := r.file(f); !r.torn {
+			return r, whole
+		}
+		r = reader{doc: newDocument(), ctx: ctx}
+	}
+	whole := r.file(f)
+	return r, whole
 }
 
 // file reads one file into the document. False: nothing of it could be read.

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -34,7 +35,11 @@ const censusInterval = 2 * time.Second
 type control struct {
 	log        *slog.Logger
 	path       string
-	parser     config.Parser
+	parser     config.Parser                              // of load, one at a time
+	load       func(ctx context.Context) (*loaded, error) // loadFiles, or a test's
+	loading    bool                                       // a load is under way
+	loadAgain  bool                                       // and another one after it is wanted
+	read       chan reading
 	cfg        *config.Config
 	state      *state.State
 	compiler   *generation.Compiler
@@ -56,14 +61,21 @@ type Options struct {
 }
 
 func newControl(path string) *control {
-	return &control{
-		path: path, door: make(chan func(*control)), ended: make(chan struct{}),
+	c := &control{
+		path: path, door: make(chan func(*control)), ended: make(chan struct{}), read: make(chan reading, 1),
 		log: link.NewLogger(config.DefaultConfig.Log).With("process", "control"),
 	}
+	c.load = c.loadFiles
+	return c
 }
+
+// gcPercent is how much garbage control keeps, in percent of what is in use. Most of it are the
+// trees of files that were read, which may be hostile: memory is worth more here than time.
+const gcPercent = 25
 
 // Run is the control process's life, until ctx ends.
 func Run(ctx context.Context, o Options) error {
+	debug.SetGCPercent(gcPercent)
 	c := newControl(o.Config)
 	changed := make(chan struct{}, 1)
 	poke := func() {
@@ -73,7 +85,10 @@ func Run(ctx context.Context, o Options) error {
 		}
 	}
 	c.watch(ctx, poke)
-	next, loadErr := c.load()
+	next, loadErr := c.firstLoad(ctx)
+	if ctx.Err() != nil {
+		return nil
+	}
 	if loadErr == nil {
 		c.log = link.NewLogger(next.cfg.Log).With("process", "control")
 	}
@@ -143,12 +158,14 @@ func (c *control) loop(ctx context.Context, changed <-chan struct{}) error {
 			c.count(&counting)
 		case <-hup:
 			c.log.Info("SIGHUP")
-			c.reload()
+			c.beginLoad(ctx)
 			again = time.After(time.Second) // what is changed back before the watch looks is no change to it
 		case <-again:
-			c.reload()
+			c.beginLoad(ctx)
 		case <-changed:
-			c.reload()
+			c.beginLoad(ctx)
+		case r := <-c.read:
+			c.endLoad(ctx, r)
 		}
 	}
 	c.log.Info("stopping")
