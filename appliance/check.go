@@ -28,7 +28,7 @@ func checkCommand() *cobra.Command {
 		}),
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
-	cmd.Flags().StringVar(&target, "against", "", "also print what would change. `ADDR|PATH` is the API address of a running weir, whose live sessions are counted, or the path of another configuration")
+	cmd.Flags().StringVar(&target, "against", "", "also print what would change. `PATH` is the API socket of a running weir, whose live sessions are counted, or another configuration")
 	cmd.Flags().BoolVar(&strict, "strict", false, "fail on warnings")
 	return cmd
 }

@@ -156,6 +156,8 @@ func (d *document) take(key string, from *document) {
 	switch key {
 	case "api":
 		d.config.API = from.config.API
+	case "metrics":
+		d.config.Metrics = from.config.Metrics
 	case "log":
 		d.config.Log = from.config.Log
 	case "dataplane":

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -31,26 +32,26 @@ import (
 const censusInterval = 2 * time.Second
 
 // control is what the process has. All of it belongs to the goroutine of loop; others reach it
-// through do, but for log, state, status and previewing, which anybody may use.
+// through do, but for log, state, status and checks, which anybody may use.
 type control struct {
-	log        *slog.Logger
-	path       string
-	parser     config.Parser                              // of load, one at a time
-	load       func(ctx context.Context) (*loaded, error) // loadFiles, or a test's
-	loading    bool                                       // a load is under way
-	loadAgain  bool                                       // and another one after it is wanted
-	read       chan reading
-	cfg        *config.Config
-	state      *state.State
-	compiler   *generation.Compiler
-	gen        *generation.Generation
-	old        *generation.Generation // the one before it, until every worker is known to be past it
-	respond    *respond.Responder     // nil until the data plane has said its MACs
-	plane      supervisor
-	status     metrics.Status
-	previewing atomic.Bool         // one check at a time
-	door       chan func(*control) // what others want done on the loop's goroutine
-	ended      chan struct{}       // closed when the loop has ended
+	log       *slog.Logger
+	path      string
+	parser    config.Parser                              // of load, one at a time
+	load      func(ctx context.Context) (*loaded, error) // loadFiles, or a test's
+	loading   bool                                       // a load is under way
+	loadAgain bool                                       // and another one after it is wanted
+	read      chan reading
+	cfg       *config.Config
+	state     *state.State
+	compiler  *generation.Compiler
+	gen       *generation.Generation
+	old       *generation.Generation // the one before it, until every worker is known to be past it
+	respond   *respond.Responder     // nil until the data plane has said its MACs
+	plane     supervisor
+	status    metrics.Status
+	checks    checks
+	door      chan func(*control) // what others want done on the loop's goroutine
+	ended     chan struct{}       // closed when the loop has ended
 }
 
 // Options are what the command line says.
@@ -62,7 +63,7 @@ type Options struct {
 
 func newControl(path string) *control {
 	c := &control{
-		path: path, door: make(chan func(*control)), ended: make(chan struct{}), read: make(chan reading, 1),
+		path: path, door: make(chan func(*control)), ended: make(chan struct{}), read: make(chan reading, 1), checks: newChecks(),
 		log: link.NewLogger(config.DefaultConfig.Log).With("process", "control"),
 	}
 	c.load = c.loadFiles
@@ -178,6 +179,16 @@ func (c *control) count(counting *atomic.Bool) {
 		return
 	}
 	names := c.gen.VPCNames(c.cfg)
+	switch c.cfg.Metrics.Tenants {
+	case config.TenantIDs:
+		for slot := range names {
+			names[slot] = strconv.Itoa(int(slot))
+		}
+	case config.TenantsOff:
+		c.status.Census.Store(nil)
+		counting.Store(false)
+		return
+	}
 	go func() {
 		begin := time.Now()
 		c.status.Census.Store(c.state.TakeCensus(names))
