@@ -8,14 +8,15 @@ import (
 	"time"
 
 	"weir/config"
+	"weir/pipeline/attach"
 	"weir/pipeline/inet"
 	"weir/pipeline/state"
 )
 
 // resolve makes a neighbor known.
-func (r *rig) resolve(port uint8, addr inet.Addr) {
+func (r *rig) resolve(port int, addr inet.Addr) {
 	r.t.Helper()
-	if _, err := r.state.Neighbors.Set(port, addr, state.NeighborReachable, config.MAC{2, 0, 0, 0, 7, 7}); err != nil {
+	if _, err := r.state.Neighbors.Set(attach.Port(port), addr, state.NeighborReachable, config.MAC{2, 0, 0, 0, 7, 7}); err != nil {
 		r.t.Fatal(err)
 	}
 }
@@ -23,8 +24,8 @@ func (r *rig) resolve(port uint8, addr inet.Addr) {
 // inside4 is 10.0.hi.lo.
 func inside4(n int) inet.Addr { return inet.Addr{Lo: 0xffff_0a00_0000 + uint64(n)} }
 
-// Packets wait for a neighbor: three for each, each port's share of 256 in all; the rest is dropped. Control is asked for every
-// neighbor, whether its packets found room or not.
+// Packets wait for a neighbor: three for each, each port's share of 256 in all; the rest is
+// dropped. Control is asked for every neighbor, whether its packets found room or not.
 func TestHoldBounds(t *testing.T) {
 	r := newRig(t, rigConfig, config.MAC{})
 	send := func(host, n int) string {
@@ -46,7 +47,7 @@ func TestHoldBounds(t *testing.T) {
 			}
 			if n == 0 {
 				m := r.punts.Peek()
-				if m == nil || m.Kind != state.PuntResolve || m.Addr != inside4(host) || m.Port != 0 {
+				if m == nil || m.Kind != state.PuntResolve || m.Addr != inside4(host) || m.At != attach.Port(0) {
 					t.Fatalf("control was not asked for host %d: %+v", host, m)
 				}
 				r.punts.Pop()
@@ -72,7 +73,8 @@ func TestHoldBounds(t *testing.T) {
 	r.balanced()
 }
 
-// What was held leaves in the order in which it came, when its neighbor is known, and nothing else does.
+// What was held leaves in the order in which it came, when its neighbor is known, and nothing else
+// does.
 func TestRelease(t *testing.T) {
 	r := newRig(t, rigConfig, config.MAC{})
 	for n := range 3 {

@@ -8,7 +8,8 @@ import (
 	"weir/pipeline/inet"
 )
 
-// clampMSS lowers the segment size that a SYN offers to what fits both links, or to what the configuration says.
+// clampMSS lowers the segment size that a SYN offers to what fits both links, or to what the
+// configuration says.
 func (w *Worker) clampMSS(from int, p *Packet) {
 	limit := w.gen.Header.MSSClamp
 	switch limit {
@@ -19,7 +20,7 @@ func (w *Worker) clampMSS(from int, p *Packet) {
 		if p.family == inet.V6 {
 			headers = header.IPv6Size + header.TCPSize
 		}
-		mtu := min(w.gen.Ports[from].MTU, w.gen.Ports[p.outPort].MTU)
+		mtu := min(w.gen.Ports[from].MTU, w.gen.Links[p.to.link].MTU)
 		if mtu <= headers {
 			return
 		}

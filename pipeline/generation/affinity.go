@@ -4,11 +4,13 @@ package generation
 
 import (
 	"weir/config"
+	"weir/pipeline/attach"
 	"weir/pipeline/inet"
 	"weir/pipeline/session"
 )
 
-// Beyond returns the MTU of the link to the instance that has an external address, or the most there is.
+// Beyond returns the MTU of the link to the instance that has an external address, or the most
+// there is.
 func (g *Generation) Beyond(external inet.Addr) uint16 {
 	index, f := uint32(0), external.Family()
 	switch h := g.Host(0, external); {
@@ -23,8 +25,8 @@ func (g *Generation) Beyond(external inet.Addr) uint16 {
 	default:
 		index = h.Index
 	}
-	if port := g.Instances[index].Port[f]; port != NoPort {
-		return g.Ports[port].MTU
+	if in := &g.Instances[index]; in.At[f] != attach.None {
+		return g.Links[in.Link[f]].MTU
 	}
 	return ^uint16(0)
 }
@@ -35,10 +37,11 @@ func (g *Generation) AttachedTo(in *Instance, a inet.Addr) bool {
 	return r != 0 && &g.Instances[g.Attached[r-1].Instance] == in
 }
 
-// Recheck holds a session against a newer generation: it ends when its remote address has no route to a
-// gateway any more, or when its address, or port within its range, is not the instance's any more. When its address is
-// merely not eligible for the route's gateway any more, sessions.on_move decides; a session that began from outside
-// replies from the address it arrived on, whichever gateway the route names.
+// Recheck holds a session against a newer generation: it ends when its remote address has no route
+// to a gateway any more, or when its address, or port within its range, is not the instance's any
+// more. When its address is merely not eligible for the route's gateway any more, sessions.on_move
+// decides; a session that began from outside replies from the address it arrived on, whichever
+// gateway the route names.
 func (g *Generation) Recheck(s *session.Session, tick uint32) bool {
 	h := g.Host(0, s.External)
 	if h == nil || g.Own(s.Remote) != (s.Flags&session.Hairpin != 0) {
@@ -85,7 +88,8 @@ func (g *Generation) Recheck(s *session.Session, tick uint32) bool {
 // Adjust notes in a session, of instance in, what only the generation decides.
 func (g *Generation) Adjust(s *session.Session, in *Instance, ports uint32, proto uint8, remotePort uint16) {
 	f := s.Remote.Family()
-	s.Neighbor, s.InPort, s.Ports, s.Timer = in.Neighbor[f], in.Port[f], ports, g.Header.timer(proto, remotePort)
+	s.Delivery = session.Delivery{At: in.At[f], Link: in.Link[f], HopGroup: g.group(ports)}
+	s.Neighbor, s.Timer = in.Neighbor[f], g.Header.timer(proto, remotePort)
 	s.Flags &^= session.OnLink
 	for i := range g.OnLink {
 		if g.OnLink[i].Holds(s.Remote) {
@@ -95,7 +99,8 @@ func (g *Generation) Adjust(s *session.Session, in *Instance, ports uint32, prot
 	s.Generation = uint32(g.Number)
 }
 
-// Own reports whether a is one of weir's external addresses: its own, an instance's, or in an attached prefix.
+// Own reports whether a is one of weir's external addresses: its own, an instance's, or in an
+// attached prefix.
 func (g *Generation) Own(a inet.Addr) bool {
 	return g.Host(0, a) != nil || g.Find(AttachedTables+uint32(a.Family()), a) != 0
 }

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 
 	"weir/config"
+	"weir/pipeline/attach"
 	"weir/pipeline/inet"
 	"weir/pipeline/rendezvous"
 	"weir/pipeline/session"
@@ -65,6 +66,7 @@ func (b *builder) buildInstance(v *config.VPC, in *config.Instance, vi uint32, r
 		Selections: uint32(len(b.Selections)),
 		Routes:     [2]uint32{NoTable, NoTable},
 		Neighbor:   [2]uint32{state.NoNeighbor, state.NoNeighbor},
+		At:         [2]attach.Word{attach.None, attach.None},
 	}
 	if rec.Slot, err = b.c.Instances.get(v.Name+"/"+in.Name, b.newInstances); err != nil {
 		return rec, err
@@ -74,17 +76,17 @@ func (b *builder) buildInstance(v *config.VPC, in *config.Instance, vi uint32, r
 			continue
 		}
 		rec.Routes[f] = r.of(v, a)
-		port, hop := via(v, a)
+		by, hop := b.via(v, a)
 		mac := in.MAC
 		if hop.Address.IsValid() {
 			mac = hop.MAC
 		} else {
 			hop.Address = a
 		}
-		if rec.Port[f] = uint8(port); port == NoPort {
+		if rec.At[f], rec.Link[f] = by.at, by.link; by.at == attach.None {
 			continue
 		}
-		if rec.Neighbor[f], err = b.neighbor(port, inet.FromNetip(hop.Address), mac); err != nil {
+		if rec.Neighbor[f], err = b.neighbor(by.at, inet.FromNetip(hop.Address), mac); err != nil {
 			return rec, err
 		}
 	}
@@ -100,7 +102,8 @@ func (b *builder) buildInstance(v *config.VPC, in *config.Instance, vi uint32, r
 	return rec, nil
 }
 
-// SNATAddresses returns how many different addresses SNAT uses in a configuration: state.Sizes.Addresses.
+// SNATAddresses returns how many different addresses SNAT uses in a configuration:
+// state.Sizes.Addresses.
 func SNATAddresses(cfg *config.Config) int {
 	all := map[netip.Addr]bool{}
 	for i := range cfg.VPCs {
@@ -113,12 +116,14 @@ func SNATAddresses(cfg *config.Config) int {
 	return len(all)
 }
 
-// addressSlot returns the slot that an SNAT address keeps over generations: its ports are counted there.
+// addressSlot returns the slot that an SNAT address keeps over generations: its ports are counted
+// there.
 func (b *builder) addressSlot(a netip.Addr) (uint32, error) {
 	return b.c.Addresses.get(a.String(), b.newAddresses)
 }
 
-// selectionFor compiles "floating before ephemeral before SNAT" for one instance address and gateway.
+// selectionFor compiles "floating before ephemeral before SNAT" for one instance address and
+// gateway.
 func (b *builder) selectionFor(in *config.Instance, private netip.Addr, gateway int32) (s Selection, err error) {
 	s.Candidates.First = uint32(len(b.Candidates))
 	if !private.IsValid() {
@@ -146,7 +151,8 @@ func (b *builder) selectionFor(in *config.Instance, private netip.Addr, gateway 
 			return s, nil
 		}
 	}
-	// Over several SNAT addresses the private address picks one; the ranges of that one are one range.
+	// Over several SNAT addresses the private address picks one; the ranges of that one are one
+	// range.
 	var best netip.Addr
 	var weight uint64
 	f := rendezvous.Flow{Private: inet.FromNetip(private)}

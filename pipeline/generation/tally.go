@@ -7,12 +7,14 @@ import (
 	"slices"
 
 	"weir/config"
+	"weir/pipeline/attach"
 	"weir/pipeline/session"
 )
 
-// Tally counts sessions by the changes that concern them: those of their instance, their VPC, the route that decides about their
-// remote address, before or after, the gateway it leads to, the pool of their external address, and the ports they use. A session
-// counts with each of them, by what becomes of it in the end.
+// Tally counts sessions by the changes that concern them: those of their instance, their VPC, the
+// route that decides about their remote address, before or after, the gateway it leads to, the pool
+// of their external address, and the ports they use. A session counts with each of them, by what
+// becomes of it in the end.
 type Tally struct {
 	Fates []Fate // by change
 
@@ -35,8 +37,8 @@ type ref struct {
 	config.Place
 }
 
-// NewTally returns a Tally over the changes from one configuration to another, of which before and after are the compiled
-// forms that Preview gives.
+// NewTally returns a Tally over the changes from one configuration to another, of which before and
+// after are the compiled forms that Preview gives.
 func NewTally(old, new *config.Config, before, after *Generation, changes []config.Change) *Tally {
 	t := &Tally{Fates: make([]Fate, len(changes)), before: newSide(old, before), after: newSide(new, after)}
 	for i, c := range changes {
@@ -105,8 +107,12 @@ func (t *Tally) Concerned(e *session.Session) []int {
 // concern adds the changes that concern a session on one side.
 func (t *Tally) concern(s *side, e *session.Session) {
 	t.note(s, config.KindPool, 0, s.poolOf(e.External.Netip()))
+	var leaves uint32
+	if h := s.gen.Host(0, e.External); h != nil {
+		leaves = h.Ports
+	}
 	for port := range s.gen.Ports {
-		if e.Ports&(1<<port) != 0 || int(e.InPort) == port {
+		if leaves&(1<<port) != 0 || e.At != attach.None && e.At.Port() == port {
 			t.note(s, config.KindPort, 0, port)
 		}
 	}

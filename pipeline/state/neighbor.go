@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 
 	"weir/config"
+	"weir/pipeline/attach"
 	"weir/pipeline/inet"
 )
 
@@ -20,25 +21,26 @@ const (
 	NeighborStatic                          // its MAC is configured
 )
 
-// Neighbor is one entry of the table: half a cache line. Control writes key first and word last; a worker reads
-// state and MAC with one load.
+// Neighbor is one entry of the table: half a cache line. Control writes key first and word last; a
+// worker reads state and MAC with one load.
 type Neighbor struct {
 	Addr inet.Addr
-	Link uint32 // 1 + port; 0: never used
+	Link uint32 // 1 + attachment; 0: never used
 	_    uint32
 	Word uint64 // State<<48 | MAC
 }
 
-// Neighbors is the table of link-layer addresses, in shared memory: control writes, workers read. It is an open
-// hash table whose entries never move, so that a slot's number is good as long as its entry lives.
+// Neighbors is the table of link-layer addresses, in shared memory: control writes, workers read.
+// It is an open hash table whose entries never move, so that a slot's number is good as long as its
+// entry lives.
 type Neighbors struct {
 	Entries []Neighbor
 	secret  uint64
 	Used    int // control only
 }
 
-// is compares the address. Control may be between its two stores; but then word is 0, so a reader who finds a word
-// and asks once more has seen a whole address.
+// is compares the address. Control may be between its two stores; but then word is 0, so a reader
+// who finds a word and asks once more has seen a whole address.
 func (e *Neighbor) is(a inet.Addr) bool {
 	return atomic.LoadUint64(&e.Addr.Hi) == a.Hi && atomic.LoadUint64(&e.Addr.Lo) == a.Lo
 }
@@ -49,20 +51,20 @@ const maxNeighborProbe = 128
 // NoNeighbor is no slot.
 const NoNeighbor = ^uint32(0)
 
-func (n *Neighbors) start(port uint8, a inet.Addr) uint32 {
-	return inet.Hash(n.secret, uint32(port)<<16, a)
+func (n *Neighbors) start(at attach.Word, a inet.Addr) uint32 {
+	return inet.Hash(n.secret, uint32(at), a)
 }
 
-// Find returns the slot of a neighbor, or NoNeighbor.
-func (n *Neighbors) Find(port uint8, a inet.Addr) uint32 {
+// Find returns the slot of a neighbor on an attachment, or NoNeighbor.
+func (n *Neighbors) Find(on attach.Word, a inet.Addr) uint32 {
 	mask := uint32(len(n.Entries) - 1)
-	at := n.start(port, a) & mask
+	at := n.start(on, a) & mask
 	for range maxNeighborProbe {
 		e := &n.Entries[at]
 		switch link := atomic.LoadUint32(&e.Link); {
 		case link == 0:
 			return NoNeighbor
-		case link == uint32(port)+1 && e.is(a) && atomic.LoadUint64(&e.Word) != 0 && e.is(a):
+		case link == uint32(on)+1 && e.is(a) && atomic.LoadUint64(&e.Word) != 0 && e.is(a):
 			return at
 		}
 		at = (at + 1) & mask
@@ -77,32 +79,32 @@ func (n *Neighbors) Get(slot uint32) (NeighborState, config.MAC) {
 }
 
 // At returns what the neighbor in slot is the neighbor of.
-func (n *Neighbors) At(slot uint32) (port uint8, a inet.Addr) {
+func (n *Neighbors) At(slot uint32) (on attach.Word, a inet.Addr) {
 	e := &n.Entries[slot]
-	return uint8(atomic.LoadUint32(&e.Link) - 1), inet.Addr{Hi: atomic.LoadUint64(&e.Addr.Hi), Lo: atomic.LoadUint64(&e.Addr.Lo)}
+	return attach.Word(atomic.LoadUint32(&e.Link) - 1), inet.Addr{Hi: atomic.LoadUint64(&e.Addr.Hi), Lo: atomic.LoadUint64(&e.Addr.Lo)}
 }
 
 // Set makes or changes an entry. Only control calls it.
-func (n *Neighbors) Set(port uint8, a inet.Addr, state NeighborState, mac config.MAC) (uint32, error) {
+func (n *Neighbors) Set(on attach.Word, a inet.Addr, state NeighborState, mac config.MAC) (uint32, error) {
 	word := uint64(state)<<48 | MACWord(mac)
-	if slot := n.Find(port, a); slot != NoNeighbor {
+	if slot := n.Find(on, a); slot != NoNeighbor {
 		atomic.StoreUint64(&n.Entries[slot].Word, word)
 		return slot, nil
 	}
 	mask := uint32(len(n.Entries) - 1)
-	at := n.start(port, a) & mask
+	at := n.start(on, a) & mask
 	for range maxNeighborProbe {
 		if e := &n.Entries[at]; atomic.LoadUint64(&e.Word) == 0 {
 			atomic.StoreUint64(&e.Addr.Hi, a.Hi)
 			atomic.StoreUint64(&e.Addr.Lo, a.Lo)
-			atomic.StoreUint32(&e.Link, uint32(port)+1)
+			atomic.StoreUint32(&e.Link, uint32(on)+1)
 			atomic.StoreUint64(&e.Word, word)
 			n.Used++
 			return at, nil
 		}
 		at = (at + 1) & mask
 	}
-	return NoNeighbor, fmt.Errorf("neighbor table: no room for %s on port %d among %d entries", a.Netip(), port, n.Used)
+	return NoNeighbor, fmt.Errorf("neighbor table: no room for %s on %v among %d entries", a.Netip(), on, n.Used)
 }
 
 // Recount counts the entries that are in use, for a process that has just mapped them.

@@ -11,13 +11,14 @@ import (
 	"testing"
 
 	"weir/config"
+	"weir/pipeline/attach"
 	"weir/pipeline/drop"
 	"weir/pipeline/inet"
 	"weir/pipeline/session"
 )
 
 type neighborKey struct {
-	port uint8
+	port attach.Word
 	addr inet.Addr
 }
 
@@ -26,7 +27,7 @@ func randomNeighbor(r *rand.Rand) neighborKey {
 	if r.IntN(2) == 0 {
 		a = inet.Addr{Hi: 0xfd00 << 48, Lo: r.Uint64N(64)}
 	}
-	return neighborKey{uint8(r.UintN(3)), a}
+	return neighborKey{attach.Port(r.IntN(3)), a}
 }
 
 // The table agrees with a map over many additions, changes and removals, and an entry never moves.
@@ -93,7 +94,8 @@ func TestNeighborsFull(t *testing.T) {
 	}
 }
 
-// A reader beside the writer always finds the entries that nobody touches. (The race detector says the rest.)
+// A reader beside the writer always finds the entries that nobody touches. (The race detector says
+// the rest.)
 func TestNeighborsConcurrently(t *testing.T) {
 	n := &Neighbors{Entries: make([]Neighbor, 64), secret: 3}
 	fixed := neighborKey{2, inet.Addr{Hi: 1, Lo: 2}}
@@ -140,7 +142,7 @@ func TestRingAgreesWithSlice(t *testing.T) {
 			fill = r.IntN(2) // now and then mostly full, mostly empty
 		}
 		if r.IntN(3) <= fill {
-			ok := q.Put(PuntFrame, uint8(next), drop.Reason(next%7), uint16(next), inet.Addr{Lo: uint64(next)}, binary.BigEndian.AppendUint32(nil, next))
+			ok := q.Put(PuntFrame, attach.Word(next), drop.Reason(next%7), uint16(next), inet.Addr{Lo: uint64(next)}, binary.BigEndian.AppendUint32(nil, next))
 			if ok != (len(golden) < RingSlots) {
 				t.Fatalf("Put with %d in it: %t", len(golden), ok)
 			}
@@ -157,8 +159,8 @@ func TestRingAgreesWithSlice(t *testing.T) {
 		if m != nil {
 			n := golden[0]
 			golden = golden[1:]
-			if m.Kind != PuntFrame || m.Port != uint8(n) || m.Reason != drop.Reason(n%7) || m.MTU != uint16(n) || m.Addr.Lo != uint64(n) || string(m.Data()) != string(binary.BigEndian.AppendUint32(nil, n)) {
-				t.Fatalf("message %d is %v %v %v", n, m.Port, m.Addr, m.Data())
+			if m.Kind != PuntFrame || m.At != attach.Word(n) || m.Reason != drop.Reason(n%7) || m.MTU != uint16(n) || m.Addr.Lo != uint64(n) || string(m.Data()) != string(binary.BigEndian.AppendUint32(nil, n)) {
+				t.Fatalf("message %d is %v %v %v", n, m.At, m.Addr, m.Data())
 			}
 			q.Pop()
 		}
@@ -210,8 +212,9 @@ func TestRingConcurrently(t *testing.T) {
 	}
 }
 
-// Processes of different versions share memory when its layout is the same. What numbers in it mean is no part of the types, and not all of
-// it: where this fails, memory.meaning has to change with what is written here.
+// Processes of different versions share memory when its layout is the same. What numbers in it mean
+// is no part of the types, and not all of it: where this fails, memory.meaning has to change with
+// what is written here.
 func TestMeaningOfSharedMemory(t *testing.T) {
 	const flags = session.SNAT | session.FromOutside<<1 | session.Hairpin<<2 | session.Asked<<3 | session.OnLink<<4
 	word := session.Word(1, 2, 3, 4, session.Unconfirmed)
@@ -219,20 +222,21 @@ func TestMeaningOfSharedMemory(t *testing.T) {
 	if want := "060504030201 a805 704000300020001 3"; got != want {
 		t.Errorf("%s, want %s", got, want)
 	}
-	// This one had MACs the other way round, and sessions that did not say whether their remote address is on the link.
+	// This one had MACs the other way round, and sessions that did not say whether their remote
+	// address is on the link.
 	if stateLayout == 0x526b7af9071e2391 {
 		t.Errorf("the state has the layout hash %x of one with another meaning", stateLayout)
 	}
 }
 
-// After a million comings and goings a miss still ends soon: places at the end of a run are given back. An emptied table is
-// as if new.
+// After a million comings and goings a miss still ends soon: places at the end of a run are given
+// back. An emptied table is as if new.
 func TestNeighborsGiveRoomBack(t *testing.T) {
 	r := rand.New(rand.NewPCG(9, 9))
 	n := &Neighbors{Entries: make([]Neighbor, 4096), secret: 7}
 	var live []uint32
 	for range 1_000_000 {
-		slot, err := n.Set(uint8(r.UintN(3)), inet.Addr{Hi: r.Uint64(), Lo: r.Uint64()}, NeighborReachable, config.MAC{2})
+		slot, err := n.Set(attach.Port(r.IntN(3)), inet.Addr{Hi: r.Uint64(), Lo: r.Uint64()}, NeighborReachable, config.MAC{2})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -251,7 +255,8 @@ func TestNeighborsGiveRoomBack(t *testing.T) {
 			walked++
 		}
 	}
-	// 0.39 places that are taken (Knuth's (1 + 1/(1-1/4)²)/2 - 1), and the empty ones inside their runs.
+	// 0.39 places that are taken (Knuth's (1 + 1/(1-1/4)²)/2 - 1), and the empty ones inside their
+	// runs.
 	if mean := float64(walked) / misses; mean > 6 {
 		t.Errorf("a miss walks over %.2f places, want fewer than 6", mean)
 	}
