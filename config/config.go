@@ -57,7 +57,7 @@ const (
 
 // DefaultConfig is what holds for the keys that a configuration leaves out. It is read-only.
 var DefaultConfig = Config{
-	API: API{Listen: "127.0.0.1:9474"},
+	API: API{Listen: "127.0.0.1:9474", Socket: "/run/weir/api.sock"},
 	Log: Log{Level: "info", Format: "text"},
 	Dataplane: Dataplane{
 		Workers:  []int{1},
@@ -91,6 +91,7 @@ const DefaultMTU = 1500
 // Config is one whole configuration.
 type Config struct {
 	API       API
+	Metrics   Metrics
 	Log       Log
 	Dataplane Dataplane
 	Ports     []Port
@@ -104,7 +105,22 @@ type Config struct {
 // API is where the control process serves HTTP.
 type API struct {
 	Listen string // host:port; empty: no listener
+	Socket string // path of a Unix socket; empty: none
 }
+
+// Metrics says what scrapers are told of tenants.
+type Metrics struct {
+	Tenants Tenants
+}
+
+// Tenants says how series by VPC are labelled.
+type Tenants uint8
+
+const (
+	TenantNames Tenants = iota
+	TenantIDs           // numbers that say nothing of the tenant
+	TenantsOff          // no such series
+)
 
 // Log says how the log is written.
 type Log struct {

@@ -58,6 +58,7 @@ func Changes(old, new *Config) []Change {
 	d.section("log", KindSection, old.Log, new.Log)
 	d.section("dataplane", KindSection, old.Dataplane, new.Dataplane)
 	d.section("sessions", KindSessions, old.Sessions, new.Sessions)
+	d.section("metrics", KindSection, old.Metrics, new.Metrics)
 	d.section("reload", KindSection, old.Reload, new.Reload)
 	compare(&d, comparison[Port]{KindPort, old.Ports, new.Ports, 0, 0, namePort, same[Port]}, comparePorts)
 	compare(&d, comparison[Pool]{KindPool, old.Pools, new.Pools, 0, 0, func(p *Pool) string { return fmt.Sprintf("pool %q", p.Name) }, d.samePool},
