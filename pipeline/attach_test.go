@@ -35,6 +35,7 @@ ports:
 		if err != nil {
 			t.Fatal(err)
 		}
+		anySource(g)
 		t.Cleanup(func() {
 			g.Close()
 			s.Segment.Close()

@@ -58,6 +58,9 @@ func (w *Worker) reassembleOne(b *Burst, p *Packet) drop.Reason {
 		if p.from.Index == generation.Unattached {
 			return drop.Pass // look-up drops it
 		}
+		if _, r := w.sender(p); r != drop.Pass {
+			return drop.Pass // route drops it
+		}
 		key.vpc = g.VPCs[w.vpc(p)].Slot
 	}
 	hash := w.pieces.hash(&key)
@@ -154,23 +157,11 @@ func (w *Worker) fragmentWay(b *Burst, p *Packet) (tracked, plain bool) {
 	if to := g.Host(v+1, p.remote); to != nil && to.Kind == generation.HostOwn {
 		return false, false
 	}
-	var in *generation.Instance
-	if from := g.Host(v+1, p.local); from != nil && from.Kind == generation.HostInstance {
-		in = &g.Instances[from.Index]
-	}
-	var attached *generation.Attached
-	if r := g.Find(g.VPCs[v].Sources[p.family], p.local); r != 0 {
-		s := &g.Sources[r-1]
-		if s.Kind == generation.SourceAttached && (in == nil || in == &g.Instances[s.Instance]) {
-			attached = &g.Attached[s.Attached]
-		}
-		if in == nil {
-			in = &g.Instances[s.Instance]
-		}
-	}
-	if in == nil {
+	from, spoofed := w.sender(p)
+	if spoofed != drop.Pass {
 		return false, false
 	}
+	in, attached := from.in, from.attached
 	r := g.Find(in.Routes[p.family], p.remote)
 	if r == 0 || g.Routes[r-1].Kind == generation.RouteDrop {
 		return false, false

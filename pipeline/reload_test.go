@@ -415,6 +415,7 @@ func TestDiscard(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		anySource(g)
 		if g.Number != 2 {
 			t.Fatalf("generation %d, expected 2 again", g.Number)
 		}
@@ -475,6 +476,7 @@ func TestResume(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		anySource(again)
 		if again.Number != g.Number+1 {
 			t.Errorf("generation %d after %d", again.Number, g.Number)
 		}
@@ -504,6 +506,7 @@ func TestSettle(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	anySource(g)
 	defer g.Close()
 	r.SetGeneration(g)
 	c := generation.Resume(r.state, g)
@@ -571,6 +574,7 @@ func TestRestartChoosesAlike(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		anySource(g)
 		defer g.Close()
 		second.SetGeneration(g)
 		for i := range 60 {

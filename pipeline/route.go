@@ -16,7 +16,7 @@ func (w *Worker) route(b *Burst) {
 	for _, i := range b.live {
 		p := &b.Packets[i]
 		if p.act == actNone {
-			if s, ok := w.late(p.insideKey(w.gen.VPCs[w.vpc(p)].Slot), p); ok {
+			if s, ok := w.late(p.insideKey(w.gen.VPCs[w.vpc(p)].Slot), p); ok && w.sends(s, p) {
 				w.fromInside(s, p)
 				keep = append(keep, i)
 				continue
@@ -50,26 +50,11 @@ func (w *Worker) routeOne(p *Packet) drop.Reason {
 	if martian(p.remote) {
 		return drop.Martian
 	}
-	// Whose is the source: an instance's own address, or a prefix behind an instance.
-	var in *generation.Instance
-	var attached *generation.Attached
-	own, transit := false, false
-	if from := g.Host(domain, p.local); from != nil && from.Kind == generation.HostInstance {
-		in, own = &g.Instances[from.Index], true
+	from, spoofed := w.sender(p)
+	if spoofed != drop.Pass {
+		return spoofed
 	}
-	if r := g.Find(g.VPCs[vi].Sources[p.family], p.local); r != 0 {
-		s := &g.Sources[r-1]
-		if in == nil {
-			in = &g.Instances[s.Instance]
-			transit = s.Kind == generation.SourceTransit
-		}
-		if s.Kind == generation.SourceAttached && in == &g.Instances[s.Instance] {
-			attached = &g.Attached[s.Attached]
-		}
-	}
-	if in == nil {
-		return drop.AntiSpoof
-	}
+	in, attached, own := from.in, from.attached, from.own
 	if to := g.Host(domain, p.remote); to != nil && to.Kind == generation.HostOwn {
 		return punted
 	}
@@ -93,7 +78,7 @@ func (w *Worker) routeOne(p *Packet) drop.Reason {
 			p.hop = p.remote
 		}
 		return drop.Pass
-	case transit:
+	case from.transit:
 		return drop.PublicSource
 	}
 	if g.Own(p.remote) {
