@@ -70,6 +70,7 @@ var DefaultConfig = Config{
 			TCPEstablished:   2*time.Hour + 4*time.Minute,
 			TCPClosing:       4 * time.Minute,
 			UDP:              5 * time.Minute,
+			UDPPorts:         []PortTimeout{{53, 10 * time.Second}}, // a question and its answer (RFC 4787 REQ-5a)
 			ICMP:             time.Minute,
 			Other:            5 * time.Minute,
 		},

@@ -15,19 +15,19 @@ func (w *Worker) deliver(b *Burst) {
 		if p.act == actNone {
 			if s, ok := w.late(p.outsideKey(), p); ok && !p.uninvited(s) {
 				w.fromOutside(s, p)
-			} else if r := w.deliverOne(p); r == punted {
-				w.serve(p)
+			} else if v := w.deliverOne(p); v == punted {
+				w.serve(b, p)
 				continue
-			} else if r != drop.Pass {
-				if r == drop.TTLExceeded {
-					w.answer(p, r, 0)
+			} else if v != goesOn {
+				if v == refuse(drop.TTLExceeded) {
+					w.answer(p, v.reason(), 0)
 				}
-				w.drop(p, r)
+				w.out(p, b.Port, b.inside, v)
 				continue
 			}
 		}
 		if p.act == actReset {
-			w.drop(p, drop.TCPReset)
+			w.out(p, b.Port, b.inside, refuse(drop.TCPReset))
 			continue
 		}
 		keep = append(keep, i)
@@ -35,46 +35,46 @@ func (w *Worker) deliver(b *Burst) {
 	b.live = keep
 }
 
-func (w *Worker) deliverOne(p *Packet) drop.Reason {
+func (w *Worker) deliverOne(p *Packet) verdict {
 	g := w.gen
 	h := g.Host(0, p.local)
 	switch {
 	case p.local == p.remote && !p.turned:
-		return drop.Martian
+		return refuse(drop.Martian)
 	case p.turned:
 	case g.Own(p.remote):
-		return drop.OwnSource
+		return refuse(drop.OwnSource)
 	}
 	if h != nil && h.Kind == generation.HostOwn {
 		return punted
 	}
 	if !p.turned && (martian(p.remote) || private(p.remote)) {
-		return drop.Martian
+		return refuse(drop.Martian)
 	}
 	if h == nil {
 		if r := g.Find(generation.AttachedTables+uint32(p.family), p.local); r != 0 {
 			if p.expired {
-				return drop.TTLExceeded
+				return refuse(drop.TTLExceeded)
 			}
 			in := &g.Instances[g.Attached[r-1].Instance]
 			p.act = actInPlain
 			p.reach(in)
-			return drop.Pass
+			return goesOn
 		}
-		return drop.UnknownDestination
+		return refuse(drop.UnknownDestination)
 	}
 	if p.kind >= kindError {
-		return w.errorIn(p, h)
+		return refuse(w.errorIn(p, h))
 	}
 	if h.Kind == generation.HostSNAT {
-		return w.invited(p, h)
+		return refuse(w.invited(p, h))
 	}
 	switch {
 	case p.expired:
-		return drop.TTLExceeded
+		return refuse(drop.TTLExceeded)
 	case p.pinned:
-		return drop.Untranslatable
+		return refuse(drop.Untranslatable)
 	}
 	w.inbound(p, &g.Instances[h.Index], h)
-	return drop.Pass
+	return goesOn
 }

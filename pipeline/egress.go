@@ -11,21 +11,22 @@ import (
 	"weir/pipeline/state"
 )
 
-// egress finds the port and neighbor of each packet, and drops what does not fit the link. It comes before rewrite, so
-// that an ICMP error quotes the packet as its sender knows it; what may be fragmented, transmit does.
+// egress finds the port and neighbor of each packet, and drops what does not fit the link. It comes
+// before rewrite, so that an ICMP error quotes the packet as its sender knows it; what may be
+// fragmented, transmit does.
 func (w *Worker) egress(b *Burst) {
 	keep := b.live[:0]
 	for _, i := range b.live {
 		p := &b.Packets[i]
 		if p.fragmented && w.refusesFragment(p) {
-			w.drop(p, drop.Fragment)
+			w.out(p, b.Port, b.inside, refuse(drop.Fragment))
 			continue
 		}
 		if p.hairpin {
 			// Only now does the packet still say who sent it.
 			if mtu := w.gen.Beyond(p.remote); len(p.Data)-header.EthernetSize > int(mtu) && (p.family == inet.V6 || p.Data[header.EthernetSize+6]&0x40 != 0) {
 				w.answer(p, drop.TooBig, mtu)
-				w.drop(p, drop.TooBig)
+				w.out(p, b.Port, b.inside, refuse(drop.TooBig))
 				continue
 			}
 			keep = append(keep, i)
@@ -33,11 +34,11 @@ func (w *Worker) egress(b *Burst) {
 		}
 		if p.act == actOut || p.act == actOutPlain {
 			if !w.nextHop(p) {
-				w.drop(p, drop.NoNextHop)
+				w.out(p, b.Port, b.inside, refuse(drop.NoNextHop))
 				continue
 			}
 		} else if p.to.at == attach.None {
-			w.drop(p, drop.NoNextHop)
+			w.out(p, b.Port, b.inside, refuse(drop.NoNextHop))
 			continue
 		} else if p.neighbor == state.NoNeighbor {
 			p.neighbor = w.neighbors.Find(p.to.at, p.hop)
@@ -45,7 +46,7 @@ func (w *Worker) egress(b *Burst) {
 		if mtu := w.gen.Links[p.to.link].MTU; len(p.Data)-header.EthernetSize > int(mtu) {
 			if p.family == inet.V6 || p.Data[header.EthernetSize+6]&0x40 != 0 { // DF
 				w.answer(p, drop.TooBig, mtu)
-				w.drop(p, drop.TooBig)
+				w.out(p, b.Port, b.inside, refuse(drop.TooBig))
 				continue
 			}
 			p.long = true

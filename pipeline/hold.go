@@ -14,7 +14,7 @@ import (
 const (
 	maxHeld            = 256
 	maxHeldPerNeighbor = 3
-	minHeldPerPort     = 8 // each port has a share, so that one network's silence is not another's
+	minHeldPerPort     = 8 // each port has a share, so that a silent network fills no other's share
 	holdMillis         = 3000
 )
 
@@ -28,10 +28,12 @@ type heldPacket struct {
 	tci    uint16
 	since  uint32 // millisecond
 	asked  uint32 // millisecond
+	from   uint8  // the port by which it came
+	inside bool   // likewise
 }
 
 // hold keeps a packet until its neighbor is resolved, and asks control to resolve it.
-func (w *Worker) hold(p *Packet) {
+func (w *Worker) hold(b *Burst, p *Packet) {
 	hop := p.hop
 	if p.neighbor != state.NoNeighbor {
 		_, hop = w.neighbors.At(p.neighbor)
@@ -50,11 +52,13 @@ func (w *Worker) hold(p *Packet) {
 		w.resolve(p.to.at, hop)
 	}
 	if share := max(minHeldPerPort, maxHeld/len(w.gen.Ports)); w.holding == maxHeld || here >= share || same == maxHeldPerNeighbor {
-		w.drop(p, drop.NeighborUnresolved)
+		w.out(p, b.Port, b.inside, refuse(drop.NeighborUnresolved))
 		return
 	}
-	w.held[w.holding] = heldPacket{frame: p.Data, handle: p.Handle, hop: hop, to: p.to, front: p.Front, tci: p.tci, since: w.tick, asked: w.tick}
+	w.held[w.holding] = heldPacket{frame: p.Data, handle: p.Handle, hop: hop, to: p.to, front: p.Front, tci: p.tci,
+		since: w.tick, asked: w.tick, from: uint8(b.Port), inside: b.inside}
 	w.holding++
+	w.out(p, b.Port, b.inside, held)
 }
 
 // resolve asks control for a neighbor.
@@ -64,9 +68,9 @@ func (w *Worker) resolve(at attach.Word, hop inet.Addr) {
 	}
 }
 
-// Release queues held packets whose neighbor has been resolved since, and drops those that waited too long, for that or for
-// their first fragment. The
-// driver calls it every turn, and empties the queues after it.
+// Release queues held packets whose neighbor has been resolved since, and drops those that waited
+// too long, for that or for their first fragment. The driver calls it every turn, and empties the
+// queues after it.
 func (w *Worker) Release() {
 	w.ageFragments()
 	if w.counters.Held == 0 {
@@ -80,12 +84,10 @@ func (w *Worker) Release() {
 		case mac != 0 && w.Out[h.to.at.Port()].N+w.Spare.N < queueSize:
 			f := parcel{h.frame, h.handle, h.front, h.tci}
 			if r := w.send(h.to, mac, &f, len(h.frame)-header.EthernetSize > int(w.gen.Links[h.to.link].MTU)); r != drop.Pass {
-				w.dropped[r]++
-				w.Done = append(w.Done, h.handle)
+				w.outHeld(&h, r)
 			}
 		case w.tick-h.since > holdMillis:
-			w.dropped[drop.NeighborUnresolved]++
-			w.Done = append(w.Done, h.handle)
+			w.outHeld(&h, drop.NeighborUnresolved)
 		default:
 			if w.tick-h.asked >= 1000 { // the question may have been lost
 				h.asked = w.tick
@@ -99,14 +101,18 @@ func (w *Worker) Release() {
 	w.flush()
 }
 
+// outHeld drops a packet that was held.
+func (w *Worker) outHeld(h *heldPacket, r drop.Reason) {
+	w.outFrame(h.frame, h.handle, int(h.from), h.inside, refuse(r))
+}
+
 // Abandon drops all held packets, and gives the spare buffers back: the worker stops.
 func (w *Worker) Abandon() {
 	w.abandonFragments()
 	w.Done = append(w.Done, w.Spare.Handles[:w.Spare.N]...)
 	w.Spare.N = 0
 	for i := range w.holding {
-		w.dropped[drop.NeighborUnresolved]++
-		w.Done = append(w.Done, w.held[i].handle)
+		w.outHeld(&w.held[i], drop.NeighborUnresolved)
 	}
 	w.holding = 0
 	w.flush()

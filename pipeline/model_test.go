@@ -17,8 +17,8 @@ import (
 	"weir/pipeline/state"
 )
 
-// The model decides on a packet without a session straight from a Config: loops and comparisons, in the order of the
-// product's rules. It shares only the published hash with the pipeline.
+// The model decides on a packet without a session straight from a Config: loops and comparisons, in
+// the order of the product's rules. It shares only the published hash with the pipeline.
 type model struct{ *config.Config }
 
 // question is a packet as the model sees it: by which port it came, and what is in its header.
@@ -50,15 +50,15 @@ func (q question) begins() bool {
 }
 
 // toWeir is what becomes of a packet to an address of weir's own: pings are answered.
-func (q question) toWeir() verdict {
+func (q question) toWeir() forecast {
 	if q.proto == "ping" {
-		return verdict{fate: "punt"}
+		return forecast{fate: "punt"}
 	}
 	return droppedAs(drop.NoService)
 }
 
-// verdict is what is to become of a packet. Of two kinds with ports, any in the list will do.
-type verdict struct {
+// forecast is what is to become of a packet. Of two kinds with ports, any in the list will do.
+type forecast struct {
 	fate     string        // "punt", "drop REASON", "out", "snat", "in", "plain"
 	kind     string        // "out", "snat": also of a packet that then has no next hop
 	src, dst netip.Addr    // when it leaves
@@ -67,7 +67,7 @@ type verdict struct {
 	session  bool
 }
 
-func droppedAs(r drop.Reason) verdict { return verdict{fate: "drop " + r.String()} }
+func droppedAs(r drop.Reason) forecast { return forecast{fate: "drop " + r.String()} }
 
 var modelMartians = prefixes("0.0.0.0/8 127.0.0.0/8 169.254.0.0/16 224.0.0.0/4 240.0.0.0/4 ::/64 fe80::/10 ff00::/8")
 var modelPrivate = prefixes("10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 fc00::/7")
@@ -83,8 +83,9 @@ func within(list []netip.Prefix, a netip.Addr) bool {
 	return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Masked().Contains(a) })
 }
 
-// leaving is what becomes of a packet from inside up to the side it leaves by. Does it turn back there, to an address of weir's own?
-func (m model) leaving(q question) (v verdict, turns bool) {
+// leaving is what becomes of a packet from inside up to the side it leaves by. Does it turn back
+// there, to an address of weir's own?
+func (m model) leaving(q question) (v forecast, turns bool) {
 	vi := slices.IndexFunc(m.VPCs, func(v config.VPC) bool {
 		return slices.ContainsFunc(v.Attach, func(a config.Attachment) bool { return a.Port == q.port })
 	})
@@ -132,7 +133,7 @@ func (m model) leaving(q question) (v verdict, turns bool) {
 		if attached.IsValid() && !own {
 			return droppedAs(drop.PublicSource), false
 		}
-		return verdict{fate: "plain", src: q.src, dst: q.dst, ports: m.internalPorts(vpc, route, q.dst)}, false
+		return forecast{fate: "plain", src: q.src, dst: q.dst, ports: m.internalPorts(vpc, route, q.dst)}, false
 	case transit:
 		return droppedAs(drop.PublicSource), false
 	}
@@ -147,12 +148,13 @@ func (m model) leaving(q question) (v verdict, turns bool) {
 	return v, m.ours(q.dst) && !strings.HasPrefix(v.fate, "drop")
 }
 
-func (m model) inside(q question) verdict {
+func (m model) inside(q question) forecast {
 	tagged, turns := m.leaving(q)
 	if !turns {
 		return tagged
 	}
-	// It turns back: its receiver sees it come from the sender's external address. Not to the very socket that sent it.
+	// It turns back: its receiver sees it come from the sender's external address. Not to the very
+	// socket that sent it.
 	if another := q.proto == "ping" || q.proto == "pong" || q.proto == "error" || q.proto != "gre" && q.sport != q.dport; tagged.fate == "out" && tagged.src == q.dst && !another {
 		return droppedAs(drop.Martian)
 	}
@@ -170,11 +172,11 @@ func (m model) inside(q question) verdict {
 }
 
 // tagged is what becomes of a packet that a route led to a gateway, up to the side it leaves by.
-func (m model) tagged(q question, in *config.Instance, own bool, attached netip.Prefix, route config.Route) verdict {
+func (m model) tagged(q question, in *config.Instance, own bool, attached netip.Prefix, route config.Route) forecast {
 	if attached.IsValid() {
 		pool := m.pool(attached.Addr())
 		if slices.Contains(m.gatewaysOfPool(pool), route.Gateway) {
-			return m.leaves(verdict{fate: "plain", src: q.src, dst: q.dst}, attached.Addr(), q.dst)
+			return m.leaves(forecast{fate: "plain", src: q.src, dst: q.dst}, attached.Addr(), q.dst)
 		}
 		if !own {
 			return droppedAs(drop.NoEligible)
@@ -210,7 +212,8 @@ func source(v *config.VPC, a netip.Addr) (in *config.Instance, own, transit bool
 	return in, false, transit, attached
 }
 
-// route is the longest match; custom before system, with from before without, a longer from before a shorter.
+// route is the longest match; custom before system, with from before without, a longer from before
+// a shorter.
 func (m model) route(v *config.VPC, in *config.Instance, dst netip.Addr) (best config.Route, found bool) {
 	mine := in.Address4
 	if dst.Is6() {
@@ -311,9 +314,9 @@ func (m model) ours(a netip.Addr) bool {
 	return false
 }
 
-// leaves fills in the outside ports: the one whose own prefix has the destination, else those with a next hop; of
-// the pool's ports, if it names some.
-func (m model) leaves(v verdict, external, dst netip.Addr) verdict {
+// leaves fills in the outside ports: the one whose own prefix has the destination, else those with
+// a next hop; of the pool's ports, if it names some.
+func (m model) leaves(v forecast, external, dst netip.Addr) forecast {
 	if m.ours(dst) {
 		return v
 	}
@@ -392,7 +395,7 @@ func (m model) oneToOne(q question, in *config.Instance, private netip.Addr, por
 	return netip.Addr{}
 }
 
-func (m model) selects(q question, in *config.Instance, gateway int) verdict {
+func (m model) selects(q question, in *config.Instance, gateway int) forecast {
 	flow := q
 	if q.proto == "error" { // the address is that of the flow which it quotes, seen from the other side
 		flow = q.about()
@@ -400,7 +403,7 @@ func (m model) selects(q question, in *config.Instance, gateway int) verdict {
 	}
 	one := m.oneToOne(flow, in, q.src, flow.sport, flow.dst, flow.dport, gateway)
 	if one.IsValid() {
-		return m.leaves(verdict{fate: "out", kind: "out", src: one, dst: q.dst, session: q.begins()}, one, q.dst)
+		return m.leaves(forecast{fate: "out", kind: "out", src: one, dst: q.dst, session: q.begins()}, one, q.dst)
 	}
 	var shares []config.SNAT
 	var most uint64
@@ -427,11 +430,11 @@ func (m model) selects(q question, in *config.Instance, gateway int) verdict {
 	case !q.begins():
 		return droppedAs(drop.NoSession)
 	}
-	return m.leaves(verdict{fate: "snat", kind: "snat", src: shares[0].Address, dst: q.dst, shares: shares, session: true}, shares[0].Address, q.dst)
+	return m.leaves(forecast{fate: "snat", kind: "snat", src: shares[0].Address, dst: q.dst, shares: shares, session: true}, shares[0].Address, q.dst)
 }
 
 // outside is what becomes of a packet from outside, or of one from inside that turned back.
-func (m model) outside(q question, turned bool) verdict {
+func (m model) outside(q question, turned bool) forecast {
 	switch {
 	case q.src == q.dst && !turned:
 		return droppedAs(drop.Martian)
@@ -457,7 +460,7 @@ func (m model) outside(q question, turned bool) verdict {
 				if q.expired {
 					return droppedAs(drop.TTLExceeded)
 				}
-				return verdict{fate: "plain", src: q.src, dst: q.dst, ports: m.instancePort(v, in, q.dst)}
+				return forecast{fate: "plain", src: q.src, dst: q.dst, ports: m.instancePort(v, in, q.dst)}
 			}
 			if slices.ContainsFunc(in.SNAT, func(s config.SNAT) bool { return s.Address == q.dst }) {
 				switch {
@@ -478,7 +481,7 @@ func (m model) outside(q question, turned bool) verdict {
 			if q.dst.Is6() {
 				private = in.Address6
 			}
-			r := verdict{fate: "in", src: q.src, dst: private, ports: m.instancePort(v, in, private)}
+			r := forecast{fate: "in", src: q.src, dst: private, ports: m.instancePort(v, in, private)}
 			if route, ok := m.route(v, in, q.src); ok && route.Target == config.TargetGateway && q.begins() {
 				r.session = m.oneToOne(q, in, private, q.dport, q.src, q.sport, route.Gateway) != q.dst
 			}
@@ -501,7 +504,8 @@ func (m model) instancePort(v *config.VPC, in *config.Instance, family netip.Add
 	return []int{v.Attach[0].Port}
 }
 
-// generator makes random small configurations, legal by construction, and packets that mean something in them.
+// generator makes random small configurations, legal by construction, and packets that mean
+// something in them.
 type generator struct {
 	*rand.Rand
 	sources      []netip.Addr
@@ -809,8 +813,8 @@ func (q question) text() string {
 	return fmt.Sprintf("ip proto=47 %v > %v len=12", q.src, q.dst)
 }
 
-// check compares what the worker did with the verdict.
-func (v verdict) check(r *rig, q question) error {
+// check compares what the worker did with the forecast.
+func (v forecast) check(r *rig, q question) error {
 	frame := parseLine(r.t, q.port, q.line())
 	sessions := r.sessions.Len()
 	dropped, punted := r.counters.Dropped, r.counters.Punted
@@ -858,7 +862,8 @@ func (v verdict) check(r *rig, q question) error {
 	return nil
 }
 
-// portOf is the source port or echo identifier of a frame that weir sent, without options or extension headers.
+// portOf is the source port or echo identifier of a frame that weir sent, without options or
+// extension headers.
 func portOf(frame []byte) uint16 {
 	proto, transport := frame[23], frame[34:]
 	if frame[12] == 0x86 {
@@ -891,7 +896,7 @@ func TestAgreesWithModel(t *testing.T) {
 		m := model{r.cfg}
 		for range 40 {
 			q := g.question(m)
-			var v verdict
+			var v forecast
 			if m.Ports[q.port].Side == config.Inside {
 				v = m.inside(q)
 			} else {

@@ -12,6 +12,7 @@ import (
 
 	"weir/config"
 	"weir/pipeline/attach"
+	"weir/pipeline/drop"
 	"weir/pipeline/inet"
 	"weir/pipeline/packettext"
 	"weir/pipeline/respond"
@@ -170,7 +171,8 @@ func TestErrorRates(t *testing.T) {
 	}
 }
 
-// An error about a packet from outside has a public source: weir's own, or, where that is private, the one that the packet was for.
+// An error about a packet from outside has a public source: weir's own, or, where that is private,
+// the one that the packet was for.
 func TestErrorsOutsideHaveAPublicSource(t *testing.T) {
 	for _, c := range []struct{ own, line, want string }{
 		{"198.51.100.2/24", "udp 8.8.8.8:5 > 192.0.2.5:53 ttl=1", "icmp time-exceeded 0 198.51.100.2 > 8.8.8.8 tos=192 df quote(udp 8.8.8.8:5 > 192.0.2.5:53 ttl=1)"},
@@ -196,7 +198,8 @@ func (c *control) second() []string {
 	return c.poll()
 }
 
-// A next hop is asked for from the start, again and again; answered, every ten seconds; silent, it is not live.
+// A next hop is asked for from the start, again and again; answered, every ten seconds; silent, it
+// is not live.
 func TestNextHopProbing(t *testing.T) {
 	c := newControl(t, responderConfig)
 	arp := "1: 02:00:00:00:00:02 > ff:ff:ff:ff:ff:ff arp who-has 198.51.100.1 tell 198.51.100.2"
@@ -273,7 +276,8 @@ func TestResolving(t *testing.T) {
 	}
 }
 
-// Neighbors that no configuration names are bounded, and go when they do not answer; one that is named later stays.
+// Neighbors that no configuration names are bounded, and go when they do not answer; one that is
+// named later stays.
 func TestDynamicNeighbors(t *testing.T) {
 	c := newControl(t, responderConfig)
 	c.quiet()
@@ -307,8 +311,8 @@ func TestDynamicNeighbors(t *testing.T) {
 	}
 }
 
-// A router behind an attachment is kept resolved like an outside port's, whether an instance is reached through it or not; and
-// no flow to the Internet is ever spread over it.
+// A router behind an attachment is kept resolved like an outside port's, whether an instance is
+// reached through it or not; and no flow to the Internet is ever spread over it.
 func TestAttachmentsRouterIsKeptResolved(t *testing.T) {
 	text := strings.Replace(responderConfig, `addresses: [10.0.0.1/16, "fd00::1/64"]}]`, `addresses: [10.0.0.1/16, "fd00::1/64"], next_hops: [10.0.0.2]}]`, 1)
 	c := newControl(t, text)
@@ -330,5 +334,29 @@ func TestAttachmentsRouterIsKeptResolved(t *testing.T) {
 	c.state().Neighbors.Set(attach.Port(1), inet.FromNetip(netip.MustParseAddr("198.51.100.1")), state.NeighborReachable, config.MAC{2, 0, 0, 0, 2, 1})
 	for port := range 32 {
 		c.rig.expect(0, fmt.Sprintf("udp 10.0.0.5:%d > 8.8.8.8:53", 1000+port), fmt.Sprintf("udp 192.0.2.5:%d > 8.8.8.8:53", 1000+port))
+	}
+}
+
+// What control has to say and cannot is counted where an operator sees it.
+func TestLostAnswersAreCounted(t *testing.T) {
+	c := newControl(t, rigConfig)
+	c.quiet()
+	ring := c.state().Inject(0)
+	for ring.Put(state.InjectFrame, 0, drop.Pass, 0, inet.Addr{}, nil) {
+	}
+	for range 3 {
+		c.rig.send(0, "arp who-has 10.0.0.1 tell 10.0.0.5")
+		c.Poll(c.nanos)
+	}
+	if n := c.state().Lost(); n != 3 {
+		t.Errorf("%d answers found no room, expected 3", n)
+	}
+	ring.Reset()
+	if got := c.ask(0, "arp who-has 10.0.0.1 tell 10.0.0.5"); len(got) != 1 || c.state().Lost() != 3 {
+		t.Errorf("with room again: %q, %d lost", got, c.state().Lost())
+	}
+	c.Unsent(2)
+	if n := c.rig.counters.Unsent; n != 2 {
+		t.Errorf("%d frames unsent, expected 2", n)
 	}
 }

@@ -9,8 +9,8 @@ import (
 	"weir/pipeline/state"
 )
 
-// route sends each packet from inside that has no session where its VPC's routes say: on inside the VPC, or tagged
-// with an Internet gateway and on to selectSource.
+// route sends each packet from inside that has no session where its VPC's routes say: on inside the
+// VPC, or tagged with an Internet gateway and on to selectSource.
 func (w *Worker) route(b *Burst) {
 	keep := b.live[:0]
 	for _, i := range b.live {
@@ -21,14 +21,14 @@ func (w *Worker) route(b *Burst) {
 				keep = append(keep, i)
 				continue
 			}
-			r := w.routeOne(p)
-			if r == punted {
-				w.serve(p)
+			v := w.routeOne(p)
+			if v == punted {
+				w.serve(b, p)
 				continue
 			}
-			if r != drop.Pass {
-				w.answer(p, r, 0)
-				w.drop(p, r)
+			if v != goesOn {
+				w.answer(p, v.reason(), 0)
+				w.out(p, b.Port, b.inside, v)
 				continue
 			}
 		}
@@ -40,61 +40,61 @@ func (w *Worker) route(b *Burst) {
 // vpc returns the index of the VPC that a packet from inside came from.
 func (w *Worker) vpc(p *Packet) uint32 { return w.gen.Attachments[p.from.Index].VPC }
 
-func (w *Worker) routeOne(p *Packet) drop.Reason {
+func (w *Worker) routeOne(p *Packet) verdict {
 	g := w.gen
 	vi := w.vpc(p)
 	domain := vi + 1
 	if p.local == p.remote {
-		return drop.Martian
+		return refuse(drop.Martian)
 	}
 	if martian(p.remote) {
-		return drop.Martian
+		return refuse(drop.Martian)
 	}
 	from, spoofed := w.sender(p)
 	if spoofed != drop.Pass {
-		return spoofed
+		return refuse(spoofed)
 	}
-	in, attached, own := from.in, from.attached, from.own
+	in, attached := from.in, from.attached
 	if to := g.Host(domain, p.remote); to != nil && to.Kind == generation.HostOwn {
 		return punted
 	}
 	if p.expired {
-		return drop.TTLExceeded
+		return refuse(drop.TTLExceeded)
 	}
 	r := g.Find(in.Routes[p.family], p.remote)
 	if r == 0 {
-		return drop.NoRoute
+		return refuse(drop.NoRoute)
 	}
 	rt := &g.Routes[r-1]
 	switch {
 	case rt.Kind == generation.RouteDrop:
-		return drop.RouteDrop
+		return refuse(drop.RouteDrop)
 	case rt.Kind == generation.RouteInternal:
-		if attached != nil && !own {
-			return drop.PublicSource
+		if attached != nil && !from.own {
+			return refuse(drop.PublicSource)
 		}
 		p.act, p.to, p.neighbor, p.hop = actInPlain, way{rt.At, rt.Link}, state.NoNeighbor, rt.Hop
 		if p.hop == (inet.Addr{}) {
 			p.hop = p.remote
 		}
-		return drop.Pass
+		return goesOn
 	case from.transit:
-		return drop.PublicSource
+		return refuse(drop.PublicSource)
 	}
 	if g.Own(p.remote) {
 		if to := g.Host(0, p.remote); to != nil && to.Kind == generation.HostOwn {
-			return drop.NoService
+			return refuse(drop.NoService)
 		}
 		p.hairpin = true
 	}
 	if attached != nil {
 		if g.Eligible(attached.Set, rt.Gateway) {
 			p.act, p.ports = actOutPlain, attached.Ports
-			return drop.Pass
+			return goesOn
 		}
-		if !own {
-			return drop.NoEligible
+		if !from.own {
+			return refuse(drop.NoEligible)
 		}
 	}
-	return w.selectSource(p, in, rt.Tag)
+	return refuse(w.selectSource(p, in, rt.Tag))
 }

@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"weir/pipeline/drop"
 	"weir/pipeline/packettext"
 	"weir/pipeline/session"
 )
@@ -97,7 +96,8 @@ func (k *chatter) spoil(f []byte) []byte {
 	return f
 }
 
-// contents lists the sessions, wherever they lie: what ends in the middle of a burst may make room earlier or later.
+// contents lists the sessions, wherever they lie: what ends in the middle of a burst may make room
+// earlier or later.
 func (r *rig) contents() (list []string) {
 	for ref := range uint32(r.sessions.Capacity()) {
 		if s := *r.sessions.At(ref); s.State() != session.Free {
@@ -133,7 +133,7 @@ func TestPlainIsParsed(t *testing.T) {
 			continue
 		}
 		plain++
-		if r := w.parse(&b, port == 0, w.macs[port]); r != drop.Pass {
+		if r := w.parse(&b, port == 0, w.macs[port]); r != goesOn {
 			t.Fatalf("%s (%x): parse says %v", packettext.Format(f), f, r)
 		}
 		b.plain = true
@@ -146,8 +146,8 @@ func TestPlainIsParsed(t *testing.T) {
 	}
 }
 
-// Two workers that are alike, of which one never goes the short way, send the same frames in the same order, count the same, and have the same
-// sessions in the end.
+// Two workers that are alike, of which one never goes the short way, send the same frames in the
+// same order, count the same, and have the same sessions in the end.
 func TestShortIsLong(t *testing.T) {
 	k := &chatter{Rand: rand.New(rand.NewPCG(3, 4)), t: t}
 	short, long := newRig(t, rigConfig, [6]byte{2, 0, 0, 0, 2, 2}), newRig(t, rigConfig, [6]byte{2, 0, 0, 0, 2, 2})
@@ -217,4 +217,32 @@ func TestShortIsLong(t *testing.T) {
 		t.Errorf("in %d rounds only %d packets went the short way: the test shows little", rounds, went)
 	}
 	t.Logf("%d packets went the short way, %d were forwarded", went, short.counters.Forwarded)
+}
+
+// A flag goes the long way until somebody allows it: the short way knows nothing of it.
+func TestFlagsGoTheLongWayUntilAllowed(t *testing.T) {
+	allowed := map[uint16]bool{ // with OnLink, which only concerns the way out
+		session.SNAT: true, session.FromOutside: true, session.SeenInside: true, session.SeenOutside: true,
+		session.FinInside: true, session.FinOutside: true, session.Draining: true, session.Reset: true, session.Paired: true,
+		session.Bound: true,
+	}
+	w := newTestWorker(t, benchConfig)
+	ref, s, ok := w.sessions.Alloc()
+	if !ok {
+		t.Fatal("no session")
+	}
+	*s = session.Session{Generation: uint32(w.gen.Number)}
+	s.SetState(session.UDP)
+	for _, inside := range []bool{true, false} {
+		if s.Flags = 0; !w.settled(ref, longFlags(inside)) {
+			t.Fatal("a session without flags goes the long way")
+		}
+		for bit := range 16 {
+			s.Flags = 1 << bit
+			want := allowed[s.Flags] || s.Flags == session.OnLink && !inside
+			if got := w.settled(ref, longFlags(inside)); got != want {
+				t.Errorf("flag %#x, from inside %t: short way %t, expected %t", s.Flags, inside, got, want)
+			}
+		}
+	}
 }

@@ -16,8 +16,8 @@ import (
 // Whose a source address is, and whether the packet comes from there. Nothing else decides that a packet from inside is its
 // sender's.
 
-// sending is what the sender of a packet from inside is.
-type sending struct {
+// sender is what the sender of a packet from inside is.
+type sender struct {
 	in       *generation.Instance
 	attached *generation.Attached // the prefix that the address lies in
 	own      bool                 // it is the instance's own address
@@ -26,7 +26,7 @@ type sending struct {
 
 // sender finds the instance that may send from the packet's address: its own, or one in a prefix that is behind it. It reports
 // packets that come from elsewhere than the instance does.
-func (w *Worker) sender(p *Packet) (s sending, r drop.Reason) {
+func (w *Worker) sender(p *Packet) (s sender, r drop.Reason) {
 	g, v := w.gen, w.vpc(p)
 	if from := g.Host(v+1, p.local); from != nil && from.Kind == generation.HostInstance {
 		s.in, s.own = &g.Instances[from.Index], true

@@ -8,7 +8,8 @@ import (
 	"weir/pipeline/header"
 )
 
-// MaxSpare is how many packet buffers a worker keeps for the pieces of packets that are longer than the next link takes.
+// MaxSpare is how many packet buffers a worker keeps for the pieces of packets that are too long
+// for the next link.
 const MaxSpare = MaxBurst
 
 // Spare are empty packet buffers. The driver tops them up once a turn.
@@ -19,8 +20,8 @@ type Spare struct {
 	Front   uint16           // how much room is before Data
 }
 
-// split queues an IPv4 packet that is longer than its link in pieces, in order (RFC 791 §3.2, RFC 4787 REQ-13a), or
-// reports that there are too few buffers.
+// split queues an IPv4 packet that is longer than its link in pieces, in order (RFC 791 §3.2, RFC
+// 4787 REQ-13a), or reports that there are too few buffers.
 func (w *Worker) split(to way, mac uint64, f *parcel) bool {
 	mtu, port := int(w.gen.Links[to.link].MTU), to.at.Port()
 	frame := f.frame
@@ -34,14 +35,11 @@ func (w *Worker) split(to way, mac uint64, f *parcel) bool {
 	later[0] = 0x40 | byte(llen/4)
 	first, room := (mtu-hlen)&^7, (mtu-llen)&^7
 	s := &w.Spare
-	if more := (len(data) - first + room - 1) / room; more > s.N {
+	if more := (len(data) - first + room - 1) / room; more > s.N || int(s.Front) < overhead(to.at) {
 		return false
 	}
 	binary.BigEndian.PutUint16(ip[6:], word|header.IPv4MoreFragments)
-	finishIPv4(ip[:hlen+first])
-	if !to.at.Plain() && int(s.Front) < overhead(to.at) {
-		return false
-	}
+	sealIPv4(ip[:hlen+first])
 	f.frame = frame[:header.EthernetSize+hlen+first]
 	w.emit(to, mac, f)
 	for at := first; at < len(data); at += room {
@@ -57,7 +55,7 @@ func (w *Worker) split(to way, mac uint64, f *parcel) bool {
 			flags |= header.IPv4MoreFragments
 		}
 		binary.BigEndian.PutUint16(ip[6:], flags)
-		finishIPv4(ip)
+		sealIPv4(ip)
 		q := &w.Out[port]
 		q.extra[q.N/64] |= 1 << (q.N % 64)
 		q.extras++
@@ -82,8 +80,8 @@ func copyOptions(to, o []byte) int {
 	return (n + 3) &^ 3 // to is zero: end of options
 }
 
-// finishIPv4 writes total length and checksum of a packet.
-func finishIPv4(ip []byte) {
+// sealIPv4 writes total length and checksum of a packet.
+func sealIPv4(ip []byte) {
 	binary.BigEndian.PutUint16(ip[2:], uint16(len(ip)))
 	header.IPv4(ip).UpdateChecksum()
 }

@@ -191,8 +191,8 @@ func (b *builder) poolOf(a netip.Addr) int {
 	return b.poolRanges[i].pool
 }
 
-// eligible reports whether address a may be a source for gateway: associated with it by itself or by its pool;
-// for the unnamed gateway, associated with none.
+// eligible reports whether address a may be a source for gateway: associated with it by itself or
+// by its pool; for the unnamed gateway, associated with none.
 func (b *builder) eligible(a netip.Addr, gateway int32) bool {
 	pool, single := b.poolGateways[b.poolOf(a)], b.single[a]
 	if gateway == config.UnnamedGateway {
@@ -277,8 +277,8 @@ type way struct {
 	link uint16
 }
 
-// via says how a VPC-internal address is reached, and through which hop; a zero hop is the address itself. A VPC without attachment is
-// reached nowhere.
+// via says how a VPC-internal address is reached, and through which hop; a zero hop is the address
+// itself. A VPC without attachment is reached nowhere.
 func (b *builder) via(v *config.VPC, a netip.Addr) (by way, hop config.NextHop) {
 	if len(v.Attach) == 0 {
 		return way{at: attach.None}, config.NextHop{}
