@@ -760,7 +760,7 @@ func checkGuarantees(t testing.TB, c *Config) {
 	holders := map[netip.Addr]string{}
 	var shares []SNAT
 	var attached []netip.Prefix
-	attachedPorts := map[int]bool{}
+	attachments := map[attachKey]bool{}
 	for i, v := range c.VPCs {
 		check(i == 0 || v.Name != c.VPCs[i-1].Name, "VPC names are unique")
 		taken := map[netip.Addr]bool{}
@@ -769,8 +769,8 @@ func checkGuarantees(t testing.TB, c *Config) {
 			taken[a] = true
 		}
 		for _, at := range v.Attach {
-			check(c.Ports[at.Port].Side == Inside && !attachedPorts[at.Port], "attachment %+v", at)
-			attachedPorts[at.Port] = true
+			check(c.Ports[at.Port].Side == Inside && !attachments[attachKey{at.Port, at.VLAN, at.Encap, at.Tunnel.VNI}], "attachment %+v", at)
+			attachments[attachKey{at.Port, at.VLAN, at.Encap, at.Tunnel.VNI}] = true
 			for _, a := range at.Addresses {
 				take(a.Addr())
 			}

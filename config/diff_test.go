@@ -183,7 +183,9 @@ func TestEveryFieldCounts(t *testing.T) {
 					v.SetInt(v.Int() + 1)
 				}
 			})
-		case reflect.Uint8, reflect.Uint16, reflect.Uint64:
+		case reflect.Bool:
+			try(path, v, func() { v.SetBool(!v.Bool()) })
+		case reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
 			try(path, v, func() { v.SetUint(v.Uint() ^ 1) })
 		default:
 			t.Fatalf("%s is a %v, which this test cannot change", path, v.Kind())

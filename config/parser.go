@@ -199,7 +199,7 @@ func (c *checker) follow(before, now []*fragment) *checker {
 	dirty := map[int]bool{}      // VPCs
 	n := &checker{
 		doc: &document{}, config: c.config, ports: c.ports, pools: c.pools, vpcs: c.vpcs, gateways: c.gateways, private: c.private,
-		ids: c.ids, ranges: c.ranges, own: c.own, attached: maps.Clone(c.attached),
+		ids: c.ids, ranges: c.ranges, own: c.own, attached: maps.Clone(c.attached), outer: c.outer, udpPorts: maps.Clone(c.udpPorts),
 	}
 	for i, f := range now {
 		o := before[i]

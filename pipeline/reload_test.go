@@ -416,6 +416,7 @@ func TestDiscard(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		anySource(g)
 		if g.Number != 2 {
 			t.Fatalf("generation %d, expected 2 again", g.Number)
 		}
@@ -476,6 +477,7 @@ func TestResume(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		anySource(again)
 		if again.Number != g.Number+1 {
 			t.Errorf("generation %d after %d", again.Number, g.Number)
 		}
@@ -506,6 +508,7 @@ func TestSettle(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	anySource(g)
 	defer g.Close()
 	r.SetGeneration(g)
 	c := generation.Resume(r.state, g)
@@ -574,6 +577,7 @@ func TestRestartChoosesAlike(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		anySource(g)
 		defer g.Close()
 		second.SetGeneration(g)
 		for i := range 60 {

@@ -110,7 +110,7 @@ func KeepRestartOnly(cfg, running *config.Config) bool {
 		if p.Name != r.Name || p.Side != r.Side {
 			return false
 		}
-		p.Device, p.MTU, p.MAC = r.Device, r.MTU, r.MAC
+		p.Device, p.MTU, p.MAC, p.VLAN = r.Device, r.MTU, r.MAC, r.VLAN
 	}
 	cfg.API, cfg.Log, cfg.Dataplane = running.API, running.Log, running.Dataplane
 	return true
