@@ -86,7 +86,7 @@ func (w *Worker) serve(port int, p *Packet) {
 // rate is limited per VPC and in all (RFC 1812 §4.3.2.8, RFC 4443 §2.4(f)).
 func (w *Worker) answer(port int, p *Packet, r drop.Reason, mtu uint16) {
 	switch r {
-	case drop.TTLExceeded, drop.NoEligible, drop.SNATProtocol, drop.TooBig, drop.LimitInstance, drop.LimitVPC, drop.TableFull, drop.PortsExhausted:
+	case drop.TTLExceeded, drop.NoEligible, drop.SNATProtocol, drop.TooBig, drop.LimitInstance, drop.LimitVPC, drop.FairShare, drop.TableFull, drop.PortsExhausted:
 	case drop.NoSession: // a reset, if it is TCP and configured; never about one (RFC 9293 §3.10.7.1)
 		if w.gen.Header.UnknownTCP != uint8(config.UnknownTCPReset) || p.kind != kindTCP || p.fragmented || p.tcpFlags&tcpRST != 0 {
 			return

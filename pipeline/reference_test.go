@@ -4,6 +4,7 @@ package pipeline
 
 import (
 	"fmt"
+	"math/bits"
 	"net/netip"
 	"slices"
 
@@ -466,6 +467,9 @@ func (n *reference) share(s *refSession, o outcome, q question) outcome {
 	if r := n.limit(s); r != drop.Pass {
 		return refused(r)
 	}
+	if n.crowds(s.vpc) {
+		return refused(drop.FairShare)
+	}
 	if len(n.sessions) == n.capacity {
 		return refused(drop.TableFull)
 	}
@@ -692,6 +696,40 @@ func (n *reference) limit(s *refSession) drop.Reason {
 		return drop.LimitVPC
 	}
 	return drop.Pass
+}
+
+// crowds reports whether a VPC has more than its share of a table that is fuller than seven eighths: more than the level, rounded up, up to which all VPCs
+// together fill those. Up to 32 it is rounded to a number, then to two, to four, and so on.
+func (n *reference) crowds(vpc string) bool {
+	room, use, weight := n.capacity/8*7, map[string]int{}, map[string]int{}
+	if len(n.sessions) <= room {
+		return false
+	}
+	for _, s := range n.sessions {
+		use[s.vpc]++
+	}
+	for i := range n.VPCs {
+		weight[n.VPCs[i].Name] = n.VPCs[i].Weight
+	}
+	for level := 1; ; {
+		sum := 0
+		for name, n := range use {
+			sum += min(n, level*max(weight[name], 1))
+		}
+		if sum > room {
+			return use[vpc] > level*weight[vpc]
+		}
+		if level < 32 {
+			level++
+		} else {
+			level += 1 << (bits.Len(uint(level)) - 5)
+		}
+	}
+}
+
+// gives reports whether a session may end before its time, because its VPC has more than its share.
+func (n *reference) gives(s *refSession) bool {
+	return s.state == session.UDP && n.now-s.last > 120_000 && n.crowds(s.vpc)
 }
 
 // add begins a session. A session from outside that has the same outside gives way: it was let in when the port was another's.

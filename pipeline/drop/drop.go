@@ -45,6 +45,7 @@ const (
 	NoSession      // SNAT, and the packet neither belongs to a session nor begins one
 	LimitInstance  // the instance has as many sessions as it may
 	LimitVPC       // the VPC has as many sessions as it may
+	FairShare      // the table is nearly full, and the VPC has more of it than its fair share
 	TableFull      // no room for another session
 	PortsExhausted
 
@@ -99,6 +100,7 @@ var reasons = [NumReasons]struct{ name, help string }{
 	NoSession:          {"no_session", "through SNAT, of no session, and cannot begin one"},
 	LimitInstance:      {"limit_instance", "the instance's session limit"},
 	LimitVPC:           {"limit_vpc", "the VPC's session limit"},
+	FairShare:          {"fair_share", "the session table is nearly full, and the VPC has more than its share"},
 	TableFull:          {"table_full", "the session table is full"},
 	PortsExhausted:     {"ports_exhausted", "no free port in the instance's SNAT range"},
 	UnknownDestination: {"unknown_destination", "from outside, to no address of ours"},
