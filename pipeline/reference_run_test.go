@@ -288,6 +288,7 @@ func (r *run) walk() {
 			r.fates["gave way"]++
 		}
 	}
+	r.slow.crowding = nil
 }
 
 // frame parses a line once.

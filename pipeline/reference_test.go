@@ -22,6 +22,7 @@ type reference struct {
 	now      int64 // milliseconds
 	capacity int   // of the session table
 	pressed  bool
+	crowding map[string]bool // VPCs that had more than their share before the last endings
 	sessions []*refSession
 	mappings []*refMapping
 	refused  map[string]int64 // flows for which there was no port to overload, and when
@@ -729,7 +730,15 @@ func (n *reference) crowds(vpc string) bool {
 
 // gives reports whether a session may end before its time, because its VPC has more than its share.
 func (n *reference) gives(s *refSession) bool {
-	return s.state == session.UDP && n.now-s.last > 120_000 && n.crowds(s.vpc)
+	return s.state == session.UDP && n.now-s.last > 120_000 && (n.crowding[s.vpc] || n.crowds(s.vpc))
+}
+
+// noteCrowds notes whose sessions may give way in the walk to come: what is over and not ended yet counts there too.
+func (n *reference) noteCrowds() {
+	n.crowding = map[string]bool{}
+	for i := range n.VPCs {
+		n.crowding[n.VPCs[i].Name] = n.crowds(n.VPCs[i].Name)
+	}
 }
 
 // add begins a session. A session from outside that has the same outside gives way: it was let in when the port was another's.
@@ -764,6 +773,7 @@ func (n *reference) endIf(over func(*refSession) bool) {
 // wait lets time pass.
 func (n *reference) wait(millis int64) {
 	n.now += millis
+	n.noteCrowds()
 	n.weigh()
 	n.endIf(n.over)
 	n.rested()
@@ -804,6 +814,7 @@ func (n *reference) over(s *refSession) bool {
 // reload puts another configuration in force: the sessions are held against it.
 func (n *reference) reload(cfg *config.Config) {
 	n.Config = cfg
+	n.noteCrowds()
 	n.weigh()
 	n.endIf(func(s *refSession) bool { return !n.stays(s) || n.over(s) })
 	n.rested()
