@@ -46,6 +46,7 @@ const (
 
 	MaxInstances     = 1 << 20 // of all VPCs
 	MaxSNATAddresses = 1 << 16 // different ones
+	MaxWeight        = 1000    // of a VPC
 
 	MinSessions = 1 << 10
 	MaxSessions = 1 << 27
@@ -345,6 +346,7 @@ type VPC struct {
 	Routes    []Route
 	Instances []Instance
 	PerVPC    int // sessions of the whole VPC; 0: no limit
+	Weight    int // of its share of a session table that is nearly full
 }
 
 // Attachment is where a VPC's packets come and go.

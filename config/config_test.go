@@ -249,6 +249,7 @@ func TestExample(t *testing.T) {
 		{Name: "private", ID: id(3), Pools: []int{2}, VPC: 0},
 	}
 	want.VPCs = []VPC{{
+		Weight:  1,
 		Name:    "blue",
 		Attach:  []Attachment{{Port: 0, Addresses: []netip.Prefix{p("172.30.0.1/22"), p("fd00:1::1/64")}}},
 		Subnets: []netip.Prefix{p("172.30.0.0/22"), p("172.30.4.0/22"), p("fd00:1::/64")},

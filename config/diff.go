@@ -301,7 +301,7 @@ func (d *diff) sameGateway(a, b *Gateway) bool {
 
 // sameNetwork compares VPCs without their routes and instances.
 func (d *diff) sameNetwork(a, b *VPC) bool {
-	if d.stablePorts && shared(a.Attach, b.Attach) && shared(a.Subnets, b.Subnets) && a.PerVPC == b.PerVPC {
+	if d.stablePorts && shared(a.Attach, b.Attach) && shared(a.Subnets, b.Subnets) && a.PerVPC == b.PerVPC && a.Weight == b.Weight {
 		return true
 	}
 	x, y := *a, *b

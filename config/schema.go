@@ -81,6 +81,7 @@ type vpcText struct {
 	routes    []routeText
 	instances []instanceText
 	limits    limitsText
+	weight    at[int]
 }
 
 type attachmentText struct {
@@ -148,7 +149,7 @@ var (
 	instanceLimits = []string{"per_instance"}
 	timeoutsKeys   = []string{"tcp_partially_open", "tcp_established", "tcp_closing", "udp", "udp_ports", "icmp", "other"}
 	reloadKeys     = []string{"max_shrink"}
-	vpcKeys        = []string{"name", "attach", "subnets", "routes", "instances", "limits"}
+	vpcKeys        = []string{"name", "attach", "subnets", "routes", "instances", "limits", "weight"}
 	attachKeys     = []string{"port", "vlan", "pcp", "encap", "vni", "peers", "mac", "udp_port", "dscp", "udp_checksum", "addresses", "next_hops"}
 	routeKeys      = []string{"to", "from", "class", "drop", "gateway", "address", "subnet"}
 	instanceKeys   = []string{"name", "addresses", "mac", "host", "transit", "external", "limits"}
@@ -397,6 +398,16 @@ var timeoutRules = map[string]struct {
 	"udp":                {func(t *Timeouts) *time.Duration { return &t.UDP }, 2 * time.Minute, "RFC 4787 REQ-5"},
 	"icmp":               {func(t *Timeouts) *time.Duration { return &t.ICMP }, time.Minute, "RFC 5508 REQ-2"},
 	"other":              {func(t *Timeouts) *time.Duration { return &t.Other }, minTimeout, ""},
+}
+
+// TimeoutFloors returns the least times that the RFCs let a NAT wait. For what they say nothing of there is none.
+func TimeoutFloors() (t Timeouts) {
+	for key, rule := range timeoutRules {
+		if key != "other" {
+			*rule.field(&t) = rule.floor
+		}
+	}
+	return t
 }
 
 // minTimeout is the least idle time of a session, rfc_unsafe or not.
@@ -664,6 +675,8 @@ func (r *reader) vpc(v value) vpcText {
 			}
 		case "limits":
 			p.limits = r.limits(v, limitsKeys)
+		case "weight":
+			p.weight = r.integer(v, 1, MaxWeight)
 		}
 	}
 	require(r, v, p.name, "name")

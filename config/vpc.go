@@ -55,6 +55,7 @@ func (c *checker) checkVPC(i int) VPC {
 	t := &c.doc.vpcs[i]
 	v := vpcChecker{checker: c, index: i, text: t, taken: map[netip.Addr]owner{}, transit: map[netip.Prefix]owner{}}
 	v.vpc.Name = t.name.value
+	v.vpc.Weight = t.weight.or(1)
 	v.vpc.PerVPC = t.limits.perVPC.or(c.config.Sessions.PerVPC)
 	v.checkSubnets()
 	for j := range t.attach {

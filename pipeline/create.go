@@ -22,6 +22,7 @@ func (w *Worker) end(ref uint32) {
 		w.mappings.Release(s.Mapping, w.tick)
 	}
 	w.state.Release(s.VPC, s.Instance)
+	w.level.Remove(s.VPC)
 	w.sessions.Remove(ref)
 	w.counters.SessionsEnded++
 }
@@ -99,6 +100,7 @@ func (w *Worker) create(p *Packet, f *flow) drop.Reason {
 		return drop.TableFull
 	}
 	w.state.Acquire(s.VPC, s.Instance)
+	w.level.Add(s.VPC, uint16(v.Weight))
 	if state == session.Unconfirmed {
 		atomic.AddUint32(&w.state.Instances[s.Instance].Unconfirmed, 1)
 		atomic.AddUint32(&w.state.VPCs[s.VPC].Unconfirmed, 1)

@@ -109,6 +109,8 @@ type Worker struct {
 	exhausted [1 << exhaustedBits]exhaustion
 	failed    [256]failures // by slot of the instance
 
+	level       *state.Level // of the session table
+	weighed     int          // how many VPCs of the generation count with the weights that it says
 	expireAt    uint32
 	unconfirmed []state.UnconfirmedList // by slot of the instance
 
@@ -158,6 +160,7 @@ func NewWorker(s *state.State, w int, g *generation.Generation, c WorkerConfig) 
 	for i, m := range c.MACs {
 		k.macs[i] = state.MACWord(m)
 	}
+	k.level = newLevel(s.Shares(w), k.sessions, g)
 	k.SetGeneration(g)
 	k.pieces.init(state.NewRandom(c.Seed))
 	return k
@@ -169,7 +172,7 @@ func (w *Worker) SetGeneration(g *generation.Generation) {
 	for i := range g.Ports {
 		w.mtus[i] = int(g.Ports[i].MTU)
 	}
-	w.timeouts = &g.Header.Timeouts[w.pressed]
+	w.timeouts, w.weighed = &g.Header.Timeouts[w.pressed], 0
 	atomic.StoreUint64(&w.counters.Generation, g.Number)
 }
 

@@ -104,7 +104,7 @@ func (w *Worker) serve(b *Burst, p *Packet) {
 // §2.4(f)).
 func (w *Worker) answer(p *Packet, r drop.Reason, mtu uint16) {
 	switch r {
-	case drop.TTLExceeded, drop.NoEligible, drop.SNATProtocol, drop.TooBig, drop.LimitInstance, drop.LimitVPC, drop.TableFull, drop.PortsExhausted:
+	case drop.TTLExceeded, drop.NoEligible, drop.SNATProtocol, drop.TooBig, drop.LimitInstance, drop.LimitVPC, drop.FairShare, drop.TableFull, drop.PortsExhausted:
 	case drop.NoSession: // a reset for TCP, never for one (RFC 9293 §3.10.7.1)
 		if w.gen.Header.UnknownTCP != uint8(config.UnknownTCPReset) || p.kind != kindTCP || p.fragmented || p.tcpFlags&tcpRST != 0 {
 			return

@@ -4,6 +4,7 @@ package pipeline
 
 import (
 	"fmt"
+	"math/bits"
 	"net/netip"
 	"slices"
 
@@ -23,6 +24,7 @@ type reference struct {
 	now      int64 // milliseconds
 	capacity int   // of the session table
 	pressed  bool
+	crowding map[string]bool // VPCs that had more than their share before the last endings
 	sessions []*refSession
 	mappings []*refMapping
 	spent    int                    // mappings without their ports, until the next walk
@@ -489,6 +491,9 @@ func (n *reference) share(s *refSession, o outcome, q question) outcome {
 	if r := n.limit(s); r != drop.Pass {
 		return refused(r)
 	}
+	if n.crowds(s.vpc) {
+		return refused(drop.FairShare)
+	}
 	if len(n.sessions) == n.capacity {
 		return refused(drop.TableFull)
 	}
@@ -848,8 +853,49 @@ func (n *reference) limit(s *refSession) drop.Reason {
 	return drop.Pass
 }
 
-// add begins a session. A session from outside that has the same outside gives way: it was let in
-// when the port was another's.
+// crowds reports whether a VPC has more than its share of a table that is fuller than seven eighths: more than the level, rounded up, up to which all VPCs
+// together fill those. Up to 32 it is rounded to a number, then to two, to four, and so on.
+func (n *reference) crowds(vpc string) bool {
+	room, use, weight := n.capacity/8*7, map[string]int{}, map[string]int{}
+	if len(n.sessions) <= room {
+		return false
+	}
+	for _, s := range n.sessions {
+		use[s.vpc]++
+	}
+	for i := range n.VPCs {
+		weight[n.VPCs[i].Name] = n.VPCs[i].Weight
+	}
+	for level := 1; ; {
+		sum := 0
+		for name, n := range use {
+			sum += min(n, level*max(weight[name], 1))
+		}
+		if sum > room {
+			return use[vpc] > level*weight[vpc]
+		}
+		if level < 32 {
+			level++
+		} else {
+			level += 1 << (bits.Len(uint(level)) - 5)
+		}
+	}
+}
+
+// gives reports whether a session may end before its time, because its VPC has more than its share.
+func (n *reference) gives(s *refSession) bool {
+	return s.state == session.UDP && n.now-s.last > 120_000 && (n.crowding[s.vpc] || n.crowds(s.vpc))
+}
+
+// noteCrowds notes whose sessions may give way in the walk to come: what is over and not ended yet counts there too.
+func (n *reference) noteCrowds() {
+	n.crowding = map[string]bool{}
+	for i := range n.VPCs {
+		n.crowding[n.VPCs[i].Name] = n.crowds(n.VPCs[i].Name)
+	}
+}
+
+// add begins a session. A session from outside that has the same outside gives way: it was let in when the port was another's.
 func (n *reference) add(s *refSession) {
 	for _, t := range n.sessions {
 		if n.sameOutside(t, s, s.externalPort) {
@@ -884,6 +930,7 @@ func (n *reference) endIf(over func(*refSession) bool) {
 // wait lets time pass.
 func (n *reference) wait(millis int64) {
 	n.now += millis
+	n.noteCrowds()
 	n.weigh()
 	n.endIf(n.over)
 	n.rested()
@@ -926,6 +973,7 @@ func (n *reference) over(s *refSession) bool {
 // reload puts another configuration in force: the sessions are held against it.
 func (n *reference) reload(cfg *config.Config) {
 	n.Config = cfg
+	n.noteCrowds()
 	n.weigh()
 	n.endIf(func(s *refSession) bool { return !n.stays(s) || n.over(s) })
 	n.rested()

@@ -248,7 +248,7 @@ func (w *world) text() string {
 	for v := range w.vpcs {
 		vpc := &w.vpcs[v]
 		fmt.Fprintf(&b, "  - name: v%d\n    attach: [{port: in%d, addresses: [10.0.0.1/24, \"fd00::1/64\"]}]\n    subnets: [10.0.0.0/24, \"fd00::/64\"]\n", v, v)
-		fmt.Fprintf(&b, "    limits: {per_vpc: %d}\n    routes: [%s]\n    instances:\n", vpc.limit, strings.Join(vpc.routes, ", "))
+		fmt.Fprintf(&b, "    limits: {per_vpc: %d}\n    weight: %d\n    routes: [%s]\n    instances:\n", vpc.limit, 1+vpc.limit%3, strings.Join(vpc.routes, ", "))
 		none := true
 		for i := range vpc.instances {
 			if vpc.instances[i].name != "" {

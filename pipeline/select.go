@@ -108,6 +108,9 @@ func (w *Worker) selectSNAT(p *Packet, in *generation.Instance, sel *generation.
 	if r := w.limited(in); r != drop.Pass {
 		return r
 	}
+	if w.crowds(&w.gen.VPCs[in.VPC]) {
+		return drop.FairShare
+	}
 	if w.sessions.Len() == w.sessions.Capacity() {
 		return drop.TableFull
 	}

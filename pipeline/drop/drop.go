@@ -48,6 +48,7 @@ const (
 	NoSession
 	LimitInstance
 	LimitVPC
+	FairShare
 	TableFull
 	PortsExhausted
 
@@ -200,6 +201,9 @@ var reasons = [NumReasons]struct {
 	LimitVPC: {"limit_vpc", Exhausted, "select",
 		"the VPC has reached its session limit",
 		"3/1, ICMPv6 1/3", "raise the limit, or talk to the tenant"},
+	FairShare: {"fair_share", Exhausted, "select",
+		"seven eighths of a worker's table are in use, and the VPC has more than its share",
+		"3/1, ICMPv6 1/3", "a larger `dataplane.sessions` and a restart; `vpcs[].weight`; talk to the tenant"},
 	TableFull: {"table_full", Exhausted, "select",
 		"the session table is full",
 		"3/1, ICMPv6 1/3", "`weir_sessions` shows which VPC; set limits, or a larger `dataplane.sessions` and restart"},

@@ -148,6 +148,13 @@ func (c *Compiler) Compile(cfg *config.Config) (*Generation, error) {
 	for _, s := range []session.State{session.TCPOpening, session.Unconfirmed} {
 		h.Timeouts[1][s] = min(h.Timeouts[1][s], uint32(PressedTimeout.Milliseconds()))
 	}
+	h.Floors = h.Timeouts[0]
+	floors := config.TimeoutFloors()
+	h.Floors[session.UDP] = min(h.Floors[session.UDP], uint32(floors.UDP.Milliseconds()))
+	h.Floors[session.ICMP] = min(h.Floors[session.ICMP], uint32(floors.ICMP.Milliseconds()))
+	h.Floors[session.TCPOpening] = min(h.Floors[session.TCPOpening], uint32(floors.TCPPartiallyOpen.Milliseconds()))
+	h.Floors[session.TCPOpen] = min(h.Floors[session.TCPOpen], uint32(floors.TCPEstablished.Milliseconds()))
+	h.Floors[session.TCPClosing] = min(h.Floors[session.TCPClosing], uint32(floors.TCPClosing.Milliseconds()))
 	h.UDPCount = uint16(len(t.UDPPorts))
 	for i, p := range t.UDPPorts {
 		h.UDPPorts[1+i], h.UDPTimeouts[1+i] = p.Port, uint32(p.Timeout.Milliseconds())

@@ -196,7 +196,7 @@ func (m townsman) vpc(v int) string {
 		if m.IntN(4) == 0 {
 			transit = fmt.Sprintf(", transit: [10.8.%d.0/24]", i)
 		}
-		fmt.Fprintf(&b, "      - {name: i%d, addresses: [10.0.%d.%d, \"fd00::%x\"]%s%s, external: %s}\n", i, m.IntN(2), 10+i, 10+i, mac, transit, external)
+		fmt.Fprintf(&b, "      - {name: %s%d, addresses: [10.0.%d.%d, \"fd00::%x\"]%s%s, external: %s}\n", m.any("i", "r"), i, m.IntN(2), 10+i, 10+i, mac, transit, external)
 	}
 	b.WriteString("      - {name: last, addresses: [10.0.0.200]}\n")
 	return b.String()

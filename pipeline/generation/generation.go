@@ -30,6 +30,7 @@ type Header struct {
 	Number     uint64
 	HostSecret uint64
 	Timeouts   [2][session.NumStates]uint32 // milliseconds; as configured, and under pressure
+	Floors     [session.NumStates]uint32    // of VPCs with more than their share, where that is less
 	Drain      uint32                       // milliseconds
 	PortRest   uint32                       // milliseconds
 	Spread     uint8
@@ -155,7 +156,7 @@ type VPC struct {
 	Limit   uint32    // sessions; 0: none
 	Tags    uint32    // how many different gateways its routes name
 	Sources [2]uint32 // range table per family: transit and attached prefixes -> sources; NoTable: none
-	_       uint32
+	Weight  uint32    // of its share of a table
 }
 
 type Instance struct {

@@ -21,7 +21,7 @@ func (b *builder) buildVPC(vi int, attached *[2][]rangeItem, shared map[inet.Add
 		return rec, err
 	}
 	routing := b.buildRoutes(v)
-	rec = VPC{Slot: slot, Limit: uint32(v.PerVPC), Tags: uint32(len(routing.gateways))}
+	rec = VPC{Slot: slot, Limit: uint32(v.PerVPC), Weight: uint32(max(v.Weight, 1)), Tags: uint32(len(routing.gateways))}
 	var sources [2][]rangeItem
 	for i := range v.Instances {
 		in := &v.Instances[i]

@@ -51,7 +51,7 @@ func (r Room) max(o Room) Room {
 // growingSections is where everything lies in the segment that grows.
 type growingSections struct {
 	Neighbors, VPCs, Instances uint64
-	Unconfirmed                [maxWorkers]uint64
+	Unconfirmed, Shares        [maxWorkers]uint64
 }
 
 // layGrowing lays the segment that grows out at its largest.
@@ -66,6 +66,8 @@ func layGrowing(l *memory.Layout, workers int) (g growingSections) {
 	for w := range workers {
 		l.Align()
 		g.Unconfirmed[w] = memory.Add[UnconfirmedList](l, InstanceSlots)
+		l.Align()
+		g.Shares[w] = memory.Add[Share](l, VPCSlots)
 	}
 	l.Align()
 	return g
@@ -97,6 +99,7 @@ func (s *State) pieces(from, to Room, f func(piece) error) error {
 	add(m.InUse, session.InUseBytes, from.Addresses, to.Addresses, -1)
 	for w := range s.Workers() {
 		add(g.Unconfirmed[w], uint64(unsafe.Sizeof(UnconfirmedList{})), from.Instances, to.Instances, w)
+		add(g.Shares[w], uint64(unsafe.Sizeof(Share{})), from.VPCs, to.VPCs, w)
 	}
 	return failed
 }

@@ -88,7 +88,7 @@ type Sizes struct {
 }
 
 // stateLayout is the hash over everything that lies in a state segment.
-var stateLayout = memory.Hash(append(session.Types(), stateHeader{}, Room{}, Usage{}, UnconfirmedList{}, Counters{}, Neighbor{}, ring{})...)
+var stateLayout = memory.Hash(append(session.Types(), stateHeader{}, Room{}, Share{}, Usage{}, UnconfirmedList{}, Counters{}, Neighbor{}, ring{})...)
 
 // New makes a fresh State.
 func New(c Sizes) (*State, error) {

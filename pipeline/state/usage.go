@@ -34,6 +34,13 @@ func (s *State) Unconfirmed(w int) []UnconfirmedList {
 	return memory.Slice[UnconfirmedList](s.growing, s.h.Growing.Unconfirmed[w], InstanceSlots)
 }
 
+// Shares returns what the VPCs have of worker w's table, by slot, emptied: the worker counts them. Those from Room().VPCs on have no memory.
+func (s *State) Shares(w int) []Share {
+	shares := memory.Slice[Share](s.growing, s.h.Growing.Shares[w], VPCSlots)
+	clear(shares[:s.Room().VPCs])
+	return shares
+}
+
 // VPCSessions and InstanceSessions return how many sessions a slot has.
 func (s *State) VPCSessions(slot uint32) int {
 	if uint64(slot) >= atomic.LoadUint64(&s.h.Room.VPCs) {
