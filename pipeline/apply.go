@@ -23,6 +23,8 @@ func (w *Worker) apply(b *Burst, first int) {
 			continue
 		}
 		switch {
+		case !b.inside && w.astray(s, p):
+			w.end(ref) // the port is nobody's, or another endpoint's, whose filtering decides
 		case !b.inside:
 			if !p.uninvited(s) {
 				w.fromOutside(s, p)

@@ -184,6 +184,10 @@ func (n *reference) fromInside(q question) outcome {
 // fromOutside decides on a packet from outside, or on one that turned back.
 func (n *reference) fromOutside(q question, from origin) outcome {
 	s := n.find(q, from)
+	if s != nil && s.state == session.Unconfirmed && s.snat && !n.leads(s) {
+		n.end(s)
+		s = nil
+	}
 	if s == nil || s.snat && q.proto == "ping" { // nobody pings through an identifier that is mapped for replies
 		return n.arriving(q, from)
 	}
@@ -719,6 +723,12 @@ func (n *reference) held(m *refMapping) bool {
 // confirm lets the first packet from inside confirm a session that began outside, if what it was
 // let in to is still there.
 func (n *reference) confirm(s *refSession) bool { return !s.snat || n.hold(s, false) }
+
+// leads reports whether the port of a session that began outside is still that of the endpoint to
+// which it leads.
+func (n *reference) leads(s *refSession) bool {
+	return slices.ContainsFunc(n.mappings, func(m *refMapping) bool { return m.belongsTo(s) && m.port == s.externalPort && n.held(m) })
+}
 
 // rules are those of the pool of an external address.
 func (n *reference) rules(a netip.Addr) config.Translation { return n.Pools[n.pool(a)].Sessions }
