@@ -16,7 +16,7 @@ import (
 // and local port follow from it, so that a million of them need no memory of the generator's.
 
 const (
-	benchInstances = 64   // of each kind: with a floating address, with an SNAT address of its own
+	benchInstances = 64   // of each kind: with a floating address, with its own SNAT address
 	benchRemotes   = 1024 // hosts that one worker's flows go to
 	benchPort      = 443  // of the remote hosts
 	benchLocalPort = 1024 // the first one of an instance's flows
@@ -146,6 +146,9 @@ func (f *flows) put(b []byte, w flow, port int, frame int, tcpFlags byte) int {
 func (f *flows) write(b []byte, port int, src, dst inet.Addr, sport, dport uint16, tcpFlags byte) {
 	copy(b, benchMACs[port][:])
 	copy(b[6:], benchSender[:])
+	if port == 0 {
+		b[11] = byte(src.Lo) // as configured for the instance
+	}
 	proto := byte(protoUDP)
 	if f.tcp {
 		proto = protoTCP

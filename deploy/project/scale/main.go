@@ -5,7 +5,7 @@
 //
 //	go run ./deploy/project/scale --instances 100000 --vpcs 10000 --gateways 1000 --files 100 DIR
 //
-// DIR then holds weir.yaml and the instances in files of their own: a directory that weir run and
+// DIR then holds weir.yaml and the instances in separate files: a directory that weir run and
 // weir check read. The devices are net_ring ones: it runs anywhere.
 package main
 
@@ -23,7 +23,7 @@ func main() {
 	var c scale
 	flag.IntVar(&c.instances, "instances", 100_000, "instances in all, two external addresses each")
 	flag.IntVar(&c.vpcs, "vpcs", 10_000, "VPCs")
-	flag.IntVar(&c.gateways, "gateways", 1_000, "gateways, each with a pool of its own")
+	flag.IntVar(&c.gateways, "gateways", 1_000, "gateways, each with its own pool")
 	flag.IntVar(&c.files, "files", 100, "files that the instances are spread over")
 	flag.Parse()
 	if flag.NArg() != 1 || c.instances < 1 || c.vpcs < 1 || c.vpcs > c.instances || c.gateways < 1 || c.gateways > c.vpcs || c.files < 1 {
@@ -56,7 +56,7 @@ func (c *scale) write(dir string) error {
 	perPool := (2*c.instances + c.gateways - 1) / c.gateways
 	perPool += 2 * ((c.instances+c.vpcs-1)/c.vpcs + 1) // a VPC's instances never straddle two pools
 	err := file(filepath.Join(dir, "weir.yaml"), func(w *bufio.Writer) {
-		fmt.Fprintf(w, "version: 1\napi: {listen: \"127.0.0.1:9474\"}\ndataplane: {memory: 256MiB, sessions: 1048576}\nports:\n"+
+		fmt.Fprintf(w, "version: 1\napi: {listen: \"127.0.0.1:9474\", socket: \"\"}\ndataplane: {memory: 256MiB, sessions: 1048576}\nports:\n"+
 			"  - {name: out, device: net_ring0, side: outside, addresses: [198.51.100.2/24], next_hops: [{address: 198.51.100.1, mac: \"02:00:00:00:00:fe\"}]}\n"+
 			"  - {name: in, device: net_ring1, side: inside}\npools:\n")
 		for g := range c.gateways {
