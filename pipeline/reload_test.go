@@ -578,7 +578,7 @@ func TestStartsChooseOtherPorts(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer g.Close()
-		w := NewWorker(s, 0, g, WorkerConfig{MACs: []config.MAC{{2, 0, 0, 0, 0, 1}, {2, 0, 0, 0, 0, 2}}, AssumeMAC: config.MAC{2, 0, 0, 0, 0, 3}})
+		w := NewWorker(s, 0, anySource(g), WorkerConfig{MACs: []config.MAC{{2, 0, 0, 0, 0, 1}, {2, 0, 0, 0, 0, 2}}, AssumeMAC: config.MAC{2, 0, 0, 0, 0, 3}})
 		w.SetClock(1e9)
 		for n := range 40 {
 			var b Burst
