@@ -14,8 +14,8 @@ const (
 	GenevePort = 6081 // RFC 8926 section 3.3
 )
 
-// TunnelOverhead is what a tunnel adds to an IP packet: the inner Ethernet header, that of VXLAN or Geneve without options,
-// UDP's and the outer IP header.
+// TunnelOverhead is what a tunnel adds to an IP packet: the inner Ethernet header, that of VXLAN or
+// Geneve without options, UDP's and the outer IP header.
 func TunnelOverhead(outer6 bool) int {
 	if outer6 {
 		return 14 + 8 + 8 + 40
@@ -206,7 +206,8 @@ type udpPortOf struct {
 	spot *spot
 }
 
-// Via returns which of the attachments leads to an address of the VPC, or nil: the one with its prefix, else the first.
+// Via returns which of the attachments leads to an address of the VPC, or nil: the one with its
+// prefix, else the first.
 func (v *VPC) Via(a netip.Addr) *Attachment {
 	for i := range v.Attach {
 		t := &v.Attach[i]

@@ -179,7 +179,8 @@ type VLAN struct{ Outer, Inner uint16 }
 // PCP says which priority tagged frames leave with.
 type PCP uint8
 
-// KeepPCP keeps the priority and drop eligibility that a packet came with; any other PCP is 1 + the priority that is set.
+// KeepPCP keeps the priority and drop eligibility that a packet came with; any other PCP is 1 + the
+// priority that is set.
 const KeepPCP PCP = 0
 
 // Encap is how packets of an attachment travel.
@@ -360,8 +361,8 @@ type Attachment struct {
 	NextHops  []NextHop
 }
 
-// AttachmentSet is a text that two VPCs, of one or of two configurations with the same ports, share when their packets come and go at the
-// same places.
+// AttachmentSet is a text that two VPCs, of one or of two configurations with the same ports, share
+// when their packets come and go at the same places.
 func (v *VPC) AttachmentSet() string {
 	places := make([]string, len(v.Attach))
 	for i := range v.Attach {
@@ -440,7 +441,8 @@ type Instance struct {
 	PerInstance int // sessions; 0: no limit
 }
 
-// Identity returns the address that the instance is known by within its VPC: the IPv4 one, else the IPv6 one. Its name is a label.
+// Identity returns the address that the instance is known by within its VPC: the IPv4 one, else the
+// IPv6 one. Its name is a label.
 func (i *Instance) Identity() netip.Addr {
 	if i.Address4.IsValid() {
 		return i.Address4

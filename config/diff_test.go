@@ -92,7 +92,8 @@ func TestDiff(t *testing.T) {
 	}
 }
 
-// A VPC whose name is new, where another one with the same attachments is gone, has been renamed: what differs within it is said as well.
+// A VPC whose name is new, where another one with the same attachments is gone, has been renamed:
+// what differs within it is said as well.
 func TestDiffOfRenamedVPC(t *testing.T) {
 	data, err := os.ReadFile("testdata/example.yaml")
 	if err != nil {
@@ -129,8 +130,8 @@ func TestDiffOfRenamedVPC(t *testing.T) {
 	}
 }
 
-// A change of any one value anywhere in a Config is no longer Equal, and Diff has words for it: a field added to
-// the types cannot be forgotten in either.
+// A change of any one value anywhere in a Config is no longer Equal, and Diff has words for it: a
+// field added to the types cannot be forgotten in either.
 func TestEveryFieldCounts(t *testing.T) {
 	reference := load(t, "testdata/example.yaml")
 	c := load(t, "testdata/example.yaml")

@@ -400,7 +400,8 @@ var timeoutRules = map[string]struct {
 	"other":              {func(t *Timeouts) *time.Duration { return &t.Other }, minTimeout, ""},
 }
 
-// TimeoutFloors returns the least times that the RFCs let a NAT wait. For what they say nothing of there is none.
+// TimeoutFloors returns the least times that the RFCs let a NAT wait. For what they say nothing of
+// there is none.
 func TimeoutFloors() (t Timeouts) {
 	for key, rule := range timeoutRules {
 		if key != "other" {

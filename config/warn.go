@@ -152,7 +152,8 @@ func (w *warner) warnPools() {
 	}
 }
 
-// warnLimits warns of limits of what that are more than the session table holds: others refuse flows long before.
+// warnLimits warns of limits of what that are more than the session table holds: others refuse
+// flows long before.
 func (w *warner) warnLimits(what string, l limitsText) {
 	table := w.config.Dataplane.Sessions
 	for _, limit := range []struct {

@@ -13,7 +13,7 @@ func (w *Worker) deliver(b *Burst) {
 	for _, i := range b.live {
 		p := &b.Packets[i]
 		if p.act == actNone {
-			if s, ok := w.late(p.outsideKey(), p); ok && !p.uninvited(s) {
+			if s, ok := w.late(p.outsideKey(), p); ok && !p.uninvited(s) && !w.astray(s, p) {
 				w.fromOutside(s, p)
 			} else if v := w.deliverOne(p); v == punted {
 				w.serve(b, p)

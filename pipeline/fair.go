@@ -8,8 +8,9 @@ import (
 	"weir/pipeline/state"
 )
 
-// A worker divides its session table between the VPCs: while it is fuller than seven eighths, those that have more than the water level begin no SNAT sessions,
-// and their idle sessions end at the floors of the RFCs. What is left above the level is for the others.
+// A worker divides its session table between the VPCs: while it is fuller than seven eighths, those
+// that have more than the water level begin no SNAT sessions, and their idle sessions end at the
+// floors of the RFCs. What is left above the level is for the others.
 
 // newLevel counts the sessions that a table has.
 func newLevel(shares []state.Share, t *session.Table, g *generation.Generation) *state.Level {
@@ -44,7 +45,8 @@ func (w *Worker) crowds(v *generation.VPC) bool {
 	return w.level.Above(v.Slot)
 }
 
-// gives reports whether a session of a VPC that has more than is fair has been idle for as long as the RFCs have a NAT wait.
+// gives reports whether a session of a VPC that has more than is fair has been idle for as long as
+// the RFCs have a NAT wait.
 func (w *Worker) gives(s *session.Session) bool {
 	limit := w.gen.Header.Floors[s.State()%session.NumStates]
 	if s.Timer != 0 && s.State() == session.UDP {

@@ -17,7 +17,8 @@ import (
 
 const fairVPCs = 5
 
-// fairConfig has VPCs of these weights, with a share of ports each that serves many remote endpoints.
+// fairConfig has VPCs of these weights, with a share of ports each that serves many remote
+// endpoints.
 func fairConfig(weights []int) string {
 	var ports, vpcs strings.Builder
 	for v, weight := range weights {
@@ -71,7 +72,8 @@ func (w *town) use(worker int) (use [fairVPCs]int, all int) {
 	return use, all
 }
 
-// above reports which VPCs have more than the level: up to what each has by its weight, all together would have more than seven eighths.
+// above reports which VPCs have more than the level: up to what each has by its weight, all
+// together would have more than seven eighths.
 func (w *town) above(worker int) (above [fairVPCs]bool, all int) {
 	use, all := w.use(worker)
 	room := w.workers[worker].Capacity() / 8 * 7
@@ -85,8 +87,10 @@ func (w *town) above(worker int) (above [fairVPCs]bool, all int) {
 	return above, all
 }
 
-// Random tenants, weights that change, and floods to many remote addresses or to one, over four workers: who is below the level is refused only by a full
-// table, who is above it, beyond the rounding, is refused; and nobody's session ends before its time, but those of VPCs above the level at the floors of the RFCs.
+// Random tenants, weights that change, and floods to many remote addresses or to one, over four
+// workers: who is below the level is refused only by a full table, who is above it, beyond the
+// rounding, is refused; and nobody's session ends before its time, but those of VPCs above the
+// level at the floors of the RFCs.
 func TestFairShares(t *testing.T) {
 	rounds := 12
 	if testing.Short() {

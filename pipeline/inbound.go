@@ -73,6 +73,26 @@ func (w *Worker) invited(p *Packet, h *generation.Host) drop.Reason {
 	return drop.Pass
 }
 
+// astray reports whether a session that began outside and that nobody has answered has lost the
+// mapping that let it in: it holds none, and must not lead past the next owner of the port (RFC
+// 4787 REQ-3).
+func (w *Worker) astray(s *session.Session, p *Packet) bool {
+	if s.State() != session.Unconfirmed || s.Flags&session.SNAT == 0 {
+		return false
+	}
+	h := w.gen.Host(0, s.External)
+	space, ok := p.portSpace()
+	if h == nil || !ok {
+		return true
+	}
+	ref := w.mappings.FindOutside(h.Slot, space, s.ExternalPort())
+	if ref == session.None {
+		return true
+	}
+	m := w.mappings.At(ref)
+	return m.Private != s.Private || m.PrivatePort != s.PrivatePort() || m.VPC != s.VPC
+}
+
 // knows reports whether the mapping that p goes to has a session with the remote address of p.
 func (w *Worker) knows(h *generation.Host, p *Packet) bool {
 	for {

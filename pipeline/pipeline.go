@@ -31,6 +31,7 @@
 //	wrap        tags and outer headers: off in classify, on again in transmit
 //	source      whose a packet from inside is, and whether it comes from there
 //	create      the begin and the end of sessions
+//	fair        a VPC's share of a worker's table
 //	lifetime    whether a session still lives, and the walk that ends those that do not
 //	inbound     deliver: 1:1 addresses and SNAT mappings
 //	ports       select: a port that other sessions use too

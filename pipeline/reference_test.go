@@ -142,7 +142,8 @@ func (n *reference) vpcOf(port int) string {
 	return ""
 }
 
-// identityOf says what sessions know an instance by, whatever its name: the VPC, and its IPv4 address there, else its IPv6 address.
+// identityOf says what sessions know an instance by, whatever its name: the VPC, and its IPv4
+// address there, else its IPv6 address.
 func identityOf(v *config.VPC, in *config.Instance) string {
 	if in.Address4.IsValid() {
 		return v.Name + "/" + in.Address4.String()
@@ -194,6 +195,10 @@ func (n *reference) fromInside(q question) outcome {
 // fromOutside decides on a packet from outside, or on one that turned back.
 func (n *reference) fromOutside(q question, from origin) outcome {
 	s := n.find(q, from)
+	if s != nil && s.state == session.Unconfirmed && s.snat && !n.leads(s) {
+		n.end(s)
+		s = nil
+	}
 	if s == nil || s.snat && q.proto == "ping" { // nobody pings through an identifier that is mapped for replies
 		return n.arriving(q, from)
 	}
@@ -640,7 +645,8 @@ func (n *reference) regain(s *refSession) bool {
 	return true
 }
 
-// taken reports whether a session has a port with the remote endpoint of s. One that began outside, when the port was another's, gives way.
+// taken reports whether a session has a port with the remote endpoint of s. One that began outside,
+// when the port was another's, gives way.
 func (n *reference) taken(s *refSession, port uint16) bool {
 	return slices.ContainsFunc(n.sessions, func(t *refSession) bool {
 		return n.sameOutside(t, s, port) && t.state != session.Unconfirmed && !t.closed()
@@ -732,6 +738,12 @@ func (n *reference) held(m *refMapping) bool {
 // confirm lets the first packet from inside confirm a session that began outside, if what it was
 // let in to is still there.
 func (n *reference) confirm(s *refSession) bool { return !s.snat || n.hold(s, false) }
+
+// leads reports whether the port of a session that began outside is still that of the endpoint to
+// which it leads.
+func (n *reference) leads(s *refSession) bool {
+	return slices.ContainsFunc(n.mappings, func(m *refMapping) bool { return m.belongsTo(s) && m.port == s.externalPort && n.held(m) })
+}
 
 // rules are those of the pool of an external address.
 func (n *reference) rules(a netip.Addr) config.Translation { return n.Pools[n.pool(a)].Sessions }
@@ -853,8 +865,9 @@ func (n *reference) limit(s *refSession) drop.Reason {
 	return drop.Pass
 }
 
-// crowds reports whether a VPC has more than its share of a table that is fuller than seven eighths: more than the level, rounded up, up to which all VPCs
-// together fill those. Up to 32 it is rounded to a number, then to two, to four, and so on.
+// crowds reports whether a VPC has more than its share of a table that is fuller than seven
+// eighths: more than the level, rounded up, up to which all VPCs together fill those. Up to 32 it
+// is rounded to a number, then to two, to four, and so on.
 func (n *reference) crowds(vpc string) bool {
 	room, use, weight := n.capacity/8*7, map[string]int{}, map[string]int{}
 	if len(n.sessions) <= room {
@@ -887,7 +900,8 @@ func (n *reference) gives(s *refSession) bool {
 	return s.state == session.UDP && n.now-s.last > 120_000 && (n.crowding[s.vpc] || n.crowds(s.vpc))
 }
 
-// noteCrowds notes whose sessions may give way in the walk to come: what is over and not ended yet counts there too.
+// noteCrowds notes whose sessions may give way in the walk to come: what is over and not ended yet
+// counts there too.
 func (n *reference) noteCrowds() {
 	n.crowding = map[string]bool{}
 	for i := range n.VPCs {
@@ -895,7 +909,8 @@ func (n *reference) noteCrowds() {
 	}
 }
 
-// add begins a session. A session from outside that has the same outside gives way: it was let in when the port was another's.
+// add begins a session. A session from outside that has the same outside gives way: it was let in
+// when the port was another's.
 func (n *reference) add(s *refSession) {
 	for _, t := range n.sessions {
 		if n.sameOutside(t, s, s.externalPort) {

@@ -297,8 +297,8 @@ vpcs:
       - {name: none, addresses: [10.0.0.9, "fd00::9"], mac: "02:00:00:00:01:09"}
 `
 
-// anySource lets instances with a configured MAC send from any: most tests send every frame from neighborMAC, and it is
-// TestSourceMAC and the cases that hold them against each other.
+// anySource lets instances with a configured MAC send from any: most tests send every frame from
+// neighborMAC, and it is the cases that hold them against each other.
 func anySource(g *generation.Generation) *generation.Generation {
 	for i := range g.Instances {
 		g.Instances[i].MAC = [2]uint64{}

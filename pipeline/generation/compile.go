@@ -212,8 +212,8 @@ func (c *Compiler) Discard() {
 	c.created, c.pending, c.gone, c.undo = nil, nil, nil, nil
 }
 
-// begin makes room for the neighbors of cfg, which are entered while it is compiled, and for as many again of those that only the running generation names or
-// that are learned.
+// begin makes room for the neighbors of cfg, which are entered while it is compiled, and for as
+// many again of those that only the running generation names or that are learned.
 func (c *Compiler) begin(cfg *config.Config) error {
 	c.VPCs.begin()
 	c.Instances.begin()

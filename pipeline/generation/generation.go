@@ -450,7 +450,8 @@ func (in *Instance) identity(vpc uint32) InstanceID {
 	return InstanceID{vpc, a.Netip()}
 }
 
-// VPCNames returns the names of the VPCs of g by slot. cfg is the configuration that g was compiled from.
+// VPCNames returns the names of the VPCs of g by slot. cfg is the configuration that g was compiled
+// from.
 func (g *Generation) VPCNames(cfg *config.Config) map[uint32]string {
 	names := make(map[uint32]string, len(g.VPCs))
 	for i := range g.VPCs {

@@ -105,7 +105,8 @@ func (b *builder) buildInstance(v *config.VPC, in *config.Instance, vi, vpc uint
 	return rec, nil
 }
 
-// addressSlot returns the slot that an SNAT address keeps over generations: its ports are counted there.
+// addressSlot returns the slot that an SNAT address keeps over generations: its ports are counted
+// there.
 func (b *builder) addressSlot(a netip.Addr) (uint32, error) {
 	return b.c.Addresses.get(a, b.newAddresses)
 }

@@ -97,8 +97,8 @@ func allocate(fd int, size uint64, parts []part) (refused, err error) {
 
 func roundUp(n, to uint64) uint64 { return (n + to - 1) / to * to }
 
-// Map maps the segment behind fd into s, which must be zero or closed, populates it and takes fd over, also when it fails.
-// It allocates nothing.
+// Map maps the segment behind fd into s, which must be zero or closed, populates it and takes fd
+// over, also when it fails. It allocates nothing.
 func (s *Segment) Map(fd int) error { return s.mapTo(fd, unix.MAP_POPULATE) }
 
 func (s *Segment) mapTo(fd, populate int) error {

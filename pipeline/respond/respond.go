@@ -200,7 +200,8 @@ func (r *Responder) send(at attach.Word, b []byte) {
 }
 
 func (r *Responder) arp(at attach.Word, e header.Ethernet, now int64) {
-	// The sender's MAC may differ from the frame's source: a virtual router's address is at a virtual MAC (RFC 5798 §8.1.2).
+	// The sender's MAC may differ from the frame's source: a virtual router's address is at a
+	// virtual MAC (RFC 5798 §8.1.2).
 	a, ok := header.ParseARP(e.Payload())
 	if !ok || a.SenderMAC() == (header.MAC{}) || a.SenderMAC().IsGroup() || r.ours(at, a.Sender()) {
 		return // malformed, or somebody claims one of our addresses

@@ -93,9 +93,9 @@ type MappingsRegion struct {
 	Capacity, Addresses                                             uint64
 }
 
-// ReserveMappings adds room for capacity mappings to the layout of a segment, and for their ports on
-// so many external addresses at most to that of one that grows: memory for them comes when control
-// grows it (see PortBytes), and then SetRoom.
+// ReserveMappings adds room for capacity mappings to the layout of a segment, and for their ports
+// on so many external addresses at most to that of one that grows: memory for them comes when
+// control grows it (see PortBytes), and then SetRoom.
 func ReserveMappings(l, growing *memory.Layout, capacity, addresses int) MappingsRegion {
 	return MappingsRegion{
 		Header:    memory.Add[mappingsHeader](l, 1),
@@ -137,7 +137,8 @@ const (
 	InUseBytes = 4
 )
 
-// OpenMappings returns a view of what lies at r in a segment and in one that grows. Fresh memory needs Init, used memory Rebuild.
+// OpenMappings returns a view of what lies at r in a segment and in one that grows. Fresh memory
+// needs Init, used memory Rebuild.
 func OpenMappings(s, growing *memory.Segment, r MappingsRegion) *Mappings {
 	n, addresses := int(r.Capacity), int(r.Addresses)
 	m := &Mappings{
@@ -620,7 +621,8 @@ func (e *Mapping) take(w uint64) bool {
 	return atomic.CompareAndSwapUint64(&e.word, w, w&^stateMask&^holdsMask&^mappingRests|mappingGone)
 }
 
-// unlink takes ref out of a chain, whose head others may change meanwhile. What it leads to stays: somebody may stand on it.
+// unlink takes ref out of a chain, whose head others may change meanwhile. What it leads to stays:
+// somebody may stand on it.
 func (m *Mappings) unlink(chain *uint64, ref uint32, link func(*Mapping) *uint32) {
 	for {
 		head := atomic.LoadUint64(chain)

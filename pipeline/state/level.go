@@ -11,10 +11,12 @@ type Share struct {
 	rank     uint16 // of its sessions by weight
 }
 
-// Level is the water level of one worker's session table: the largest T for which the VPCs, of each no more than T times its weight, fill seven eighths of
-// it. Who is above has more than everybody could have; who is below has less. VPCs stand in ranks by sessions by weight, and each rank has sums, so that a
-// session more or less costs the same however many VPCs there are, and the level one walk over the ranks. Up to 32 a rank is one number; above, a sixteenth to a
-// thirty-second wide. Of a rank that holds the level nobody counts as above.
+// Level is the water level of one worker's session table: the largest T for which the VPCs, of each
+// no more than T times its weight, fill seven eighths of it. Who is above has more than everybody
+// could have; who is below has less. VPCs stand in ranks by sessions by weight, and each rank has
+// sums, so that a session more or less costs the same however many VPCs there are, and the level
+// one walk over the ranks. Up to 32 a rank is one number; above, a sixteenth to a thirty-second
+// wide. Of a rank that holds the level nobody counts as above.
 type Level struct {
 	shares []Share // by slot of the VPC
 	room   uint64  // seven eighths
@@ -46,7 +48,8 @@ func top(rank int) uint64 {
 	return uint64(rank-up<<4+1) << up
 }
 
-// NewLevel returns the level of a table with room for capacity sessions. The shares, by slot of the VPC, are empty.
+// NewLevel returns the level of a table with room for capacity sessions. The shares, by slot of the
+// VPC, are empty.
 func NewLevel(shares []Share, capacity int) *Level {
 	return &Level{shares: shares, room: uint64(capacity) / 8 * 7, moved: true}
 }
@@ -83,7 +86,8 @@ func (l *Level) Remove(vpc uint32) {
 	l.move(s, ^uint64(0))
 }
 
-// move takes a VPC that has delta sessions more than its rank knows of to the rank where it belongs.
+// move takes a VPC that has delta sessions more than its rank knows of to the rank where it
+// belongs.
 func (l *Level) move(s *Share, delta uint64) {
 	rank := s.rankNow()
 	if rank == s.rank {
@@ -126,7 +130,8 @@ func (l *Level) find() uint16 {
 	if below <= l.room {
 		return numRanks
 	}
-	// Downwards: what a level at the top of each rank fills. Those in it and below have what they have, those above it as much as it gives them.
+	// Downwards: what a level at the top of each rank fills. Those in it and below have what they
+	// have, those above it as much as it gives them.
 	above := uint64(0)
 	for rank := numRanks - 1; rank > 0; rank-- {
 		if below+top(rank)*above <= l.room {
@@ -138,7 +143,8 @@ func (l *Level) find() uint16 {
 	return 1
 }
 
-// Above reports whether a VPC is above the level. That is looked for again only when somebody has more or less than at the last time.
+// Above reports whether a VPC is above the level. That is looked for again only when somebody has
+// more or less than at the last time.
 func (l *Level) Above(vpc uint32) bool {
 	if l.moved {
 		l.found, l.moved = l.find(), false

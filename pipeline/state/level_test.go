@@ -23,7 +23,8 @@ func TestRanks(t *testing.T) {
 	}
 }
 
-// Over random tenants, weights, floods and endings the level is that of a slow reference: exactly the ranks whose every member has more than the level are above.
+// Over random tenants, weights, floods and endings the level is that of a slow reference: exactly
+// the ranks whose every member has more than the level are above.
 func TestLevelAgreesWithReference(t *testing.T) {
 	for seed := range uint64(40) {
 		r := rand.New(rand.NewPCG(seed, 11))
@@ -72,7 +73,8 @@ func TestLevelAgreesWithReference(t *testing.T) {
 				if l.Sessions(uint32(v)) != int(use[v]) {
 					t.Fatalf("seed %d, step %d: VPC %d has %d sessions, want %d", seed, step, v, l.Sessions(uint32(v)), use[v])
 				}
-				// Above the level is who has more than it gives: a level at what he has by weight would fill too much.
+				// Above the level is who has more than it gives: a level at what he has by weight
+				// would fill too much.
 				above := use[v] > 0 && fills(use[v], weight[v]) > room*weight[v]
 				said := l.Above(uint32(v))
 				if said && !above {
