@@ -13,6 +13,8 @@
 //   - prefixes are canonical, pool ranges do not overlap, every external address lies in exactly
 //     one pool and belongs to one instance (an SNAT address: to one owner per port, never also to a
 //     1:1 address);
+//   - a forward lies in one of its instance's shares, and an instance has no two of one address and
+//     protocol with the same Port or the same ToPort;
 //   - an attached prefix lies in one pool and overlaps no external address and no other attached
 //     prefix;
 //   - an instance with an external address or attached prefix has a private address of that family;
@@ -353,6 +355,7 @@ type Instance struct {
 	Floating    []netip.Addr
 	Ephemeral   []netip.Addr // at most one per family
 	SNAT        []SNAT
+	Forwards    []Forward
 	Attached    []netip.Prefix
 	PerInstance int // sessions; 0: no limit
 }
@@ -361,4 +364,27 @@ type Instance struct {
 type SNAT struct {
 	Address     netip.Addr
 	First, Last uint16
+}
+
+// Forward is a port of an instance's share that always leads to it: what comes to Port of Address goes to
+// the instance's ToPort.
+type Forward struct {
+	Address      netip.Addr
+	Protocol     Protocol
+	Port, ToPort uint16
+}
+
+// Protocol is the number of an IP protocol with ports.
+type Protocol uint8
+
+const (
+	TCP Protocol = 6
+	UDP Protocol = 17
+)
+
+func (p Protocol) String() string {
+	if p == TCP {
+		return "TCP"
+	}
+	return "UDP"
 }

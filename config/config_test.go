@@ -265,6 +265,7 @@ func TestExample(t *testing.T) {
 			Floating:    []netip.Addr{a("192.0.2.2"), a("192.0.2.3"), a("203.0.113.20"), a("2001:db8:1::5")},
 			Ephemeral:   []netip.Addr{a("192.0.2.1")},
 			SNAT:        []SNAT{{a("192.0.2.14"), 1024, 17407}},
+			Forwards:    []Forward{{a("192.0.2.14"), TCP, 8022, 22}},
 			PerInstance: 65536,
 		}},
 	}}
@@ -432,7 +433,7 @@ func TestEveryKeyIsTried(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, keys := range [][]string{rootKeys, apiKeys, logKeys, dataplaneKeys, portKeys, nextHopKeys, poolKeys, gatewayKeys, sessionsKeys,
-		poolSessions, limitsKeys, timeoutsKeys, reloadKeys, vpcKeys, attachKeys, routeKeys, placedKeys, externalKeys, snatKeys} {
+		poolSessions, limitsKeys, timeoutsKeys, reloadKeys, vpcKeys, attachKeys, routeKeys, placedKeys, externalKeys, snatKeys, forwardKeys} {
 		for _, key := range keys {
 			if !regexp.MustCompile(`\b`+key+`: *\S`).Match(text.Bytes()) && !regexp.MustCompile(`(?m)\b`+key+`:$`).Match(text.Bytes()) {
 				t.Errorf("no test has the key %q", key)
@@ -822,6 +823,12 @@ func checkGuarantees(t testing.TB, c *Config) {
 				check(pools(s.Address) == 1 && s.First >= 1 && s.First <= s.Last && has(s.Address), "%+v of instance %s", s, in.Name)
 			}
 			shares = append(shares, in.SNAT...)
+			for k, f := range in.Forwards {
+				check(slices.ContainsFunc(in.SNAT, func(s SNAT) bool { return s.Address == f.Address && s.First <= f.Port && f.Port <= s.Last }), "%+v lies in a share of %s", f, in.Name)
+				for _, other := range in.Forwards[:k] {
+					check(f.Address != other.Address || f.Protocol != other.Protocol || f.Port > other.Port && f.ToPort != other.ToPort, "forwards %+v and %+v", other, f)
+				}
+			}
 			for _, p := range in.Attached {
 				check(p == p.Masked() && has(p.Addr()), "attached %v", p)
 				check(slices.ContainsFunc(ranges, func(r Range) bool { return r.Contains(p.Addr()) && r.Contains(rangeOf(p).To) }), "%v is in one pool", p)

@@ -64,6 +64,7 @@ func TestDiff(t *testing.T) {
 			`route to 8.8.8.0/24 from 172.30.4.0/22 of vpc "blue" removed`, `route to 8.8.8.0/24 of vpc "blue" added`}, nil},
 		{"a route's next hop", "172.30.0.9", "172.30.0.10", []string{`route to 10.8.0.0/16 of vpc "blue" changed`}, nil},
 		{"an instance's name", "web-1", "web-2", []string{`instance "web-1" of vpc "blue" removed`, `instance "web-2" of vpc "blue" added`}, nil},
+		{"an instance's forwards", "to_port: 22", "to_port: 23", []string{`instance "web-1" of vpc "blue" changed`}, nil},
 		{"an instance's ports", "1024-17407", "1024-17406", []string{`instance "web-1" of vpc "blue" changed`}, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -42,6 +42,7 @@ func (v *vpcChecker) claim(t *instanceText, i *Instance) {
 		}
 	}
 	i.SNAT = joinSNAT(i.SNAT)
+	v.forwards(t, i)
 	for _, p := range t.attached {
 		if !p.ok {
 			continue
@@ -54,6 +55,51 @@ func (v *vpcChecker) claim(t *instanceText, i *Instance) {
 		i.Attached = append(i.Attached, p.value)
 	}
 	slices.SortFunc(i.Attached, comparePrefix)
+}
+
+// forwards checks the ports that always lead to the instance. A share has them to itself, so instances cannot
+// disagree about one.
+func (v *vpcChecker) forwards(t *instanceText, i *Instance) {
+	type key struct {
+		address  netip.Addr
+		protocol Protocol
+		port     uint16
+		inside   bool
+	}
+	seen := map[key]*spot{}
+	first := func(k key, s *spot) *spot {
+		if other := seen[k]; other != nil {
+			return other
+		}
+		seen[k] = s
+		return nil
+	}
+	for _, s := range t.snat {
+		for _, f := range s.forwards {
+			if !s.address.ok || !s.ports.ok || !f.protocol.ok || !f.port.ok || !f.toPort.ok {
+				continue
+			}
+			n := Forward{s.address.value, f.protocol.value, uint16(f.port.value), uint16(f.toPort.value)}
+			if n.Port < s.ports.value.first || n.Port > s.ports.value.last {
+				v.faults.add(f.port.spot, "port %d is outside %d-%d, the share at %v; expected a port of this share", n.Port,
+					s.ports.value.first, s.ports.value.last, s.ports.spot)
+				continue
+			}
+			if o := first(key{n.Address, n.Protocol, n.Port, false}, f.port.spot); o != nil {
+				v.faults.add(f.port.spot, "%v port %d of %v is already forwarded at %v; expected each port once", n.Protocol, n.Port, n.Address, o)
+				continue
+			}
+			if o := first(key{n.Address, n.Protocol, n.ToPort, true}, f.toPort.spot); o != nil {
+				v.faults.add(f.toPort.spot, "another port of %v already leads to %v port %d of instance %q at %v; expected one, which is also what the instance sends from",
+					n.Address, n.Protocol, n.ToPort, i.Name, o)
+				continue
+			}
+			i.Forwards = append(i.Forwards, n)
+		}
+	}
+	slices.SortFunc(i.Forwards, func(a, b Forward) int {
+		return cmp.Or(a.Address.Compare(b.Address), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
+	})
 }
 
 // whole checks addresses that only one instance has, at most limit of each family.

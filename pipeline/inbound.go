@@ -36,6 +36,11 @@ func (w *Worker) inbound(p *Packet, in *generation.Instance, h *generation.Host)
 // session. The session holds the mapping from the first packet from inside on.
 func (w *Worker) invited(p *Packet, h *generation.Host) drop.Reason {
 	space, ok := p.portSpace()
+	if ok {
+		if to, in := w.gen.ForwardTo(h, space, p.localPort); to != nil {
+			return w.forwarded(p, h, in, to)
+		}
+	}
 	piece := p.kind == kindPiece // its first one was let in; there may have been no room for a session
 	if !ok || h.Rules&generation.Overload != 0 || space == session.EchoIdentifiers || !begins(p) && !piece {
 		return drop.Unsolicited
@@ -65,6 +70,26 @@ func (w *Worker) invited(p *Packet, h *generation.Host) drop.Reason {
 	p.setDeltas(p.local, m.Private, p.localPort, m.PrivatePort)
 	if r := w.gen.Find(in.Routes[f], p.remote); !piece && r != 0 && w.gen.Routes[r-1].Kind == generation.RouteGateway {
 		w.beginOutside(p, in, h, session.FromOutside|session.SNAT)
+	}
+	return drop.Pass
+}
+
+// forwarded delivers a packet to a port that always leads to an instance, whoever sent it. As with a 1:1 address that takes no session;
+// one keeps the reply's address over changes.
+func (w *Worker) forwarded(p *Packet, h *generation.Host, in *generation.Instance, to *generation.Forward) drop.Reason {
+	switch {
+	case p.expired:
+		return drop.TTLExceeded
+	case p.pinned:
+		return drop.Untranslatable
+	}
+	f := p.family
+	p.act, p.newAddr, p.newPort, p.outPort, p.neighbor = actIn, in.Addr[f], to.Private, in.Port[f], in.Neighbor[f]
+	p.setDeltas(p.local, in.Addr[f], p.localPort, to.Private)
+	w.counts.stateless++
+	if r := w.gen.Find(in.Routes[f], p.remote); r != 0 && w.gen.Routes[r-1].Kind == generation.RouteGateway && begins(p) &&
+		w.beginOutside(p, in, h, session.FromOutside|session.SNAT|session.Forward) {
+		w.counts.stateless--
 	}
 	return drop.Pass
 }

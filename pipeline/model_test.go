@@ -3,6 +3,7 @@
 package pipeline
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
@@ -65,6 +66,8 @@ type verdict struct {
 	ports    []int         // by which it may leave
 	shares   []config.SNAT // snat: source ports it may have
 	session  bool
+
+	newSource, newTarget uint16 // ports of a forward; 0: as it came
 }
 
 func droppedAs(r drop.Reason) verdict { return verdict{fate: "drop " + r.String()} }
@@ -143,16 +146,22 @@ func (m model) inside(q question) verdict {
 		return tagged
 	}
 	// It turns back: its receiver sees it come from the sender's external address. Not to the very socket that sent it.
-	if another := q.proto == "ping" || q.proto == "pong" || q.proto == "error" || q.proto != "gre" && q.sport != q.dport; tagged.fate == "out" && tagged.src == q.dst && !another {
+	leaving := q.sport
+	if tagged.newSource != 0 {
+		leaving = tagged.newSource
+	}
+	if another := q.proto == "ping" || q.proto == "pong" || q.proto == "error" || q.proto != "gre" && leaving != q.dport; tagged.fate == "out" && tagged.src == q.dst && !another {
 		return droppedAs(drop.Martian)
 	}
 	back := q
-	back.src = tagged.src
+	if back.src = tagged.src; tagged.newSource != 0 {
+		back.sport = tagged.newSource
+	}
 	if q.proto == "ping" || q.proto == "pong" { // the identifier is the local side's
 		back.sport, back.dport = q.dport, q.sport
 	}
 	v2 := m.outside(back, true)
-	v2.session = v2.session || tagged.session
+	v2.session, v2.newSource = v2.session || tagged.session, tagged.newSource
 	if tagged.fate == "snat" && !strings.HasPrefix(v2.fate, "drop") {
 		v2.fate, v2.shares = "snat", tagged.shares
 	}
@@ -407,6 +416,11 @@ func (m model) selects(q question, in *config.Instance, gateway int) verdict {
 			shares = append(shares, s)
 		}
 	}
+	if len(shares) > 0 {
+		if f := forwardOf(in, shares[0].Address, flow.number(), func(f config.Forward) bool { return f.ToPort == flow.sport }); f != nil {
+			return m.leaves(verdict{fate: "out", kind: "out", src: f.Address, dst: q.dst, session: q.begins(), newSource: f.Port}, f.Address, q.dst)
+		}
+	}
 	switch {
 	case len(shares) == 0:
 		return droppedAs(drop.NoEligible)
@@ -418,6 +432,41 @@ func (m model) selects(q question, in *config.Instance, gateway int) verdict {
 		return droppedAs(drop.NoSession)
 	}
 	return m.leaves(verdict{fate: "snat", kind: "snat", src: shares[0].Address, dst: q.dst, shares: shares, session: true}, shares[0].Address, q.dst)
+}
+
+// forwardOf finds a forward of an instance.
+func forwardOf(in *config.Instance, address netip.Addr, proto uint8, is func(config.Forward) bool) *config.Forward {
+	i := slices.IndexFunc(in.Forwards, func(f config.Forward) bool { return f.Address == address && uint8(f.Protocol) == proto && is(f) })
+	if i < 0 {
+		return nil
+	}
+	return &in.Forwards[i]
+}
+
+// forwarded is what becomes of a packet from outside to an SNAT address, if its port always leads to an instance: nil, if not.
+func (m model) forwarded(q question, v *config.VPC, in *config.Instance) *verdict {
+	flow := q
+	if q.proto == "error" {
+		flow = q.about()
+		flow.dport = flow.sport
+	}
+	f := forwardOf(in, q.dst, flow.number(), func(f config.Forward) bool { return f.Port == flow.dport })
+	if f == nil {
+		return nil
+	}
+	if q.expired {
+		r := droppedAs(drop.TTLExceeded)
+		return &r
+	}
+	private := in.Address4
+	if q.dst.Is6() {
+		private = in.Address6
+	}
+	r := verdict{fate: "in", src: q.src, dst: private, ports: m.instancePort(v, in, private), newTarget: f.ToPort}
+	if route, ok := m.route(v, in, q.src); ok && route.Target == config.TargetGateway {
+		r.session = q.begins()
+	}
+	return &r
 }
 
 // outside is what becomes of a packet from outside, or of one from inside that turned back.
@@ -449,6 +498,15 @@ func (m model) outside(q question, turned bool) verdict {
 				}
 				return verdict{fate: "plain", src: q.src, dst: q.dst, ports: m.instancePort(v, in, q.dst)}
 			}
+			if r := m.forwarded(q, v, in); r != nil {
+				return *r
+			}
+		}
+	}
+	for vi := range m.VPCs {
+		v := &m.VPCs[vi]
+		for i := range v.Instances {
+			in := &v.Instances[i]
 			if slices.ContainsFunc(in.SNAT, func(s config.SNAT) bool { return s.Address == q.dst }) {
 				switch {
 				case q.proto == "error" && q.expired:
@@ -498,6 +556,13 @@ type generator struct {
 	ofVPC        [3][]netip.Addr // the sources of each VPC
 	destinations []netip.Addr
 	external     []netip.Addr
+	forwards     []modelForward
+}
+
+// modelForward is a port that leads to an instance.
+type modelForward struct {
+	proto         string
+	port, private uint16
 }
 
 func (g *generator) some(chance float64) bool { return g.Float64() < chance }
@@ -519,7 +584,7 @@ func quoted[T any](list []T) string {
 const units = 8
 
 func (g *generator) config() string {
-	g.external = nil
+	g.external, g.forwards = nil, nil
 	g.ofVPC = [3][]netip.Addr{}
 	g.sources = []netip.Addr{netip.MustParseAddr("10.0.0.77"), netip.MustParseAddr("fd00::77")}
 	g.destinations = nil
@@ -645,7 +710,16 @@ func (g *generator) vpcs(nVPC, nGateway int) string {
 				case place <= 5: // several entries, also of several VPCs, may share it
 					first := 1024 + 100*shared[a]
 					shared[a] += 1 + g.IntN(2)
-					snat = append(snat, fmt.Sprintf("{address: %q, ports: %d-%d}", a, first, first+g.IntN(90)))
+					last, forwards := first+1+g.IntN(89), "" // a port is left for other flows
+					if g.some(0.5) {
+						f := modelForward{pick(g, []string{"tcp", "udp"}), uint16(first + g.IntN(last-first+1)), uint16(6000 + first)}
+						if g.some(0.3) && first == 1024 {
+							f.private = 7 // errors quote it
+						}
+						g.forwards = append(g.forwards, f)
+						forwards = fmt.Sprintf(", forward: [{protocol: %s, port: %d, to_port: %d}]", f.proto, f.port, f.private)
+					}
+					snat = append(snat, fmt.Sprintf("{address: %q, ports: %d-%d%s}", a, first, last, forwards))
 					if g.some(0.5) {
 						free = append(free[1:], n)
 					}
@@ -725,7 +799,8 @@ func (g *generator) question(m model) question {
 	q := question{
 		port:  min(g.IntN(len(m.Ports)+1), len(m.Ports)-1),
 		proto: pick(g, []string{"udp", "udp", "syn", "ack", "ping", "pong", "error", "gre"}),
-		sport: uint16(1 + g.IntN(65535)), dport: uint16(1 + g.IntN(65535)), expired: g.some(0.02),
+		// Below the identifiers with which an echo sums to 0xffff, for which 0 and 0xffff are both right.
+		sport: uint16(1 + g.IntN(60000)), dport: uint16(1 + g.IntN(60000)), expired: g.some(0.02),
 	}
 	local, remote := g.sources, g.destinations
 	outside := m.Ports[q.port].Side == config.Outside
@@ -747,6 +822,15 @@ func (g *generator) question(m model) question {
 		}
 		if q.src.Is4() == q.dst.Is4() {
 			break
+		}
+	}
+	if len(g.forwards) > 0 && q.proto != "ping" && g.some(0.3) {
+		f := pick(g, g.forwards)
+		if q.proto = "udp"; f.proto == "tcp" {
+			q.proto = pick(g, []string{"syn", "syn", "ack"})
+		}
+		if q.sport = f.private; outside || g.some(0.1) {
+			q.sport, q.dport = q.dport, f.port
 		}
 	}
 	switch q.proto {
@@ -834,7 +918,13 @@ func (v verdict) check(r *rig, q question) error {
 		return fmt.Errorf("left by port %d, want one of %v", f.port, v.ports)
 	}
 	w := q
-	w.src, w.dst = v.src, v.dst
+	if w.src, w.dst = v.src, v.dst; q.proto == "error" {
+		if a := w.about(); v.newSource != 0 {
+			a.dport, w.quoted = v.newSource, &a
+		}
+	} else {
+		w.sport, w.dport = cmp.Or(v.newSource, w.sport), cmp.Or(v.newTarget, w.dport)
+	}
 	if v.fate == "snat" {
 		w.sport = portOf(f.frame)
 		if !slices.ContainsFunc(v.shares, func(s config.SNAT) bool { return s.First <= w.sport && w.sport <= s.Last }) {

@@ -525,7 +525,7 @@ func (r *run) compare(exact bool) error {
 			return fmt.Errorf("there is no session %v", s)
 		}
 		if f.External != inet.FromNetip(s.external) || f.ExternalPort() != s.externalPort || f.State() != s.state || f.Last != uint32(s.last) ||
-			f.Flags&session.SNAT != 0 != s.snat || f.Flags&session.FromOutside != 0 != s.fromOutside || f.Flags&session.Hairpin != 0 != s.hairpin || f.Mapping != session.None != (s.mapping != nil) || f.Instance != r.compiler.Instances.Known[s.instance] ||
+			f.Flags&session.SNAT != 0 != s.snat || f.Flags&session.Forward != 0 != s.forward || f.Flags&session.FromOutside != 0 != s.fromOutside || f.Flags&session.Hairpin != 0 != s.hairpin || f.Mapping != session.None != (s.mapping != nil) || f.Instance != r.compiler.Instances.Known[s.instance] ||
 			f.Generation == uint32(r.gen.Number) && (f.Flags&session.Draining != 0 != (s.drain != 0) || s.drain != 0 && f.Drain != uint32(s.drain)) {
 			return fmt.Errorf("session %v = %v, %v, last %d, drain %d, flags %#x, slot %d; expected %v, last %d, drain %d", f.Private.Netip(),
 				netip.AddrPortFrom(f.External.Netip(), f.ExternalPort()), f.State(), f.Last, f.Drain, f.Flags, f.Instance, s, uint32(s.last), uint32(s.drain))

@@ -3,6 +3,7 @@
 package pipeline
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -44,7 +45,7 @@ type refSession struct {
 	private, external, remote             netip.Addr
 	privatePort, externalPort, remotePort uint16
 	proto                                 uint8
-	snat, fromOutside, hairpin            bool
+	snat, fromOutside, hairpin, forward   bool
 	state                                 session.State
 	last                                  int64 // refreshed
 	drain                                 int64 // ends then; 0: does not drain
@@ -371,11 +372,14 @@ func (n *reference) leaving(q question) outcome {
 	}
 	s := n.begin(q.src, q.dst, q.sport, q.dport, q)
 	s.external, s.externalPort, s.state = v.src, q.sport, begun(q)
+	if v.newSource != 0 {
+		s.externalPort, o.sport, s.snat, s.forward = v.newSource, v.newSource, true, true
+	}
 	s.tcp = refTCP{syn: [2]bool{true, false}, next: [2]uint32{q.seq + 1, 0}, asked: true}
 	if v.kind == "snat" {
 		return n.share(s, o, q)
 	}
-	if q.loops(v.src, q.sport) {
+	if q.loops(v.src, s.externalPort) {
 		return refused(drop.Martian)
 	}
 	// 1:1 never needs a session.
@@ -406,7 +410,7 @@ func (n *reference) errorOut(q question, o outcome) outcome {
 	}
 	if o.kind != "" { // 1:1 needs no session
 		n.stateless++
-		a.dst, o.quoted = o.src, &a
+		a.dst, a.dport, o.quoted = o.src, cmp.Or(o.newSource, a.dport), &a
 	}
 	return o
 }
@@ -427,7 +431,7 @@ func (n *reference) errorIn(q question, o outcome) outcome {
 	}
 	if o.fate == "in" {
 		n.stateless++
-		a.src, o.quoted = o.dst, &a
+		a.src, a.sport, o.quoted = o.dst, cmp.Or(o.newTarget, a.sport), &a
 	}
 	return o
 }
@@ -455,6 +459,7 @@ func (n *reference) owner(s *refSession) (*config.VPC, *config.Instance) {
 // share finds a port for a session through SNAT.
 func (n *reference) share(s *refSession, o outcome, q question) outcome {
 	s.snat = true
+	o.shares = n.unforwarded(s, o.shares)
 	if r := n.limit(s); r != drop.Pass {
 		return refused(r)
 	}
@@ -491,6 +496,19 @@ func (n *reference) share(s *refSession, o outcome, q question) outcome {
 		}
 	}
 	return o
+}
+
+// unforwarded takes from the shares of an instance the ports that are forwarded.
+func (n *reference) unforwarded(s *refSession, shares []config.SNAT) (list []config.SNAT) {
+	_, in := n.owner(s)
+	for _, share := range shares {
+		for port := share.First; port <= share.Last; port++ {
+			if forwardOf(in, s.external, s.proto, func(f config.Forward) bool { return f.Port == port }) == nil {
+				list = append(list, config.SNAT{Address: share.Address, First: port, Last: port})
+			}
+		}
+	}
+	return list
 }
 
 // taken reports whether a session has a port with the remote endpoint of s. One that began outside, when the port was another's, gives way.
@@ -564,7 +582,7 @@ func (n *reference) held(m *refMapping) bool {
 }
 
 // confirm lets the first packet from inside confirm a session that began outside, if what it was let in to is still there.
-func (n *reference) confirm(s *refSession) bool { return !s.snat || n.hold(s, false) }
+func (n *reference) confirm(s *refSession) bool { return !s.snat || s.forward || n.hold(s, false) }
 
 // rules are those of the pool of an external address.
 func (n *reference) rules(a netip.Addr) config.Translation { return n.Pools[n.pool(a)].Sessions }
@@ -583,11 +601,14 @@ func (n *reference) arriving(q question, from origin) outcome {
 		return o
 	}
 	n.stateless++
+	o.dport = cmp.Or(v.newTarget, q.dport)
 	if !v.session {
 		return o
 	}
-	vpc, in := n.holder(q.dst)
-	s := n.begin(v.dst, q.src, q.dport, q.sport, q)
+	vpc, in := n.holder(q)
+	s := n.begin(v.dst, q.src, cmp.Or(v.newTarget, q.dport), q.sport, q)
+	s.forward = v.newTarget != 0
+	s.snat = s.forward
 	if n.admit(s, q, vpc, in) {
 		n.stateless--
 		o.begins = s
@@ -656,11 +677,11 @@ func (n *reference) admit(s *refSession, q question, vpc *config.VPC, in *config
 	return n.limit(s) == drop.Pass
 }
 
-// holder returns whose a 1:1 address is.
-func (n *reference) holder(a netip.Addr) (*config.VPC, *config.Instance) {
+// holder returns whose the 1:1 address, or the forwarded port, is that a packet is to.
+func (n *reference) holder(q question) (*config.VPC, *config.Instance) {
 	for i := range n.VPCs {
 		for j := range n.VPCs[i].Instances {
-			if in := &n.VPCs[i].Instances[j]; slices.Contains(in.Floating, a) || slices.Contains(in.Ephemeral, a) {
+			if in := &n.VPCs[i].Instances[j]; slices.Contains(in.Floating, q.dst) || slices.Contains(in.Ephemeral, q.dst) || n.forwarded(q, &n.VPCs[i], in) != nil {
 				return &n.VPCs[i], in
 			}
 		}
@@ -774,6 +795,9 @@ func (n *reference) stays(s *refSession) bool {
 		mine = slices.ContainsFunc(in.SNAT, func(r config.SNAT) bool {
 			return r.Address == s.external && r.First <= s.externalPort && s.externalPort <= r.Last
 		})
+		if f := forwardOf(in, s.external, s.proto, func(f config.Forward) bool { return f.Port == s.externalPort }); f == nil && s.forward || f != nil && f.ToPort != s.privatePort {
+			return false // a forward ends with its sessions, and is nobody else's
+		}
 	}
 	route, ok := n.route(vpc, in, s.remote)
 	if !mine || !ok || route.Target != config.TargetGateway {

@@ -31,7 +31,7 @@ type world struct {
 		}
 	}
 	whole    [2 * worldPools * 3]struct{ owner, ephemeral int }
-	shared   [2 * worldPools][4]struct{ owner, size int }
+	shared   [2 * worldPools][4]struct{ owner, size, tcp, udp int } // and which port is forwarded; 0: none
 	attached [2 * worldPools]struct{ owner int }
 
 	spread, onMove, drain string
@@ -175,7 +175,32 @@ func (w *world) changeWhole(i int) {
 	w.whole[i].owner, w.whole[i].ephemeral = w.owner(0.6, 0, 0, 2), w.IntN(3)
 }
 func (w *world) changeShared(a, c int) {
-	w.shared[a][c].owner, w.shared[a][c].size = w.owner(0.8, 1, 1, 1, 2), 1+w.IntN(8)
+	x := &w.shared[a][c]
+	x.owner, x.size = w.owner(0.8, 1, 1, 1, 2), 1+w.IntN(8)
+	w.changeForwards(a, c)
+}
+
+// changeForwards draws which ports of a share lead to its instance.
+func (w *world) changeForwards(a, c int) {
+	x := &w.shared[a][c]
+	if x.tcp, x.udp = 0, 0; w.some(0.3) {
+		x.tcp = w.IntN(x.size + 1)
+	}
+	if w.some(0.3) {
+		x.udp = w.IntN(x.size + 1)
+	}
+}
+
+// forwards writes those of a share that begins at a port. Each share of an address leads to another port.
+func (w *world) forwards(a, c, first int) string {
+	var list []string
+	for proto, n := range map[string]int{"tcp": w.shared[a][c].tcp, "udp": w.shared[a][c].udp} {
+		if n > 0 {
+			list = append(list, fmt.Sprintf("{protocol: %s, port: %d, to_port: %d}", proto, first+n-1, w.private[c]))
+		}
+	}
+	slices.Sort(list)
+	return "[" + strings.Join(list, ", ") + "]"
 }
 
 func (w *world) changeSessions() {
@@ -192,7 +217,7 @@ func (w *world) change() {
 	for range 1 + w.IntN(3) {
 		v, i, a := w.IntN(worldVPCs), w.IntN(worldInstances), w.IntN(len(w.shared))
 		in := &w.vpcs[v].instances[i]
-		switch w.IntN(12) {
+		switch w.IntN(13) {
 		case 0, 1:
 			w.changeWhole(w.IntN(len(w.whole)))
 		case 2, 3, 4:
@@ -209,6 +234,8 @@ func (w *world) change() {
 			in.name = pick(w.generator, []string{"", fmt.Sprint("i", i), fmt.Sprint("i", i), fmt.Sprint("j", i)})
 		case 11:
 			w.changeSessions()
+		case 12:
+			w.changeForwards(a, w.IntN(len(w.shared[a])))
 		}
 	}
 }
@@ -285,7 +312,7 @@ func (w *world) instance(v, i int) string {
 			a := w.external(family, p, 8)
 			for c, x := range w.shared[family*worldPools+p] {
 				if x.owner == me {
-					snat = append(snat, fmt.Sprintf("{address: %q, ports: %d-%d}", a, 1024+8*c, 1024+8*c+x.size-1))
+					snat = append(snat, fmt.Sprintf("{address: %q, ports: %d-%d, forward: %s}", a, 1024+8*c, 1024+8*c+x.size-1, w.forwards(family*worldPools+p, c, 1024+8*c)))
 					w.generator.external = append(w.generator.external, a)
 				}
 			}

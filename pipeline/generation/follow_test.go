@@ -90,7 +90,10 @@ func (g *Generation) meaning(cfg *config.Config, s *state.State) []string {
 			s := g.Selections[in.Selections+t]
 			add("instance %s: tag %d, family %d: kind %d", name(uint32(i)), t/2, t%2, s.Kind)
 			for _, c := range g.Candidates[s.Candidates.First:s.Candidates.End()] {
-				add("instance %s: tag %d, family %d: %v, ports %b, rules %d, of it %v", name(uint32(i)), t/2, t%2, c.Addr, c.Ports, c.Rules, g.PortRanges[c.Ranges.First:c.Ranges.End()])
+				add("instance %s: tag %d, family %d: %v, ports %b, rules %d, forwards %v", name(uint32(i)), t/2, t%2, c.Addr, c.Ports, c.Rules, g.Forwards[c.Forwards.First:c.Forwards.End()])
+				for space, r := range c.Ranges {
+					add("instance %s: tag %d, family %d: %v, of space %d %v", name(uint32(i)), t/2, t%2, c.Addr, space, g.PortRanges[r.First:r.End()])
+				}
 			}
 		}
 	}
@@ -108,7 +111,7 @@ func (g *Generation) meaning(cfg *config.Config, s *state.State) []string {
 			whose = name(h.Index)
 		case HostSNAT:
 			for _, r := range g.SNAT[h.Index : h.Index+uint32(h.Ranges)] {
-				whose += fmt.Sprintf(" %s %d-%d", name(r.Instance), r.First, r.Last)
+				whose += fmt.Sprintf(" %s %d-%d %v", name(r.Instance), r.First, r.Last, g.Forwards[r.Forwards.First:r.Forwards.End()])
 			}
 		}
 		set := ""
@@ -171,7 +174,8 @@ func (m townsman) vpc(v int) string {
 		}
 		one := v*30 + i*3 + m.IntN(2)
 		external := m.any(fmt.Sprintf("{floating: [192.0.2.%d]}", one), fmt.Sprintf("{floating: [192.0.2.%d, 203.0.113.%d, \"2001:db8:1::%x\"]}", one, one, one+1), fmt.Sprintf("{ephemeral: [203.0.113.%d]}", one),
-			fmt.Sprintf("{snat: [{address: 192.0.2.%d, ports: %d-%d}]}", 200+m.IntN(3), 1024+one*200, 1024+one*200+99),
+			fmt.Sprintf("{snat: [{address: 192.0.2.%d, ports: %d-%d%s}]}", 200+m.IntN(3), 1024+one*200, 1024+one*200+99,
+				m.any("", fmt.Sprintf(", forward: [{protocol: tcp, port: %d, to_port: 22}, {protocol: udp, port: %d}]", 1024+one*200, 1024+one*200+m.IntN(100)))),
 			fmt.Sprintf("{snat: [{address: 192.0.2.200, ports: %d-%d}, {address: 192.0.2.200, ports: %d-%d}, {address: 203.0.113.220, ports: %d-%d}]}",
 				40000+one*100, 40000+one*100+40, 40000+one*100+50, 40000+one*100+90, 1024+one*100, 1024+one*100+99),
 			"{}")

@@ -43,7 +43,7 @@ const (
 	TCPPorts PortSpace = iota
 	UDPPorts
 	EchoIdentifiers
-	portSpaces
+	PortSpaces // how many there are
 )
 
 // States of a mapping's word.
@@ -80,7 +80,7 @@ func ReserveMappings(l *memory.Layout, capacity, addresses int) MappingsRegion {
 		Mappings:  memory.Add[Mapping](l, capacity),
 		Inside:    memory.Add[uint64](l, capacity/2+1),
 		Outside:   memory.Add[uint64](l, capacity/2+1),
-		Ports:     memory.Add[uint64](l, addresses*int(portSpaces)*wordsPerSpace),
+		Ports:     memory.Add[uint64](l, addresses*int(PortSpaces)*wordsPerSpace),
 		InUse:     memory.Add[uint32](l, addresses),
 		Capacity:  uint64(capacity),
 		Addresses: uint64(addresses),
@@ -111,7 +111,7 @@ func OpenMappings(s *memory.Segment, r MappingsRegion) *Mappings {
 		mappings: memory.Slice[Mapping](s, r.Mappings, n),
 		inside:   memory.Slice[uint64](s, r.Inside, n/2+1),
 		outside:  memory.Slice[uint64](s, r.Outside, n/2+1),
-		ports:    memory.Slice[uint64](s, r.Ports, addresses*int(portSpaces)*wordsPerSpace),
+		ports:    memory.Slice[uint64](s, r.Ports, addresses*int(PortSpaces)*wordsPerSpace),
 		inUse:    memory.Slice[uint32](s, r.InUse, addresses),
 	}
 	m.secret = m.h.Secret
@@ -136,7 +136,7 @@ func (m *Mappings) Rebuild() {
 	m.limboHead, m.limboEnd, m.fresh, m.walk = 0, 0, 0, 0
 	for i := len(m.mappings) - 1; i >= 0; i-- { // so that the list gives low indexes first
 		e, ref := &m.mappings[i], uint32(i)
-		if e.word&^holdsMask != mappingLive || int(e.Address) >= len(m.inUse) || e.Protocol >= portSpaces || !m.claim(e.Address, e.Protocol, e.ExternalPort) {
+		if e.word&^holdsMask != mappingLive || int(e.Address) >= len(m.inUse) || e.Protocol >= PortSpaces || !m.claim(e.Address, e.Protocol, e.ExternalPort) {
 			e.word = mappingFree
 			e.outside = uint32(m.h.free)
 			m.h.free = uint64(ref + 1)
@@ -370,7 +370,7 @@ func (m *Mappings) release(ref uint32) {
 }
 
 func (m *Mappings) portWord(address uint32, space PortSpace, word uint32) *uint64 {
-	return &m.ports[(address*uint32(portSpaces)+uint32(space))*wordsPerSpace+word]
+	return &m.ports[(address*uint32(PortSpaces)+uint32(space))*wordsPerSpace+word]
 }
 
 // claim takes a port unless it is used or rests.

@@ -49,6 +49,7 @@ const (
 	Hairpin  // the remote endpoint is an external address of weir's own
 	Asked    // TCP: a SYN is the last that the instance said
 	OnLink   // the remote address lies in a prefix of an outside port's own
+	Forward  // through a port that always leads to the instance: it holds no mapping
 )
 
 // Session is both directions of one translated flow. The first line has the two keys and what a packet's
