@@ -117,7 +117,7 @@ func TestPage(t *testing.T) {
 	}
 
 	// Naming and units as Prometheus wants them.
-	lint := exec.Command("../deploy/make/promtool", "check", "metrics")
+	lint := exec.Command("../deploy/project/make/promtool", "check", "metrics")
 	lint.Stdin = strings.NewReader(ours.String())
 	if out, err := lint.CombinedOutput(); err != nil {
 		t.Errorf("promtool check metrics: %v\n%s", err, out)
