@@ -20,6 +20,8 @@
 //   - an instance with an external address or attached prefix has a private address of that family;
 //   - subnets of one VPC do not overlap, every instance address lies in one of them, no two
 //     instances of a VPC share an address, and none has one of weir's addresses;
+//   - no two VPCs have one private address in subnets that leave untranslated, and none of those lies in
+//     a pool or in the network of an outside port;
 //   - a route and its target are of one family, and no two routes of a VPC have the same To, From
 //     and Class.
 //
@@ -28,6 +30,7 @@ package config
 
 import (
 	"encoding/hex"
+	"iter"
 	"net"
 	"net/netip"
 	"time"
@@ -343,6 +346,20 @@ type Route struct {
 	Gateway int // index into Config.Gateways or UnnamedGateway; TargetGateway only
 	Address netip.Addr
 	Subnet  netip.Prefix
+
+	Untranslated bool // TargetGateway only: those in To know the VPC's addresses
+}
+
+// Untranslated yields the subnets whose addresses leave as they are by a route with Untranslated: From, or all
+// of its family.
+func (v *VPC) Untranslated(r *Route) iter.Seq[netip.Prefix] {
+	return func(yield func(netip.Prefix) bool) {
+		for _, s := range v.Subnets {
+			if s.Addr().BitLen() == r.To.Addr().BitLen() && (!r.From.IsValid() || r.From == s) && !yield(s) {
+				return
+			}
+		}
+	}
 }
 
 // Instance is a guest of a VPC.

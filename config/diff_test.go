@@ -58,6 +58,7 @@ func TestDiff(t *testing.T) {
 		{"an attachment", "172.30.0.1/22, ", "172.30.0.2/22, ", []string{`vpc "blue" changed`}, nil},
 		{"a limit", "per_vpc: 0", "per_vpc: 9", []string{"sessions changed", `vpc "blue" changed`}, nil},
 		{"a route's target", "gateway: sv2}", "gateway: private}", []string{`route to 45.154.216.0/24 of vpc "blue" changed`}, nil},
+		{"a route's translation", "gateway: sv2}", "gateway: sv2, translate: false}", []string{`route to 45.154.216.0/24 of vpc "blue" changed`}, nil},
 		{"a route's class", "drop: true}", "drop: true, class: system}", []string{
 			`route to 100.64.0.0/10 of vpc "blue" removed`, `system route to 100.64.0.0/10 of vpc "blue" added`}, nil},
 		{"a route's from", ", from: 172.30.4.0/22", "", []string{
@@ -143,6 +144,8 @@ func TestEveryFieldCounts(t *testing.T) {
 					v.SetInt(v.Int() + 1)
 				}
 			})
+		case reflect.Bool:
+			try(path, v, func() { v.SetBool(!v.Bool()) })
 		case reflect.Uint8, reflect.Uint16, reflect.Uint64:
 			try(path, v, func() { v.SetUint(v.Uint() ^ 1) })
 		default:

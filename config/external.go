@@ -24,6 +24,8 @@ type claims struct {
 	shared   []claim // SNAT
 	attached spans   // index: into owners
 	owners   []claim
+
+	untranslated spans // private subnets that a route without translation is for; index: the VPC
 }
 
 // claim checks what one instance holds by itself and notes it for checkExternal.
@@ -184,9 +186,39 @@ func (c *checker) checkExternal() {
 		}
 	}
 	c.checkDistinct()
+	c.checkUntranslated()
 	for address, o := range c.own {
 		if r, in := x.attached.find(address); in {
 			c.faults.add(r.spot, "%v of %s contains %v of %v; expected a prefix without it", r.Range, c.instance(x.owners[r.index]), address, o)
+		}
+	}
+}
+
+// checkUntranslated checks that the private addresses that others outside know are one VPC's, and nothing else out there.
+func (c *checker) checkUntranslated() {
+	list := c.external.untranslated
+	list.sort()
+	for a, b := range list.overlaps() {
+		if a.index != b.index {
+			c.faults.add(b.spot, "subnet %v of VPC %q leaves untranslated, and overlaps %v of VPC %q, which does so at %v; expected subnets that do not overlap, or a translation",
+				b.Range, c.config.VPCs[b.index].Name, a.Range, c.config.VPCs[a.index].Name, a.spot)
+		}
+	}
+	for _, s := range list {
+		vpc := c.config.VPCs[s.index].Name
+		for _, r := range c.ranges {
+			if s.meets(r.Range) {
+				c.faults.add(s.spot, "subnet %v of VPC %q leaves untranslated, and overlaps %v of pool %q at %v; expected a subnet outside the pools, or a translation",
+					s.Range, vpc, r.Range, c.config.Pools[r.index].Name, r.spot)
+			}
+		}
+		for i := range c.doc.ports {
+			for _, a := range c.doc.ports[i].addresses {
+				if a.ok && c.config.Ports[i].Side == Outside && s.meets(rangeOf(a.value.Masked())) {
+					c.faults.add(s.spot, "subnet %v of VPC %q leaves untranslated, and overlaps %v, the network of outside port %q at %v; expected another subnet, or a translation",
+						s.Range, vpc, a.value.Masked(), c.config.Ports[i].Name, a.spot)
+				}
+			}
 		}
 	}
 }

@@ -210,7 +210,7 @@ func (c *checker) follow(before, now []*fragment) *checker {
 	for _, i := range order {
 		n.config.VPCs[i] = n.checkVPC(i).share(&c.config.VPCs[i])
 	}
-	if len(n.external.attached)+len(c.external.attached) > 0 {
+	if len(n.external.attached)+len(c.external.attached)+len(n.external.untranslated)+len(c.external.untranslated) > 0 {
 		return nil
 	}
 	for _, h := range slices.Concat(n.external.whole, n.external.shared) {

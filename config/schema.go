@@ -96,6 +96,8 @@ type routeText struct {
 	gateway at[string]
 	address at[netip.Addr]
 	subnet  at[netip.Prefix]
+
+	translate at[bool]
 }
 
 type instanceText struct {
@@ -144,7 +146,7 @@ var (
 	reloadKeys     = []string{"max_shrink"}
 	vpcKeys        = []string{"name", "attach", "subnets", "routes", "instances", "limits"}
 	attachKeys     = []string{"port", "vlan", "encap", "vni", "peers", "addresses", "next_hops"}
-	routeKeys      = []string{"to", "from", "class", "drop", "gateway", "address", "subnet"}
+	routeKeys      = []string{"to", "from", "class", "drop", "gateway", "address", "subnet", "translate"}
 	instanceKeys   = []string{"name", "addresses", "mac", "host", "transit", "external", "limits"}
 	placedKeys     = append([]string{"vpc"}, instanceKeys...) // of instances outside their VPC
 	externalKeys   = []string{"floating", "ephemeral", "snat", "attached"}
@@ -674,6 +676,8 @@ func (r *reader) route(v value) routeText {
 			t.address = text(r, v, parseAddress)
 		case "subnet":
 			t.subnet = text(r, v, parsePrefix)
+		case "translate":
+			t.translate = r.truth(v)
 		}
 	}
 	require(r, v, t.to, "to")

@@ -48,7 +48,15 @@ func (w *Worker) deliverOne(p *Packet) drop.Reason {
 	if h != nil && h.Kind == generation.HostOwn {
 		return punted
 	}
-	if !p.turned && (martian(p.remote) || private(p.remote)) {
+	if !p.turned && martian(p.remote) {
+		return drop.Martian
+	}
+	if h == nil && !p.turned {
+		if in, known := g.PrivateOwner(p.local); known {
+			return w.deliverPrivate(p, in)
+		}
+	}
+	if !p.turned && private(p.remote) {
 		return drop.Martian
 	}
 	if h == nil {
@@ -75,5 +83,24 @@ func (w *Worker) deliverOne(p *Packet) drop.Reason {
 		return drop.Untranslatable
 	}
 	w.inbound(p, &g.Instances[h.Index], h)
+	return drop.Pass
+}
+
+// deliverPrivate delivers a packet to the private address of an instance, nil for none, as it is, if it comes from a partner: one that a route leads to
+// untranslated. ICMP errors about what the instance sent to one come from any router.
+func (w *Worker) deliverPrivate(p *Packet, in *generation.Instance) drop.Reason {
+	q := &p.quote
+	switch {
+	case in == nil:
+		return drop.UnknownDestination
+	case w.gen.Partner(in, p.remote):
+	case p.kind == kindError && q.fault == drop.Pass && q.local == p.local && w.gen.Partner(in, q.remote):
+	default:
+		return drop.NoPartner
+	}
+	if p.expired {
+		return drop.TTLExceeded
+	}
+	p.act, p.outPort, p.neighbor = actInPlain, in.Port[p.family], in.Neighbor[p.family]
 	return drop.Pass
 }

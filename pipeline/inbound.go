@@ -22,7 +22,8 @@ func (w *Worker) inbound(p *Packet, in *generation.Instance, h *generation.Host)
 		return
 	}
 	sel := &w.gen.Selections[in.Selections+2*w.gen.Routes[r-1].Tag+uint32(f)]
-	if sel.Kind == generation.SelectFloating || sel.Kind == generation.SelectEphemeral {
+	plain := w.gen.Routes[r-1].Plain && !p.turned // the reply would leave untranslated: from an address that its sender has not asked
+	if !plain && (sel.Kind == generation.SelectFloating || sel.Kind == generation.SelectEphemeral) {
 		if w.choose(p, in, sel).Addr == p.local {
 			return
 		}

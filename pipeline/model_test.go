@@ -68,6 +68,7 @@ type verdict struct {
 	session  bool
 
 	newSource, newTarget uint16 // ports of a forward; 0: as it came
+	untranslated         bool   // by a route without translation
 }
 
 func droppedAs(r drop.Reason) verdict { return verdict{fate: "drop " + r.String()} }
@@ -179,7 +180,65 @@ func (m model) tagged(q question, in *config.Instance, own bool, attached netip.
 			return droppedAs(drop.NoEligible)
 		}
 	}
+	if route.Untranslated && !m.ours(q.dst) {
+		v := verdict{fate: "plain", src: q.src, dst: q.dst, untranslated: true}
+		if allowed := m.portsOf(route.Gateway); allowed != nil {
+			return m.leavesBy(v, allowed, q.dst)
+		}
+		return verdict{fate: droppedAs(drop.NoEligible).fate, untranslated: true}
+	}
 	return m.selects(q, in, route.Gateway)
+}
+
+// portsOf lists the outside ports that a gateway leads to: those of its pools, and of the pools of its addresses.
+func (m model) portsOf(gateway int) (list []int) {
+	for p := range m.Pools {
+		of := slices.Contains(m.gatewaysOfPool(p), gateway)
+		if gateway >= 0 {
+			of = of || slices.ContainsFunc(m.Gateways[gateway].Addresses, func(a netip.Addr) bool { return m.pool(a) == p })
+		}
+		for i := range m.Ports {
+			if of && m.Ports[i].Side == config.Outside && (len(m.Pools[p].Ports) == 0 || slices.Contains(m.Pools[p].Ports, i)) {
+				list = append(list, i)
+			}
+		}
+	}
+	return list
+}
+
+// partner reports whether an instance and a remote address know each other untranslated.
+func (m model) partner(v *config.VPC, in *config.Instance, remote netip.Addr) bool {
+	r, ok := m.route(v, in, remote)
+	return ok && r.Untranslated
+}
+
+// privateSubnet finds the VPC that has an untranslated route for the subnet of a private address.
+func (m model) privateSubnet(a netip.Addr) *config.VPC {
+	for vi := range m.VPCs {
+		v := &m.VPCs[vi]
+		for _, r := range v.Routes {
+			for _, s := range v.Subnets {
+				if r.Untranslated && r.To.Addr().Is4() == a.Is4() && s.Contains(a) && (!r.From.IsValid() || r.From == s) {
+					return v
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// privateOwner finds the instance that has a private address in such a subnet.
+func (m model) privateOwner(a netip.Addr) (*config.VPC, *config.Instance) {
+	v := m.privateSubnet(a)
+	if v == nil {
+		return nil, nil
+	}
+	for i := range v.Instances {
+		if in := &v.Instances[i]; in.Address4 == a || in.Address6 == a {
+			return v, in
+		}
+	}
+	return v, nil
 }
 
 // source says whose an address in a VPC is.
@@ -316,7 +375,11 @@ func (m model) leaves(v verdict, external, dst netip.Addr) verdict {
 	if m.ours(dst) {
 		return v
 	}
-	allowed := m.Pools[m.pool(external)].Ports
+	return m.leavesBy(v, m.Pools[m.pool(external)].Ports, dst)
+}
+
+// leavesBy is leaves by some outside ports; none named: by any.
+func (m model) leavesBy(v verdict, allowed []int, dst netip.Addr) verdict {
 	for i, p := range m.Ports {
 		if p.Side != config.Outside || len(allowed) > 0 && !slices.Contains(allowed, i) {
 			continue
@@ -485,7 +548,24 @@ func (m model) outside(q question, turned bool) verdict {
 			}
 		}
 	}
-	if !turned && (within(modelMartians, q.src) || within(modelPrivate, q.src)) {
+	if !turned && within(modelMartians, q.src) {
+		return droppedAs(drop.Martian)
+	}
+	if !turned && m.privateSubnet(q.dst) != nil {
+		v, in := m.privateOwner(q.dst)
+		if in == nil {
+			return droppedAs(drop.UnknownDestination)
+		}
+		about := q.about()
+		switch {
+		case !m.partner(v, in, q.src) && !(q.proto == "error" && about.src == q.dst && m.partner(v, in, about.dst)):
+			return droppedAs(drop.NoPartner)
+		case q.expired:
+			return droppedAs(drop.TTLExceeded)
+		}
+		return verdict{fate: "plain", src: q.src, dst: q.dst, ports: m.instancePort(v, in, q.dst)}
+	}
+	if !turned && within(modelPrivate, q.src) {
 		return droppedAs(drop.Martian)
 	}
 	for vi := range m.VPCs {
@@ -528,7 +608,7 @@ func (m model) outside(q question, turned bool) verdict {
 			}
 			r := verdict{fate: "in", src: q.src, dst: private, ports: m.instancePort(v, in, private)}
 			if route, ok := m.route(v, in, q.src); ok && route.Target == config.TargetGateway && q.begins() {
-				r.session = m.oneToOne(q, in, private, q.dport, q.src, q.sport, route.Gateway) != q.dst
+				r.session = route.Untranslated && !turned || m.oneToOne(q, in, private, q.dport, q.src, q.sport, route.Gateway) != q.dst
 			}
 			return r
 		}
@@ -557,6 +637,7 @@ type generator struct {
 	destinations []netip.Addr
 	external     []netip.Addr
 	forwards     []modelForward
+	partner      int // the VPC that has routes without translation
 }
 
 // modelForward is a port that leads to an instance.
@@ -619,6 +700,7 @@ func (g *generator) config() string {
 		ports := []string{"", "", ", ports: [out0]", ", ports: [out1]", ", ports: [out0, out1]"}
 		fmt.Fprintf(&b, "  - {name: p%d, ranges: %s%s}\n", p, quoted(ranges), pick(g, ports))
 	}
+	g.partner = g.IntN(nVPC)
 	vpcs := g.vpcs(nVPC, nGateway)
 	if nGateway > 0 {
 		b.WriteString("gateways:\n")
@@ -665,11 +747,11 @@ func (g *generator) vpcs(nVPC, nGateway int) string {
 		if v == 0 && g.some(0.4) {
 			attach += fmt.Sprintf(", {port: in%d, addresses: [10.0.0.17/28, \"fd00:0:0:1::1/64\"]}", nVPC)
 		}
-		public := g.some(0.3) // native IPv6: the instance's own address lies in its attached prefix
+		public := v != g.partner && g.some(0.3) // native IPv6: the instance's own address lies in its attached prefix
 		if public {
 			subnets = append(subnets, fmt.Sprintf("2001:db8:1:%d::/64", v))
 		}
-		fmt.Fprintf(&b, "  - name: v%d\n    attach: [%s]\n    subnets: %s\n    routes: %s\n", v, attach, quoted(subnets), g.routes(nGateway))
+		fmt.Fprintf(&b, "  - name: v%d\n    attach: [%s]\n    subnets: %s\n    routes: %s\n", v, attach, quoted(subnets), g.routes(nGateway, v == g.partner))
 		b.WriteString("    instances:\n")
 		for i := range 1 + g.IntN(4) {
 			var addresses, attached []netip.Addr
@@ -756,7 +838,7 @@ func (g *generator) vpcs(nVPC, nGateway int) string {
 	return b.String()
 }
 
-func (g *generator) routes(nGateway int) string {
+func (g *generator) routes(nGateway int, partner bool) string {
 	to := [2][]string{
 		strings.Fields("0.0.0.0/0 0.0.0.0/0 0.0.0.0/0 8.0.0.0/8 8.8.8.0/24 8.8.8.8/32 8.8.0.0/16 10.0.0.0/8 10.0.0.0/28 10.9.0.0/16 100.64.0.0/10 192.0.2.0/24 203.0.113.0/24 128.0.0.0/1"),
 		strings.Fields("::/0 ::/0 ::/0 2000::/3 2001:db8::/32 2001:4860::/32 2001:4860:1::/48 2001:4860::8/128 fd00::/64 fd00::/16"),
@@ -786,6 +868,9 @@ func (g *generator) routes(nGateway int) string {
 			key += ", gateway: unnamed"
 		default:
 			key += fmt.Sprintf(", gateway: g%d", g.IntN(nGateway))
+		}
+		if partner && strings.Contains(key, "gateway:") && g.some(0.3) {
+			key += ", translate: false"
 		}
 		list = append(list, "{"+key+"}")
 	}
@@ -818,10 +903,17 @@ func (g *generator) question(m model) question {
 			q.src, q.dst = pick(g, remote), pick(g, append(slices.Clone(g.external), pick(g, local)))
 			if g.some(0.1) {
 				q.dst = pick(g, remote)
+			} else if own := g.ofVPC[g.partner]; len(own) > 0 && g.some(0.2) {
+				q.dst = pick(g, own)
 			}
 		}
 		if q.src.Is4() == q.dst.Is4() {
 			break
+		}
+	}
+	if outside && g.some(0.02) { // to weir itself
+		if q.proto, q.dst = "ping", netip.MustParseAddr("198.51.100.2"); q.src.Is6() {
+			q.dst = netip.MustParseAddr("2001:db8::2")
 		}
 	}
 	if len(g.forwards) > 0 && q.proto != "ping" && g.some(0.3) {
@@ -988,7 +1080,7 @@ func TestAgreesWithModel(t *testing.T) {
 	}
 	t.Log(fates)
 	for _, reason := range []drop.Reason{drop.AntiSpoof, drop.Martian, drop.NoRoute, drop.RouteDrop, drop.NoEligible, drop.PublicSource, drop.SNATProtocol, drop.NoSession,
-		drop.ICMPUnrelated, drop.OwnSource, drop.UnknownDestination, drop.Unsolicited, drop.NoNextHop} {
+		drop.ICMPUnrelated, drop.OwnSource, drop.NoPartner, drop.UnknownDestination, drop.Unsolicited, drop.NoNextHop} {
 		if fates["drop "+reason.String()] == 0 {
 			t.Errorf("no packet was dropped for %v: the property says nothing about it", reason)
 		}

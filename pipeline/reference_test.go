@@ -364,7 +364,10 @@ func (n *reference) in(s *refSession, q question) outcome {
 func (n *reference) leaving(q question) outcome {
 	v, turns := n.model.leaving(q)
 	o := outcome{verdict: v, sport: q.sport, dport: q.dport, turns: turns}
-	if q.proto == "error" && (v.kind != "" || v.fate == "drop "+drop.ICMPUnrelated.String() || v.fate == "drop "+drop.NoEligible.String()) {
+	if v.untranslated && (q.proto != "error" || n.quotedSession(q) == nil) {
+		return o
+	}
+	if q.proto == "error" && (v.untranslated || v.kind != "" || v.fate == "drop "+drop.ICMPUnrelated.String() || v.fate == "drop "+drop.NoEligible.String()) {
 		return n.errorOut(q, o)
 	}
 	if v.kind == "" {
@@ -402,17 +405,26 @@ func (n *reference) errorOut(q question, o outcome) outcome {
 	if a.src != q.dst || a.dst != q.src {
 		return refused(drop.ICMPUnrelated)
 	}
-	for _, s := range n.sessions {
-		if s.vpc == n.vpcOf(q.port) && s.private == a.dst && s.privatePort == a.dport && s.remote == a.src && s.remotePort == a.sport && s.proto == a.number() {
-			a.dst, a.dport = s.external, s.externalPort
-			return outcome{verdict: n.leaves(verdict{fate: "out", src: s.external, dst: q.dst}, s.external, q.dst), quoted: &a, turns: n.ours(q.dst)}
-		}
+	if s := n.quotedSession(q); s != nil {
+		a.dst, a.dport = s.external, s.externalPort
+		return outcome{verdict: n.leaves(verdict{fate: "out", src: s.external, dst: q.dst}, s.external, q.dst), quoted: &a, turns: n.ours(q.dst)}
 	}
 	if o.kind != "" { // 1:1 needs no session
 		n.stateless++
 		a.dst, a.dport, o.quoted = o.src, cmp.Or(o.newSource, a.dport), &a
 	}
 	return o
+}
+
+// quotedSession is the session of what an ICMP error from inside is about, if it goes to who sent that.
+func (n *reference) quotedSession(q question) *refSession {
+	a := q.about()
+	for _, s := range n.sessions {
+		if a.src == q.dst && a.dst == q.src && s.vpc == n.vpcOf(q.port) && s.private == a.dst && s.privatePort == a.dport && s.remote == a.src && s.remotePort == a.sport && s.proto == a.number() {
+			return s
+		}
+	}
+	return nil
 }
 
 // errorIn decides on an ICMP error from outside to an external address of an instance.
@@ -800,7 +812,7 @@ func (n *reference) stays(s *refSession) bool {
 		}
 	}
 	route, ok := n.route(vpc, in, s.remote)
-	if !mine || !ok || route.Target != config.TargetGateway {
+	if !mine || !ok || route.Target != config.TargetGateway || route.Untranslated && !s.fromOutside && !s.hairpin {
 		return false
 	}
 	switch {

@@ -41,6 +41,7 @@ type world struct {
 	private, remote       []uint16 // ports
 	waits                 []time.Duration
 	floating              []netip.Addr
+	partner               int // the VPC whose addresses are known outside
 }
 
 const (
@@ -68,6 +69,7 @@ func addrs(text string) (list []netip.Addr) {
 func newWorld(seed uint64) *world {
 	w := &world{generator: &generator{Rand: rand.New(rand.NewPCG(seed, 42))}}
 	w.lazy = w.some(0.25)
+	w.partner = w.IntN(2 * worldVPCs) // in every other world
 	w.limited = !w.lazy && w.some(0.6)
 	w.private, w.remote, w.waits = worldPrivate[:5], worldRemote[:2], worldWaits
 	if w.some(0.4) { // a crowd: the table fills up
@@ -144,6 +146,9 @@ func (w *world) changeRoutes(v int) {
 			key += ", gateway: unnamed"
 		default:
 			key += fmt.Sprint(", gateway: g", w.IntN(worldPools))
+		}
+		if v == w.partner && strings.Contains(key, "gateway:") && w.some(0.4) {
+			key += ", translate: false"
 		}
 		list = append(list, "{"+key+"}")
 	}
@@ -377,7 +382,7 @@ func (w *world) next(n *reference) event {
 		return event{walk: true}
 	}
 	e := event{burst: []question{w.ask(n)}}
-	if q := &e.burst[0]; !q.expired && (q.proto == "udp" || q.proto == "ping" || q.proto == "pong" || q.proto == "gre" && !n.ours(q.dst)) && w.some(0.1) {
+	if q := &e.burst[0]; !q.expired && (q.proto == "udp" || q.proto == "ping" || q.proto == "pong" || q.proto == "gre" && !n.ours(q.dst)) && !w.mixed(n, *q) && w.some(0.1) {
 		q.long = true
 		e.pieces, e.apart = w.Perm(3), w.some(0.5)
 		return e
@@ -386,6 +391,21 @@ func (w *world) next(n *reference) event {
 		e.burst = append(e.burst, e.burst[0]) // the first one may begin a session that the look-up of the burst did not find
 	}
 	return e
+}
+
+// mixed reports whether a packet is of a session on a way that is untranslated without one: there a piece before the first one has no
+// port to find the session by, and leaves as it is.
+func (w *world) mixed(n *reference, q question) bool {
+	v, in := w.partner, 0
+	if q.port != v || v >= worldVPCs || n.find(q, inside) == nil {
+		return false
+	}
+	for i := range n.VPCs[v].Instances {
+		if x := &n.VPCs[v].Instances[i]; x.Address4 == q.src || x.Address6 == q.src {
+			in = i
+		}
+	}
+	return n.partner(&n.VPCs[v], &n.VPCs[v].Instances[in], q.dst)
 }
 
 // ask draws a packet: of a session, nearly of one, or any.
@@ -412,6 +432,9 @@ func (w *world) ask(n *reference) question {
 		q.port = worldVPCs + w.IntN(2)
 		if local = w.generator.external; w.some(0.5) {
 			local = w.floating
+		}
+		if w.partner < worldVPCs && w.some(0.2) {
+			local = w.ofVPC[w.partner]
 		}
 	}
 	if len(local) == 0 || w.some(0.02) {

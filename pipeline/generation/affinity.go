@@ -66,7 +66,7 @@ func (g *Generation) Recheck(s *session.Session, tick uint32) bool {
 		return false
 	}
 	r := g.Find(in.Routes[f], s.Remote)
-	if r == 0 || g.Routes[r-1].Kind != RouteGateway {
+	if r == 0 || g.Routes[r-1].Kind != RouteGateway || g.Routes[r-1].Plain && s.Flags&(session.FromOutside|session.Hairpin) == 0 {
 		return false
 	}
 	switch {

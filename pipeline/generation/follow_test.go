@@ -75,6 +75,9 @@ func (g *Generation) meaning(cfg *config.Config, s *state.State) []string {
 			return fmt.Sprintf("%s %v-%v %s %b", name(a.Instance), a.First, a.Last, gateways(a.Set), a.Ports)
 		}))
 	}
+	for f := range 2 {
+		add("private: %s", ranges(PrivateTables+uint32(f), func(i uint32) string { return g.name(int(i)) }))
+	}
 	for i, v := range g.VPCs {
 		add("vpc %s: slot %d, limit %d, tags %d, sources %s, %s", g.name(i), v.Slot, v.Limit, v.Tags, ranges(v.Sources[0], source), ranges(v.Sources[1], source))
 	}
@@ -165,9 +168,10 @@ func (m townsman) vpc(v int) string {
 	if m.IntN(3) > 0 {
 		hops = ""
 	}
-	fmt.Fprintf(&b, "version: 1\nvpcs:\n  - name: v%d\n    attach: [{port: in%d, addresses: [10.0.0.1/24, \"fd00::1/64\"]%s}]\n    subnets: [10.0.0.0/24, 10.0.1.0/24, \"fd00::/64\"]\n    limits: {per_vpc: %d}\n    routes: [%s%s]\n    instances:\n",
-		v, v, hops, m.IntN(2)*100, m.any("{to: 0.0.0.0/0, gateway: g}", "{to: 0.0.0.0/0, gateway: h}, {to: \"::/0\", gateway: g}", "{to: 0.0.0.0/0, gateway: unnamed}"),
-		m.any("", ", {to: 8.8.8.0/24, gateway: h}", ", {to: 8.8.8.0/24, gateway: h, from: 10.0.1.0/24}, {to: 8.0.0.0/8, drop: true}", ", {to: 10.9.0.0/16, address: 10.0.0.9}"))
+	fmt.Fprintf(&b, "version: 1\nvpcs:\n  - name: v%d\n    attach: [{port: in%d, addresses: [10.0.0.1/24, \"fd00::1/64\"]%s}]\n    subnets: [10.0.0.0/24, 10.0.1.0/24, 10.%d.2.0/24, \"fd00::/64\"]\n    limits: {per_vpc: %d}\n    routes: [%s%s]\n    instances:\n",
+		v, v, hops, 100+v, m.IntN(2)*100, m.any("{to: 0.0.0.0/0, gateway: g}", "{to: 0.0.0.0/0, gateway: h}, {to: \"::/0\", gateway: g}", "{to: 0.0.0.0/0, gateway: unnamed}"),
+		m.any("", ", {to: 8.8.8.0/24, gateway: h}", ", {to: 8.8.8.0/24, gateway: h, from: 10.0.1.0/24}, {to: 8.0.0.0/8, drop: true}", ", {to: 10.9.0.0/16, address: 10.0.0.9}",
+			m.any("", "", fmt.Sprintf(", {to: 100.64.0.0/10, gateway: g, translate: false, from: 10.%d.2.0/24}", 100+v))))
 	for i := range 2 + m.IntN(4) {
 		if m.IntN(4) == 0 {
 			continue

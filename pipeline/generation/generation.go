@@ -182,7 +182,10 @@ type Route struct {
 	Index   int32  // the route's place in its VPC's list; -1: the implicit route of a subnet
 	Kind    uint8
 	Port    uint8
-	_       [2]uint8
+	Plain   bool // to a gateway, and untranslated: by Ports
+	_       uint8
+	Ports   uint32
+	_       uint32
 }
 
 // rangeTable maps addresses to results by sorted, disjoint ranges: each starts where the one before it ends.
@@ -257,6 +260,9 @@ var genLayout = memory.Hash(Header{}, Port{}, Prefix{}, Hop{}, VPC{}, Instance{}
 
 // AttachedTables are the first two range tables of every generation: all attached prefixes, per family.
 const AttachedTables = 0
+
+// PrivateTables are the next two: the private prefixes that some partner outside knows -> VPCs.
+const PrivateTables = 2
 
 // timer returns which of the UDP timeouts by remote port is a session's, or 0.
 func (h *Header) timer(proto uint8, remotePort uint16) uint8 {
