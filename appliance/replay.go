@@ -318,9 +318,9 @@ func (w *replayWorker) originate(at time.Duration) {
 		if m == nil {
 			return
 		}
-		if m.Kind == state.InjectFrame && int(m.Port) < len(w.sent) {
-			w.send(int(m.Port), at, m.Data())
-			w.pipe.Originated(int(m.Port), 1, uint64(len(m.Data())))
+		if m.Kind == state.InjectFrame && m.At.Port() < len(w.sent) {
+			w.send(m.At.Port(), at, m.Data())
+			w.pipe.Originated(m.At.Port(), 1, uint64(len(m.Data())))
 		}
 		w.inject.Pop()
 	}

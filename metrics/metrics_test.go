@@ -51,6 +51,8 @@ func newState(t *testing.T) (*state.State, *Status) {
 		d.LinkUp = p == 0
 		d.RxMissed, d.RxErrors, d.RxNoMbuf, d.TxErrors = next(), next(), next(), next()
 	}
+	s.Counters(0).Unsent, s.Counters(1).Unsent = 300, 400
+	s.CountLost()
 	s.Runtime().Collections, s.Runtime().HeapBytes = 0, 1<<20
 	status := new(Status)
 	status.Up.Store(true)

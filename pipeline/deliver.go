@@ -15,19 +15,19 @@ func (w *Worker) deliver(b *Burst) {
 		if p.act == actNone {
 			if s, ok := w.late(p.outsideKey(), p); ok && !p.uninvited(s) {
 				w.fromOutside(s, p)
-			} else if r := w.deliverOne(p); r == punted {
-				w.serve(b.Port, p)
+			} else if v := w.deliverOne(p); v == punted {
+				w.serve(b, p)
 				continue
-			} else if r != drop.Pass {
-				if r == drop.TTLExceeded {
-					w.answer(b.Port, p, r, 0)
+			} else if v != goesOn {
+				if v == refuse(drop.TTLExceeded) {
+					w.answer(p, v.reason(), 0)
 				}
-				w.drop(p, r)
+				w.out(p, b.Port, b.inside, v)
 				continue
 			}
 		}
 		if p.act == actReset {
-			w.drop(p, drop.TCPReset)
+			w.out(p, b.Port, b.inside, refuse(drop.TCPReset))
 			continue
 		}
 		keep = append(keep, i)
@@ -35,21 +35,21 @@ func (w *Worker) deliver(b *Burst) {
 	b.live = keep
 }
 
-func (w *Worker) deliverOne(p *Packet) drop.Reason {
+func (w *Worker) deliverOne(p *Packet) verdict {
 	g := w.gen
 	h := g.Host(0, p.local)
 	switch {
 	case p.local == p.remote && !p.turned:
-		return drop.Martian
+		return refuse(drop.Martian)
 	case p.turned:
 	case g.Own(p.remote):
-		return drop.OwnSource
+		return refuse(drop.OwnSource)
 	}
 	if h != nil && h.Kind == generation.HostOwn {
 		return punted
 	}
 	if !p.turned && martian(p.remote) {
-		return drop.Martian
+		return refuse(drop.Martian)
 	}
 	if h == nil && !p.turned {
 		if in, known := g.PrivateOwner(p.local); known {
@@ -57,50 +57,52 @@ func (w *Worker) deliverOne(p *Packet) drop.Reason {
 		}
 	}
 	if !p.turned && private(p.remote) {
-		return drop.Martian
+		return refuse(drop.Martian)
 	}
 	if h == nil {
 		if r := g.Find(generation.AttachedTables+uint32(p.family), p.local); r != 0 {
 			if p.expired {
-				return drop.TTLExceeded
+				return refuse(drop.TTLExceeded)
 			}
 			in := &g.Instances[g.Attached[r-1].Instance]
-			p.act, p.outPort, p.neighbor = actInPlain, in.Port[p.family], in.Neighbor[p.family]
-			return drop.Pass
+			p.act = actInPlain
+			p.reach(in)
+			return goesOn
 		}
-		return drop.UnknownDestination
+		return refuse(drop.UnknownDestination)
 	}
 	if p.kind >= kindError {
-		return w.errorIn(p, h)
+		return refuse(w.errorIn(p, h))
 	}
 	if h.Kind == generation.HostSNAT {
-		return w.invited(p, h)
+		return refuse(w.invited(p, h))
 	}
 	switch {
 	case p.expired:
-		return drop.TTLExceeded
+		return refuse(drop.TTLExceeded)
 	case p.pinned:
-		return drop.Untranslatable
+		return refuse(drop.Untranslatable)
 	}
 	w.inbound(p, &g.Instances[h.Index], h)
-	return drop.Pass
+	return goesOn
 }
 
 // deliverPrivate delivers a packet to the private address of an instance, nil for none, as it is, if it comes from a partner: one that a route leads to
 // untranslated. ICMP errors about what the instance sent to one come from any router.
-func (w *Worker) deliverPrivate(p *Packet, in *generation.Instance) drop.Reason {
+func (w *Worker) deliverPrivate(p *Packet, in *generation.Instance) verdict {
 	q := &p.quote
 	switch {
 	case in == nil:
-		return drop.UnknownDestination
+		return refuse(drop.UnknownDestination)
 	case w.gen.Partner(in, p.remote):
 	case p.kind == kindError && q.fault == drop.Pass && q.local == p.local && w.gen.Partner(in, q.remote):
 	default:
-		return drop.NoPartner
+		return refuse(drop.NoPartner)
 	}
 	if p.expired {
-		return drop.TTLExceeded
+		return refuse(drop.TTLExceeded)
 	}
-	p.act, p.outPort, p.neighbor = actInPlain, in.Port[p.family], in.Neighbor[p.family]
-	return drop.Pass
+	p.act = actInPlain
+	p.reach(in)
+	return goesOn
 }

@@ -51,15 +51,15 @@ func (q question) begins() bool {
 }
 
 // toWeir is what becomes of a packet to an address of weir's own: pings are answered.
-func (q question) toWeir() verdict {
+func (q question) toWeir() forecast {
 	if q.proto == "ping" {
-		return verdict{fate: "punt"}
+		return forecast{fate: "punt"}
 	}
 	return droppedAs(drop.NoService)
 }
 
-// verdict is what is to become of a packet. Of two kinds with ports, any in the list will do.
-type verdict struct {
+// forecast is what is to become of a packet. Of two kinds with ports, any in the list will do.
+type forecast struct {
 	fate     string        // "punt", "drop REASON", "out", "snat", "in", "plain"
 	kind     string        // "out", "snat": also of a packet that then has no next hop
 	src, dst netip.Addr    // when it leaves
@@ -71,7 +71,7 @@ type verdict struct {
 	untranslated         bool   // by a route without translation
 }
 
-func droppedAs(r drop.Reason) verdict { return verdict{fate: "drop " + r.String()} }
+func droppedAs(r drop.Reason) forecast { return forecast{fate: "drop " + r.String()} }
 
 var modelMartians = prefixes("0.0.0.0/8 127.0.0.0/8 169.254.0.0/16 224.0.0.0/4 240.0.0.0/4 ::/64 fe80::/10 ff00::/8")
 var modelPrivate = prefixes("10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 fc00::/7")
@@ -88,7 +88,7 @@ func within(list []netip.Prefix, a netip.Addr) bool {
 }
 
 // leaving is what becomes of a packet from inside up to the side it leaves by. Does it turn back there, to an address of weir's own?
-func (m model) leaving(q question) (v verdict, turns bool) {
+func (m model) leaving(q question) (v forecast, turns bool) {
 	vi := slices.IndexFunc(m.VPCs, func(v config.VPC) bool {
 		return slices.ContainsFunc(v.Attach, func(a config.Attachment) bool { return a.Port == q.port })
 	})
@@ -126,7 +126,7 @@ func (m model) leaving(q question) (v verdict, turns bool) {
 		if attached.IsValid() && !own {
 			return droppedAs(drop.PublicSource), false
 		}
-		return verdict{fate: "plain", src: q.src, dst: q.dst, ports: m.internalPorts(vpc, route, q.dst)}, false
+		return forecast{fate: "plain", src: q.src, dst: q.dst, ports: m.internalPorts(vpc, route, q.dst)}, false
 	case transit:
 		return droppedAs(drop.PublicSource), false
 	}
@@ -141,7 +141,7 @@ func (m model) leaving(q question) (v verdict, turns bool) {
 	return v, m.ours(q.dst) && !strings.HasPrefix(v.fate, "drop")
 }
 
-func (m model) inside(q question) verdict {
+func (m model) inside(q question) forecast {
 	tagged, turns := m.leaving(q)
 	if !turns {
 		return tagged
@@ -170,22 +170,22 @@ func (m model) inside(q question) verdict {
 }
 
 // tagged is what becomes of a packet that a route led to a gateway, up to the side it leaves by.
-func (m model) tagged(q question, in *config.Instance, own bool, attached netip.Prefix, route config.Route) verdict {
+func (m model) tagged(q question, in *config.Instance, own bool, attached netip.Prefix, route config.Route) forecast {
 	if attached.IsValid() {
 		pool := m.pool(attached.Addr())
 		if slices.Contains(m.gatewaysOfPool(pool), route.Gateway) {
-			return m.leaves(verdict{fate: "plain", src: q.src, dst: q.dst}, attached.Addr(), q.dst)
+			return m.leaves(forecast{fate: "plain", src: q.src, dst: q.dst}, attached.Addr(), q.dst)
 		}
 		if !own {
 			return droppedAs(drop.NoEligible)
 		}
 	}
 	if route.Untranslated && !m.ours(q.dst) {
-		v := verdict{fate: "plain", src: q.src, dst: q.dst, untranslated: true}
+		v := forecast{fate: "plain", src: q.src, dst: q.dst, untranslated: true}
 		if allowed := m.portsOf(route.Gateway); allowed != nil {
 			return m.leavesBy(v, allowed, q.dst)
 		}
-		return verdict{fate: droppedAs(drop.NoEligible).fate, untranslated: true}
+		return forecast{fate: droppedAs(drop.NoEligible).fate, untranslated: true}
 	}
 	return m.selects(q, in, route.Gateway)
 }
@@ -371,7 +371,7 @@ func (m model) ours(a netip.Addr) bool {
 
 // leaves fills in the outside ports: the one whose own prefix has the destination, else those with a next hop; of
 // the pool's ports, if it names some.
-func (m model) leaves(v verdict, external, dst netip.Addr) verdict {
+func (m model) leaves(v forecast, external, dst netip.Addr) forecast {
 	if m.ours(dst) {
 		return v
 	}
@@ -379,7 +379,7 @@ func (m model) leaves(v verdict, external, dst netip.Addr) verdict {
 }
 
 // leavesBy is leaves by some outside ports; none named: by any.
-func (m model) leavesBy(v verdict, allowed []int, dst netip.Addr) verdict {
+func (m model) leavesBy(v forecast, allowed []int, dst netip.Addr) forecast {
 	for i, p := range m.Ports {
 		if p.Side != config.Outside || len(allowed) > 0 && !slices.Contains(allowed, i) {
 			continue
@@ -454,7 +454,7 @@ func (m model) oneToOne(q question, in *config.Instance, private netip.Addr, por
 	return netip.Addr{}
 }
 
-func (m model) selects(q question, in *config.Instance, gateway int) verdict {
+func (m model) selects(q question, in *config.Instance, gateway int) forecast {
 	flow := q
 	if q.proto == "error" { // the address is that of the flow which it quotes, seen from the other side
 		flow = q.about()
@@ -462,7 +462,7 @@ func (m model) selects(q question, in *config.Instance, gateway int) verdict {
 	}
 	one := m.oneToOne(flow, in, q.src, flow.sport, flow.dst, flow.dport, gateway)
 	if one.IsValid() {
-		return m.leaves(verdict{fate: "out", kind: "out", src: one, dst: q.dst, session: q.begins()}, one, q.dst)
+		return m.leaves(forecast{fate: "out", kind: "out", src: one, dst: q.dst, session: q.begins()}, one, q.dst)
 	}
 	var shares []config.SNAT
 	var most uint64
@@ -481,7 +481,7 @@ func (m model) selects(q question, in *config.Instance, gateway int) verdict {
 	}
 	if len(shares) > 0 {
 		if f := forwardOf(in, shares[0].Address, flow.number(), func(f config.Forward) bool { return f.ToPort == flow.sport }); f != nil {
-			return m.leaves(verdict{fate: "out", kind: "out", src: f.Address, dst: q.dst, session: q.begins(), newSource: f.Port}, f.Address, q.dst)
+			return m.leaves(forecast{fate: "out", kind: "out", src: f.Address, dst: q.dst, session: q.begins(), newSource: f.Port}, f.Address, q.dst)
 		}
 	}
 	switch {
@@ -494,7 +494,7 @@ func (m model) selects(q question, in *config.Instance, gateway int) verdict {
 	case !q.begins():
 		return droppedAs(drop.NoSession)
 	}
-	return m.leaves(verdict{fate: "snat", kind: "snat", src: shares[0].Address, dst: q.dst, shares: shares, session: true}, shares[0].Address, q.dst)
+	return m.leaves(forecast{fate: "snat", kind: "snat", src: shares[0].Address, dst: q.dst, shares: shares, session: true}, shares[0].Address, q.dst)
 }
 
 // forwardOf finds a forward of an instance.
@@ -507,7 +507,7 @@ func forwardOf(in *config.Instance, address netip.Addr, proto uint8, is func(con
 }
 
 // forwarded is what becomes of a packet from outside to an SNAT address, if its port always leads to an instance: nil, if not.
-func (m model) forwarded(q question, v *config.VPC, in *config.Instance) *verdict {
+func (m model) forwarded(q question, v *config.VPC, in *config.Instance) *forecast {
 	flow := q
 	if q.proto == "error" {
 		flow = q.about()
@@ -525,7 +525,7 @@ func (m model) forwarded(q question, v *config.VPC, in *config.Instance) *verdic
 	if q.dst.Is6() {
 		private = in.Address6
 	}
-	r := verdict{fate: "in", src: q.src, dst: private, ports: m.instancePort(v, in, private), newTarget: f.ToPort}
+	r := forecast{fate: "in", src: q.src, dst: private, ports: m.instancePort(v, in, private), newTarget: f.ToPort}
 	if route, ok := m.route(v, in, q.src); ok && route.Target == config.TargetGateway {
 		r.session = q.begins()
 	}
@@ -533,7 +533,7 @@ func (m model) forwarded(q question, v *config.VPC, in *config.Instance) *verdic
 }
 
 // outside is what becomes of a packet from outside, or of one from inside that turned back.
-func (m model) outside(q question, turned bool) verdict {
+func (m model) outside(q question, turned bool) forecast {
 	switch {
 	case q.src == q.dst && !turned:
 		return droppedAs(drop.Martian)
@@ -563,7 +563,7 @@ func (m model) outside(q question, turned bool) verdict {
 		case q.expired:
 			return droppedAs(drop.TTLExceeded)
 		}
-		return verdict{fate: "plain", src: q.src, dst: q.dst, ports: m.instancePort(v, in, q.dst)}
+		return forecast{fate: "plain", src: q.src, dst: q.dst, ports: m.instancePort(v, in, q.dst)}
 	}
 	if !turned && within(modelPrivate, q.src) {
 		return droppedAs(drop.Martian)
@@ -576,7 +576,7 @@ func (m model) outside(q question, turned bool) verdict {
 				if q.expired {
 					return droppedAs(drop.TTLExceeded)
 				}
-				return verdict{fate: "plain", src: q.src, dst: q.dst, ports: m.instancePort(v, in, q.dst)}
+				return forecast{fate: "plain", src: q.src, dst: q.dst, ports: m.instancePort(v, in, q.dst)}
 			}
 			if r := m.forwarded(q, v, in); r != nil {
 				return *r
@@ -606,7 +606,7 @@ func (m model) outside(q question, turned bool) verdict {
 			if q.dst.Is6() {
 				private = in.Address6
 			}
-			r := verdict{fate: "in", src: q.src, dst: private, ports: m.instancePort(v, in, private)}
+			r := forecast{fate: "in", src: q.src, dst: private, ports: m.instancePort(v, in, private)}
 			if route, ok := m.route(v, in, q.src); ok && route.Target == config.TargetGateway && q.begins() {
 				r.session = route.Untranslated && !turned || m.oneToOne(q, in, private, q.dport, q.src, q.sport, route.Gateway) != q.dst
 			}
@@ -975,8 +975,8 @@ func (q question) text() string {
 	return fmt.Sprintf("ip proto=47 %v > %v len=12", q.src, q.dst)
 }
 
-// check compares what the worker did with the verdict.
-func (v verdict) check(r *rig, q question) error {
+// check compares what the worker did with the forecast.
+func (v forecast) check(r *rig, q question) error {
 	frame := parseLine(r.t, q.port, q.line())
 	sessions := r.sessions.Len()
 	dropped, punted := r.counters.Dropped, r.counters.Punted
@@ -1063,7 +1063,7 @@ func TestAgreesWithModel(t *testing.T) {
 		m := model{r.cfg}
 		for range 40 {
 			q := g.question(m)
-			var v verdict
+			var v forecast
 			if m.Ports[q.port].Side == config.Inside {
 				v = m.inside(q)
 			} else {

@@ -85,7 +85,7 @@ const (
 
 // outcome is what is to become of a packet, and the session it begins.
 type outcome struct {
-	verdict
+	forecast
 	sport, dport uint16 // when it leaves; of echo the identifier, as in a question
 	begins       *refSession
 	may          []uint16               // external ports that begins may get, if that is SNAT
@@ -98,7 +98,7 @@ type outcome struct {
 	orExhausted bool        // a refusal of a moment ago may still hold
 }
 
-func refused(r drop.Reason) outcome { return outcome{verdict: droppedAs(r)} }
+func refused(r drop.Reason) outcome { return outcome{forecast: droppedAs(r)} }
 
 // find returns the session of a packet, that comes from inside, from outside, or turns back as if from outside. ICMP errors and packets
 // whose TTL is used up take no part in sessions.
@@ -176,7 +176,7 @@ func (n *reference) fromOutside(q question, from origin) outcome {
 	o := n.in(s, q)
 	o.tracked, o.of = n.track(s, q, from), s
 	if o.dropped {
-		o.verdict = droppedAs(drop.TCPReset)
+		o.forecast = droppedAs(drop.TCPReset)
 	}
 	return o
 }
@@ -351,19 +351,19 @@ func (n *reference) goOn(s *refSession, q question, from origin, r *tracked) {
 
 // out and in are a packet's way through its session.
 func (n *reference) out(s *refSession, q question) outcome {
-	v := n.leaves(verdict{fate: "out", src: s.external, dst: q.dst}, s.external, q.dst)
-	return outcome{verdict: v, sport: s.externalPort, dport: q.dport, turns: s.hairpin}
+	v := n.leaves(forecast{fate: "out", src: s.external, dst: q.dst}, s.external, q.dst)
+	return outcome{forecast: v, sport: s.externalPort, dport: q.dport, turns: s.hairpin}
 }
 
 func (n *reference) in(s *refSession, q question) outcome {
 	vpc, in := n.instanceOf(s.instance)
-	return outcome{verdict: verdict{fate: "in", src: q.src, dst: s.private, ports: n.instancePort(vpc, in, s.private)}, sport: q.sport, dport: s.privatePort}
+	return outcome{forecast: forecast{fate: "in", src: q.src, dst: s.private, ports: n.instancePort(vpc, in, s.private)}, sport: q.sport, dport: s.privatePort}
 }
 
 // leaving decides on a packet from inside without a session.
 func (n *reference) leaving(q question) outcome {
 	v, turns := n.model.leaving(q)
-	o := outcome{verdict: v, sport: q.sport, dport: q.dport, turns: turns}
+	o := outcome{forecast: v, sport: q.sport, dport: q.dport, turns: turns}
 	if v.untranslated && (q.proto != "error" || n.quotedSession(q) == nil) {
 		return o
 	}
@@ -407,7 +407,7 @@ func (n *reference) errorOut(q question, o outcome) outcome {
 	}
 	if s := n.quotedSession(q); s != nil {
 		a.dst, a.dport = s.external, s.externalPort
-		return outcome{verdict: n.leaves(verdict{fate: "out", src: s.external, dst: q.dst}, s.external, q.dst), quoted: &a, turns: n.ours(q.dst)}
+		return outcome{forecast: n.leaves(forecast{fate: "out", src: s.external, dst: q.dst}, s.external, q.dst), quoted: &a, turns: n.ours(q.dst)}
 	}
 	if o.kind != "" { // 1:1 needs no session
 		n.stateless++
@@ -602,7 +602,7 @@ func (n *reference) rules(a netip.Addr) config.Translation { return n.Pools[n.po
 // arriving decides on a packet from outside without a session.
 func (n *reference) arriving(q question, from origin) outcome {
 	v := n.model.outside(q, from == turned)
-	o := outcome{verdict: v, sport: q.sport, dport: q.dport}
+	o := outcome{forecast: v, sport: q.sport, dport: q.dport}
 	if q.proto == "error" && (v.fate == "in" || v.fate == "drop "+drop.ICMPUnrelated.String()) {
 		return n.errorIn(q, o)
 	}
@@ -651,7 +651,7 @@ func (n *reference) invited(q question) outcome {
 	s := n.begin(m.private, q.src, m.privatePort, q.sport, q)
 	s.vpc, s.snat = m.vpc, true
 	vpc, in := n.owner(s)
-	o := outcome{verdict: verdict{fate: "in", src: q.src, dst: m.private, ports: n.instancePort(vpc, in, m.private)}, sport: q.sport, dport: m.privatePort}
+	o := outcome{forecast: forecast{fate: "in", src: q.src, dst: m.private, ports: n.instancePort(vpc, in, m.private)}, sport: q.sport, dport: m.privatePort}
 	if route, ok := n.route(vpc, in, q.src); ok && route.Target == config.TargetGateway && n.admit(s, q, vpc, in) {
 		o.begins = s
 	}

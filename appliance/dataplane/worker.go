@@ -189,6 +189,21 @@ func (w *Worker) stock() {
 	}
 }
 
+// sendOne sends a frame of control through a port, or reports that there is no buffer or no room.
+func (w *Worker) sendOne(port int, data []byte) bool {
+	if w.Pool.Alloc(w.mbufs[:1]) != nil {
+		return false
+	}
+	b := w.mbufs[0]
+	b.SetLen(copy(b.Bytes()[:cap(b.Bytes())], data))
+	if w.Ports[port].Transmit(w.Index, w.mbufs[:1]) != 1 {
+		dpdk.Free(w.mbufs[:1])
+		return false
+	}
+	w.Pipe.Originated(port, 1, uint64(len(data)))
+	return true
+}
+
 // originate sends what control has to say, a burst at the most.
 func (w *Worker) originate() {
 	for range BurstSize {
@@ -196,15 +211,8 @@ func (w *Worker) originate() {
 		if m == nil {
 			return
 		}
-		if m.Kind == state.InjectFrame && int(m.Port) < len(w.Ports) && w.Pool.Alloc(w.mbufs[:1]) == nil {
-			b := w.mbufs[0]
-			data := m.Data()
-			b.SetLen(copy(b.Bytes()[:cap(b.Bytes())], data))
-			if w.Ports[m.Port].Transmit(w.Index, w.mbufs[:1]) == 1 {
-				w.Pipe.Originated(int(m.Port), 1, uint64(len(data)))
-			} else {
-				dpdk.Free(w.mbufs[:1])
-			}
+		if m.Kind == state.InjectFrame && m.At.Port() < len(w.Ports) && !w.sendOne(m.At.Port(), m.Data()) {
+			w.Pipe.Unsent(1)
 		}
 		w.Inject.Pop()
 	}

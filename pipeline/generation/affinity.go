@@ -4,6 +4,7 @@ package generation
 
 import (
 	"weir/config"
+	"weir/pipeline/attach"
 	"weir/pipeline/header"
 	"weir/pipeline/inet"
 	"weir/pipeline/session"
@@ -24,8 +25,8 @@ func (g *Generation) Beyond(external inet.Addr) uint16 {
 	default:
 		index = h.Index
 	}
-	if port := g.Instances[index].Port[f]; port != NoPort {
-		return g.Ports[port].MTU
+	if in := &g.Instances[index]; in.At[f] != attach.None {
+		return g.Links[in.Link[f]].MTU
 	}
 	return ^uint16(0)
 }
@@ -103,7 +104,8 @@ func (g *Generation) through(r *SNATRange, s *session.Session) bool {
 // Adjust notes in a session, of instance in, what only the generation decides.
 func (g *Generation) Adjust(s *session.Session, in *Instance, ports uint32, proto uint8, remotePort uint16) {
 	f := s.Remote.Family()
-	s.Neighbor, s.InPort, s.Ports, s.Timer = in.Neighbor[f], in.Port[f], ports, g.Header.timer(proto, remotePort)
+	s.Delivery = session.Delivery{At: in.At[f], Link: in.Link[f], HopGroup: g.group(ports)}
+	s.Neighbor, s.Timer = in.Neighbor[f], g.Header.timer(proto, remotePort)
 	s.Flags &^= session.OnLink
 	for i := range g.OnLink {
 		if g.OnLink[i].Holds(s.Remote) {

@@ -4,20 +4,19 @@ package pipeline
 
 import (
 	"weir/pipeline/header"
-	"weir/pipeline/inet"
 )
 
-// turnBack makes those packets of a burst that go to an external address of weir's own, translated as they would be for the Internet,
+// hairpin makes those packets of a burst that go to an external address of weir's own, translated as they would be for the Internet,
 // packets from outside (RFC 4787 REQ-9): their receiver sees the sender's external address and port.
 // They turn once: what comes from outside never leaves by an outside port. The sender's external address is their remote
 // one now, so they may have another owner.
-func (w *Worker) turnBack(b *Burst) {
+func (w *Worker) hairpin(b *Burst) {
 	if len(b.back) == 0 {
 		return
 	}
 	b.live, b.back, b.inside = b.back, b.turned[:0], false
 	for _, i := range b.live {
-		b.Packets[i].turn()
+		b.Packets[i].reverse()
 	}
 	if w.handoff != nil {
 		w.steer(b, 0)
@@ -26,28 +25,14 @@ func (w *Worker) turnBack(b *Burst) {
 	w.forward(b)
 }
 
-// loops reports whether a packet that leaves as from external and port would come back to the very socket that sent it.
-func (p *Packet) loops(external inet.Addr, port uint16) bool {
-	if !p.hairpin || p.remote != external {
-		return false
-	}
-	switch p.kind {
-	case kindTCP, kindUDP:
-		return port == p.remotePort
-	case kindEchoRequest, kindEchoReply, kindPiece: // the piece's first one has been asked
-		return false
-	}
-	return true
-}
-
-// turn looks at a packet from the other side. Its bytes are translated already.
-func (p *Packet) turn() {
+// reverse looks at a packet from the other side. Its bytes are translated already.
+func (p *Packet) reverse() {
 	sender, port := p.local, p.localPort
 	if p.act == actOut {
 		sender, port = p.newAddr, p.newPort
 	}
 	if p.kind == kindError {
-		p.quote.turn(p)
+		p.quote.reverse(p)
 	}
 	p.local, p.remote = p.remote, sender
 	switch {
