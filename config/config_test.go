@@ -761,6 +761,7 @@ func checkGuarantees(t testing.TB, c *Config) {
 	holders := map[netip.Addr]string{}
 	var shares []SNAT
 	var attached []netip.Prefix
+	untranslated := map[netip.Prefix]string{}
 	attachedPorts := map[int]bool{}
 	for i, v := range c.VPCs {
 		check(i == 0 || v.Name != c.VPCs[i-1].Name, "VPC names are unique")
@@ -799,6 +800,22 @@ func checkGuarantees(t testing.TB, c *Config) {
 			}
 			for _, other := range v.Routes[:j] {
 				check(r.To != other.To || r.From != other.From || r.Class != other.Class, "routes %+v and %+v", r, other)
+			}
+		}
+		for _, r := range v.Routes {
+			check(!r.Untranslated || r.Target == TargetGateway, "route %+v", r)
+			if !r.Untranslated {
+				continue
+			}
+			for s := range v.Untranslated(&r) {
+				check(untranslated[s] == "" || untranslated[s] == v.Name, "subnet %v leaves untranslated from one VPC", s)
+				for other, of := range untranslated {
+					check(of == v.Name || !other.Overlaps(s), "subnets %v and %v are apart", s, other)
+				}
+				for _, pool := range ranges {
+					check(!rangeOf(s).meets(pool), "subnet %v lies in no pool", s)
+				}
+				untranslated[s] = v.Name
 			}
 		}
 		for j, in := range v.Instances {
