@@ -20,8 +20,8 @@
 //   - an instance with an external address or attached prefix has a private address of that family;
 //   - subnets of one VPC do not overlap, every instance address lies in one of them, no two
 //     instances of a VPC share an address, and none has one of weir's addresses;
-//   - no two VPCs have one private address in subnets that leave untranslated, and none of those lies in
-//     a pool or in the network of an outside port;
+//   - no two VPCs have one private address in subnets that leave untranslated, and none of those lies
+//     in a pool or in the network of an outside port;
 //   - a route and its target are of one family, and no two routes of a VPC have the same To, From
 //     and Class.
 //
@@ -75,6 +75,7 @@ var DefaultConfig = Config{
 			TCPEstablished:   2*time.Hour + 4*time.Minute,
 			TCPClosing:       4 * time.Minute,
 			UDP:              5 * time.Minute,
+			UDPPorts:         []PortTimeout{{53, 10 * time.Second}}, // a question and its answer (RFC 4787 REQ-5a)
 			ICMP:             time.Minute,
 			Other:            5 * time.Minute,
 		},
@@ -350,8 +351,8 @@ type Route struct {
 	Untranslated bool // TargetGateway only: those in To know the VPC's addresses
 }
 
-// Untranslated yields the subnets whose addresses leave as they are by a route with Untranslated: From, or all
-// of its family.
+// Untranslated yields the subnets whose addresses leave as they are by a route with Untranslated:
+// From, or all of its family.
 func (v *VPC) Untranslated(r *Route) iter.Seq[netip.Prefix] {
 	return func(yield func(netip.Prefix) bool) {
 		for _, s := range v.Subnets {
@@ -383,8 +384,8 @@ type SNAT struct {
 	First, Last uint16
 }
 
-// Forward is a port of an instance's share that always leads to it: what comes to Port of Address goes to
-// the instance's ToPort.
+// Forward is a port of an instance's share that always leads to it: what comes to Port of Address
+// goes to the instance's ToPort.
 type Forward struct {
 	Address      netip.Addr
 	Protocol     Protocol

@@ -59,8 +59,8 @@ func (v *vpcChecker) claim(t *instanceText, i *Instance) {
 	slices.SortFunc(i.Attached, comparePrefix)
 }
 
-// forwards checks the ports that always lead to the instance. A share has them to itself, so instances cannot
-// disagree about one.
+// forwards checks the ports that always lead to the instance. A share has them to itself, so
+// instances cannot disagree about one.
 func (v *vpcChecker) forwards(t *instanceText, i *Instance) {
 	type key struct {
 		address  netip.Addr
@@ -194,7 +194,8 @@ func (c *checker) checkExternal() {
 	}
 }
 
-// checkUntranslated checks that the private addresses that others outside know are one VPC's, and nothing else out there.
+// checkUntranslated checks that the private addresses that others outside know are one VPC's, and
+// nothing else out there.
 func (c *checker) checkUntranslated() {
 	list := c.external.untranslated
 	list.sort()

@@ -168,7 +168,8 @@ func (v *vpcChecker) checkRoutes() {
 	v.claimUntranslated()
 }
 
-// claimUntranslated notes the subnets that leave untranslated, for the check across VPCs: each with the first route that says so.
+// claimUntranslated notes the subnets that leave untranslated, for the check across VPCs: each with
+// the first route that says so.
 func (v *vpcChecker) claimUntranslated() {
 	claimed := map[netip.Prefix]bool{}
 	for i := range v.vpc.Routes {

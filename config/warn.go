@@ -167,7 +167,8 @@ func (w *warner) warnVPC(index int) []Warning {
 	return w.found.list
 }
 
-// warnUntranslated warns of a route by which nothing leaves: the pools of its gateway say by which ports.
+// warnUntranslated warns of a route by which nothing leaves: the pools of its gateway say by which
+// ports.
 func (w *warner) warnUntranslated(r *Route, s *spot) {
 	for p := range w.config.Pools {
 		of := w.poolGateways[p]

@@ -128,7 +128,8 @@ func TestAttach(t *testing.T) {
 	a.expect(0, "udp 10.0.0.5:1 > 8.8.8.8:2", "udp 192.0.2.5:1 > 8.8.8.8:2")
 }
 
-// After the data plane died at any place, Sweep makes counters, limits, lists, rings and tables agree with the sessions.
+// After the data plane died at any place, Sweep makes counters, limits, lists, rings and tables
+// agree with the sessions.
 func TestSweep(t *testing.T) {
 	for _, c := range []struct {
 		name   string

@@ -87,8 +87,9 @@ func (w *Worker) deliverOne(p *Packet) verdict {
 	return goesOn
 }
 
-// deliverPrivate delivers a packet to the private address of an instance, nil for none, as it is, if it comes from a partner: one that a route leads to
-// untranslated. ICMP errors about what the instance sent to one come from any router.
+// deliverPrivate delivers a packet to the private address of an instance, nil for none, as it is,
+// if it comes from a partner: one that a route leads to untranslated. ICMP errors about what the
+// instance sent to one come from any router.
 func (w *Worker) deliverPrivate(p *Packet, in *generation.Instance) verdict {
 	q := &p.quote
 	switch {

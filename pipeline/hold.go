@@ -14,7 +14,7 @@ import (
 const (
 	maxHeld            = 256
 	maxHeldPerNeighbor = 3
-	minHeldPerPort     = 8 // each port has a share, so that one network's silence is not another's
+	minHeldPerPort     = 8 // each port has a share, so that a silent network fills no other's share
 	holdMillis         = 3000
 )
 
@@ -65,9 +65,9 @@ func (w *Worker) resolve(at attach.Word, hop inet.Addr) {
 	}
 }
 
-// Release queues held packets whose neighbor has been resolved since, and drops those that waited too long, for that or for
-// their first fragment. The
-// driver calls it every turn, and empties the queues after it.
+// Release queues held packets whose neighbor has been resolved since, and drops those that waited
+// too long, for that or for their first fragment. The driver calls it every turn, and empties the
+// queues after it.
 func (w *Worker) Release() {
 	w.ageFragments()
 	if w.counters.Held == 0 {

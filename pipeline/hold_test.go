@@ -24,8 +24,8 @@ func (r *rig) resolve(port int, addr inet.Addr) {
 // inside4 is 10.0.hi.lo.
 func inside4(n int) inet.Addr { return inet.Addr{Lo: 0xffff_0a00_0000 + uint64(n)} }
 
-// Packets wait for a neighbor: three for each, each port's share of 256 in all; the rest is dropped. Control is asked for every
-// neighbor, whether its packets found room or not.
+// Packets wait for a neighbor: three for each, each port's share of 256 in all; the rest is
+// dropped. Control is asked for every neighbor, whether its packets found room or not.
 func TestHoldBounds(t *testing.T) {
 	r := newRig(t, rigConfig, config.MAC{})
 	send := func(host, n int) string {
@@ -73,7 +73,8 @@ func TestHoldBounds(t *testing.T) {
 	r.balanced()
 }
 
-// What was held leaves in the order in which it came, when its neighbor is known, and nothing else does.
+// What was held leaves in the order in which it came, when its neighbor is known, and nothing else
+// does.
 func TestRelease(t *testing.T) {
 	r := newRig(t, rigConfig, config.MAC{})
 	for n := range 3 {

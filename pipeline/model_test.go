@@ -18,8 +18,8 @@ import (
 	"weir/pipeline/state"
 )
 
-// The model decides on a packet without a session straight from a Config: loops and comparisons, in the order of the
-// product's rules. It shares only the published hash with the pipeline.
+// The model decides on a packet without a session straight from a Config: loops and comparisons, in
+// the order of the product's rules. It shares only the published hash with the pipeline.
 type model struct{ *config.Config }
 
 // question is a packet as the model sees it: by which port it came, and what is in its header.
@@ -87,7 +87,8 @@ func within(list []netip.Prefix, a netip.Addr) bool {
 	return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Masked().Contains(a) })
 }
 
-// leaving is what becomes of a packet from inside up to the side it leaves by. Does it turn back there, to an address of weir's own?
+// leaving is what becomes of a packet from inside up to the side it leaves by. Does it turn back
+// there, to an address of weir's own?
 func (m model) leaving(q question) (v forecast, turns bool) {
 	vi := slices.IndexFunc(m.VPCs, func(v config.VPC) bool {
 		return slices.ContainsFunc(v.Attach, func(a config.Attachment) bool { return a.Port == q.port })
@@ -146,7 +147,8 @@ func (m model) inside(q question) forecast {
 	if !turns {
 		return tagged
 	}
-	// It turns back: its receiver sees it come from the sender's external address. Not to the very socket that sent it.
+	// It turns back: its receiver sees it come from the sender's external address. Not to the very
+	// socket that sent it.
 	leaving := q.sport
 	if tagged.newSource != 0 {
 		leaving = tagged.newSource
@@ -190,7 +192,8 @@ func (m model) tagged(q question, in *config.Instance, own bool, attached netip.
 	return m.selects(q, in, route.Gateway)
 }
 
-// portsOf lists the outside ports that a gateway leads to: those of its pools, and of the pools of its addresses.
+// portsOf lists the outside ports that a gateway leads to: those of its pools, and of the pools of
+// its addresses.
 func (m model) portsOf(gateway int) (list []int) {
 	for p := range m.Pools {
 		of := slices.Contains(m.gatewaysOfPool(p), gateway)
@@ -268,7 +271,8 @@ func source(v *config.VPC, a netip.Addr) (in *config.Instance, own, transit bool
 	return in, false, transit, attached
 }
 
-// route is the longest match; custom before system, with from before without, a longer from before a shorter.
+// route is the longest match; custom before system, with from before without, a longer from before
+// a shorter.
 func (m model) route(v *config.VPC, in *config.Instance, dst netip.Addr) (best config.Route, found bool) {
 	mine := in.Address4
 	if dst.Is6() {
@@ -369,8 +373,8 @@ func (m model) ours(a netip.Addr) bool {
 	return false
 }
 
-// leaves fills in the outside ports: the one whose own prefix has the destination, else those with a next hop; of
-// the pool's ports, if it names some.
+// leaves fills in the outside ports: the one whose own prefix has the destination, else those with
+// a next hop; of the pool's ports, if it names some.
 func (m model) leaves(v forecast, external, dst netip.Addr) forecast {
 	if m.ours(dst) {
 		return v
@@ -506,7 +510,8 @@ func forwardOf(in *config.Instance, address netip.Addr, proto uint8, is func(con
 	return &in.Forwards[i]
 }
 
-// forwarded is what becomes of a packet from outside to an SNAT address, if its port always leads to an instance: nil, if not.
+// forwarded is what becomes of a packet from outside to an SNAT address, if its port always leads
+// to an instance: nil, if not.
 func (m model) forwarded(q question, v *config.VPC, in *config.Instance) *forecast {
 	flow := q
 	if q.proto == "error" {
@@ -629,7 +634,8 @@ func (m model) instancePort(v *config.VPC, in *config.Instance, family netip.Add
 	return []int{v.Attach[0].Port}
 }
 
-// generator makes random small configurations, legal by construction, and packets that mean something in them.
+// generator makes random small configurations, legal by construction, and packets that mean
+// something in them.
 type generator struct {
 	*rand.Rand
 	sources      []netip.Addr
@@ -747,7 +753,8 @@ func (g *generator) vpcs(nVPC, nGateway int) string {
 		if v == 0 && g.some(0.4) {
 			attach += fmt.Sprintf(", {port: in%d, addresses: [10.0.0.17/28, \"fd00:0:0:1::1/64\"]}", nVPC)
 		}
-		public := v != g.partner && g.some(0.3) // native IPv6: the instance's own address lies in its attached prefix
+		// Native IPv6: the instance's own address lies in its attached prefix.
+		public := v != g.partner && g.some(0.3)
 		if public {
 			subnets = append(subnets, fmt.Sprintf("2001:db8:1:%d::/64", v))
 		}
@@ -884,7 +891,8 @@ func (g *generator) question(m model) question {
 	q := question{
 		port:  min(g.IntN(len(m.Ports)+1), len(m.Ports)-1),
 		proto: pick(g, []string{"udp", "udp", "syn", "ack", "ping", "pong", "error", "gre"}),
-		// Below the identifiers with which an echo sums to 0xffff, for which 0 and 0xffff are both right.
+		// Below the identifiers with which an echo sums to 0xffff, for which 0 and 0xffff are both
+		// right.
 		sport: uint16(1 + g.IntN(60000)), dport: uint16(1 + g.IntN(60000)), expired: g.some(0.02),
 	}
 	local, remote := g.sources, g.destinations
@@ -1030,7 +1038,8 @@ func (v forecast) check(r *rig, q question) error {
 	return nil
 }
 
-// portOf is the source port or echo identifier of a frame that weir sent, without options or extension headers.
+// portOf is the source port or echo identifier of a frame that weir sent, without options or
+// extension headers.
 func portOf(frame []byte) uint16 {
 	proto, transport := frame[23], frame[34:]
 	if frame[12] == 0x86 {

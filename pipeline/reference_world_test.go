@@ -13,8 +13,9 @@ import (
 	"weir/pipeline/session"
 )
 
-// world draws small configurations, each a small change from the one before, and what happens in them: few endpoints, few remote
-// ones, a handful of ports, tiny limits, so that everything collides all the time.
+// world draws small configurations, each a small change from the one before, and what happens in
+// them: few endpoints, few remote ones, a handful of ports, tiny limits, so that everything
+// collides all the time.
 type world struct {
 	*generator
 	pools [worldPools]struct {
@@ -31,7 +32,7 @@ type world struct {
 		}
 	}
 	whole    [2 * worldPools * 3]struct{ owner, ephemeral int }
-	shared   [2 * worldPools][4]struct{ owner, size, tcp, udp int } // and which port is forwarded; 0: none
+	shared   [2 * worldPools][4]struct{ owner, size, tcp, udp int } // forwarded; 0: none
 	attached [2 * worldPools]struct{ owner int }
 
 	spread, onMove, drain string
@@ -196,7 +197,8 @@ func (w *world) changeForwards(a, c int) {
 	}
 }
 
-// forwards writes those of a share that begins at a port. Each share of an address leads to another port.
+// forwards writes those of a share that begins at a port. Each share of an address leads to another
+// port.
 func (w *world) forwards(a, c, first int) string {
 	var list []string
 	for proto, n := range map[string]int{"tcp": w.shared[a][c].tcp, "udp": w.shared[a][c].udp} {
@@ -335,8 +337,8 @@ func (w *world) instance(v, i int) string {
 		in.name, quoted(private), in.limit, quoted(floating), quoted(ephemeral), strings.Join(snat, ", "), quoted(prefixes))
 }
 
-// event is one thing that happens: time passes, another configuration comes into force, the data plane dies and starts again, or a
-// burst arrives. In lazy worlds a walk ends what is over.
+// event is one thing that happens: time passes, another configuration comes into force, the data
+// plane dies and starts again, or a burst arrives. In lazy worlds a walk ends what is over.
 type event struct {
 	wait    time.Duration
 	reload  string
@@ -393,8 +395,8 @@ func (w *world) next(n *reference) event {
 	return e
 }
 
-// mixed reports whether a packet is of a session on a way that is untranslated without one: there a piece before the first one has no
-// port to find the session by, and leaves as it is.
+// mixed reports whether a packet is of a session on a way that is untranslated without one: there a
+// piece before the first one has no port to find the session by, and leaves as it is.
 func (w *world) mixed(n *reference, q question) bool {
 	v, in := w.partner, 0
 	if q.port != v || v >= worldVPCs || n.find(q, inside) == nil {
@@ -413,6 +415,13 @@ func (w *world) ask(n *reference) question {
 	inside := w.some(0.55)
 	if len(n.sessions) > 0 && w.some(0.6) {
 		s := pick(w.generator, n.sessions)
+		if inside && w.some(0.5) {
+			w.preferClosed(n, &s)
+		}
+		if s.given && inside && w.some(0.6) { // another endpoint of its instance wants what it wanted
+			return question{port: slices.Index([]string{"v0", "v1", "v2"}, s.vpc), proto: "syn", src: s.private, dst: s.remote,
+				sport: worldPrivate[w.IntN(len(worldPrivate))], dport: s.remotePort, seq: w.Uint32()}
+		}
 		q := question{port: worldVPCs + w.IntN(2), src: s.remote, dst: s.external, sport: s.remotePort, dport: s.externalPort}
 		if inside {
 			q = question{port: slices.Index([]string{"v0", "v1", "v2"}, s.vpc), src: s.private, dst: s.remote, sport: s.privatePort, dport: s.remotePort}
@@ -477,6 +486,19 @@ func (w *world) ask(n *reference) question {
 	return q
 }
 
+// preferClosed draws again among those whose connection is closed, if any is.
+func (w *world) preferClosed(n *reference, s **refSession) {
+	var closed []*refSession
+	for _, t := range n.sessions {
+		if t.given {
+			closed = append(closed, t)
+		}
+	}
+	if closed != nil {
+		*s = pick(w.generator, closed)
+	}
+}
+
 // proto draws a packet of a session.
 func (w *world) proto(s *refSession, q *question, inside bool) {
 	switch s.proto {
@@ -493,8 +515,8 @@ func (w *world) proto(s *refSession, q *question, inside bool) {
 	}
 }
 
-// segment draws a segment of a connection: mostly what comes next, so that connections open and close; of the rest from outside most by
-// somebody who sees nothing of it.
+// segment draws a segment of a connection: mostly what comes next, so that connections open and
+// close; of the rest from outside most by somebody who sees nothing of it.
 func (w *world) segment(s *refSession, q *question, inside bool) {
 	t, me, peer := &s.tcp, near, far
 	if !inside {
@@ -505,6 +527,10 @@ func (w *world) segment(s *refSession, q *question, inside bool) {
 	case w.some(0.7) && inside && s.state == session.Unconfirmed, w.some(0.8) && !inside && t.asked && !t.syn[far]:
 		q.proto = "synack"
 	case w.some(0.8) && s.state == session.TCPOpening && t.syn[near] && t.syn[far]:
+		q.proto = "ack"
+	case w.some(0.3) && s.state == session.TCPOpen && !t.fin[me]:
+		q.proto = "fin"
+	case w.some(0.5) && s.state == session.TCPClosing && !s.given:
 		q.proto = "ack"
 	}
 	if q.proto == "syn" || q.proto == "synack" {

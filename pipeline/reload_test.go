@@ -23,7 +23,8 @@ import (
 	"weir/pipeline/state"
 )
 
-// onMove is rigConfig with sessions.on_move, and with or without the association of the pool that all external addresses lie in.
+// onMove is rigConfig with sessions.on_move, and with or without the association of the pool that
+// all external addresses lie in.
 func onMove(policy string, associated bool) string {
 	text := strings.Replace(rigConfig, "vpcs:", "sessions: {on_move: "+policy+", drain_timeout: 10m}\nvpcs:", 1)
 	if !associated {
@@ -32,13 +33,13 @@ func onMove(policy string, associated bool) string {
 	return text
 }
 
-// What sessions.on_move does to sessions whose address is not eligible any more, in time. Each step is a reload or a wait, and
-// then says whether the session lives.
+// What sessions.on_move does to sessions whose address is not eligible any more, in time. Each step
+// is a reload or a wait, and then says whether the session lives.
 func TestOnMove(t *testing.T) {
 	const (
-		fromInside  = "udp 10.0.0.5:1000 > 8.8.8.8:53"
-		fromOutside = "udp 8.8.8.8:53 > 192.0.2.21:1000" // to one of the three addresses of 10.0.0.7, not the one that the function gives
-		tcp         = "tcp 10.0.0.6:1000 > 8.8.8.8:53 SYN"
+		fromInside  = "udp 10.0.0.5:1000 > 8.8.8.8:4500"
+		fromOutside = "udp 8.8.8.8:4500 > 192.0.2.21:1000" // to one of the three addresses of 10.0.0.7, not the one that the function gives
+		tcp         = "tcp 10.0.0.6:1000 > 8.8.8.8:4500 SYN"
 	)
 	type step struct {
 		reload string // "": none
@@ -87,7 +88,8 @@ func TestOnMove(t *testing.T) {
 					if s.reload != "" {
 						r.reload(s.reload)
 					}
-					// An idle session is met by the walk alone, the other one by its own packets; both soon after the reload.
+					// An idle session is met by the walk alone, the other one by its own packets;
+					// both soon after the reload.
 					touch := func() {
 						if idle {
 							first.Last = r.tick // as if it were not idle: only its generation and its drain may end it
@@ -206,7 +208,8 @@ func (r *rig) byName() map[uint32]string {
 	return list
 }
 
-// What a preview says of the live sessions is what then happens to them, and asking changes nothing.
+// What a preview says of the live sessions is what then happens to them, and asking changes
+// nothing.
 func TestPreviewAgrees(t *testing.T) {
 	total := generation.Fate{}
 	seeds := uint64(60)
@@ -303,8 +306,8 @@ func (r *rig) neighborWords() (words []uint64) {
 	return words
 }
 
-// Whatever a compilation lacks, it fails with a reason, and everything stays: numbers, slots, neighbors, descriptors, traffic.
-// When it is there again the same configuration compiles.
+// Whatever a compilation lacks, it fails with a reason, and everything stays: numbers, slots,
+// neighbors, descriptors, traffic. When it is there again the same configuration compiles.
 func TestCompileWithoutResources(t *testing.T) {
 	signal.Ignore(unix.SIGXFSZ) // a file that would be too long: an error, not the end
 	defer signal.Reset(unix.SIGXFSZ)
@@ -403,7 +406,8 @@ func TestCompileWithoutResources(t *testing.T) {
 	}
 }
 
-// A generation that the data plane refuses is as if it had never been compiled, as often as that happens.
+// A generation that the data plane refuses is as if it had never been compiled, as often as that
+// happens.
 func TestDiscard(t *testing.T) {
 	r := newRig(t, rigConfig, config.MAC{})
 	words, used := r.neighborWords(), r.state.Neighbors.Used
@@ -431,8 +435,8 @@ func TestDiscard(t *testing.T) {
 	}
 }
 
-// content returns what a generation says as text, without what differs each time: the places of the hosts, which depend on a
-// secret, and the order in which shared addresses' ranges lie.
+// content returns what a generation says as text, without what differs each time: the places of the
+// hosts, which depend on a secret, and the order in which shared addresses' ranges lie.
 func content(g *generation.Generation) string {
 	t := g.Tables
 	t.Hosts, t.SNAT = nil, nil
@@ -449,8 +453,8 @@ func content(g *generation.Generation) string {
 	return fmt.Sprintf("%+v\n%s", t, hosts)
 }
 
-// A compiler that goes on from another one's generation gives names the numbers that they have, and compiles the same
-// configuration to the same tables.
+// A compiler that goes on from another one's generation gives names the numbers that they have, and
+// compiles the same configuration to the same tables.
 func TestResume(t *testing.T) {
 	for seed := range uint64(20) {
 		m := mover{rand.New(rand.NewPCG(seed, 2))}
@@ -496,7 +500,8 @@ func TestResume(t *testing.T) {
 	}
 }
 
-// Control may die when its generation is published and the neighbors are not what that says: the next one sees to it.
+// Control may die when its generation is published and the neighbors are not what that says: the
+// next one sees to it.
 func TestSettle(t *testing.T) {
 	r := newRig(t, rigConfig, config.MAC{})
 	cfg := parseConfig(t, strings.Replace(rigConfig, "02:00:00:00:01:05", "02:00:00:00:01:55", 1))
@@ -518,7 +523,8 @@ func TestSettle(t *testing.T) {
 	}
 }
 
-// The number of a name that is gone serves nobody else while sessions count in it, though the compiler that knew the name is gone.
+// The number of a name that is gone serves nobody else while sessions count in it, though the
+// compiler that knew the name is gone.
 func TestResumePassesOver(t *testing.T) {
 	r := newRig(t, rigConfig, config.MAC{})
 	for i := range 10 {
@@ -556,8 +562,8 @@ func TestResumePassesOver(t *testing.T) {
 	}
 }
 
-// After a restart, with other secrets and without a session, the same configuration gives every flow the same 1:1 address, and
-// SNAT the same address and range.
+// After a restart, with other secrets and without a session, the same configuration gives every
+// flow the same 1:1 address, and SNAT the same address and range.
 func TestRestartChoosesAlike(t *testing.T) {
 	for seed := range uint64(20) {
 		m := mover{rand.New(rand.NewPCG(seed, 3))}
@@ -595,8 +601,8 @@ func TestRestartChoosesAlike(t *testing.T) {
 	}
 }
 
-// expectTally fails the test if a change counts more sessions than there are, or if a session that does not stay, and would have
-// stayed without a change, counts with none.
+// expectTally fails the test if a change counts more sessions than there are, or if a session that
+// does not stay, and would have stayed without a change, counts with none.
 func expectTally(t *testing.T, before, after *generation.Generation, tally *generation.Tally, changes []config.Change, said map[string]generation.Fate, r *rig) {
 	t.Helper()
 	var total generation.Fate

@@ -13,8 +13,8 @@ import (
 	"weir/pipeline/state"
 )
 
-// largeConfig has the shape of what deploy/project/scale writes, without the text: instances spread over VPCs, two floating
-// addresses each, two gateways a VPC.
+// largeConfig has the shape of what deploy/project/scale writes, without the text: instances spread
+// over VPCs, two floating addresses each, two gateways a VPC.
 func largeConfig(instances, vpcs, gateways int) *config.Config {
 	cfg := config.DefaultConfig
 	cfg.Ports = []config.Port{
@@ -49,7 +49,8 @@ func largeConfig(instances, vpcs, gateways int) *config.Config {
 	return &cfg
 }
 
-// A session takes 256 bytes at the most, with its mapping and its part of every table: what a state of twice the sessions is larger by.
+// A session takes 256 bytes at the most, with its mapping and its part of every table: what a state
+// of twice the sessions is larger by.
 func TestMemoryPerSession(t *testing.T) {
 	const sessions = 1 << 17
 	var size [2]uint64
@@ -68,8 +69,9 @@ func TestMemoryPerSession(t *testing.T) {
 	}
 }
 
-// BenchmarkCompile is a reload after parsing, up to the generation that the data plane maps: 100,000 instances, 200,000 external
-// addresses, 1,000 gateways, 10,000 VPCs. (All VPCs share one port here, which config would refuse: instances must have neighbors.)
+// BenchmarkCompile is a reload after parsing, up to the generation that the data plane maps:
+// 100,000 instances, 200,000 external addresses, 1,000 gateways, 10,000 VPCs. (All VPCs share one
+// port here, which config would refuse: instances must have neighbors.)
 func BenchmarkCompile(b *testing.B) {
 	cfg := largeConfig(100_000, 10_000, 1_000)
 	s, err := state.New(state.Sizes{Workers: 1, Sessions: 1024, Instances: 100_000})

@@ -33,8 +33,8 @@ import (
 )
 
 // With devices: a generator on one core, and on another what forwards: weir's worker as it is, or
-// dpdk-testpmd between the same devices. net_ring is in-process, so that testpmd cannot be put
-// behind one; there, a loop that only receives and transmits takes its place.
+// dpdk-testpmd between the same devices. net_ring is in-process, so testpmd cannot use
+// it; there, a loop that only receives and transmits takes its place.
 
 // loads are the shares of a forwarder's capacity at which latency is measured.
 var loads = []int{10, 50, 90}
@@ -58,8 +58,8 @@ type forwarder interface {
 	mark() error
 	// busy returns the packets since mark, and the nanoseconds that those turns took that had any.
 	busy() (packets uint64, nanos float64, err error)
-	// halt ends the polling: net_memif takes its memory away under whoever polls when the other
-	// side goes.
+	// halt ends the polling: net_memif unmaps its memory while it is polled, when the other side
+	// goes.
 	halt() error
 	stop() error
 }

@@ -204,7 +204,7 @@ func Listen(path string) (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("socket: %w", err)
 	}
-	old := unix.Umask(0o077) // whoever may write there commands the gateway
+	old := unix.Umask(0o077) // write access to it is control of the gateway
 	err = unix.Bind(fd, &unix.SockaddrUnix{Name: path})
 	unix.Umask(old)
 	if err == nil {

@@ -188,8 +188,8 @@ func (b *builder) poolOf(a netip.Addr) int {
 	return b.poolRanges[i].pool
 }
 
-// eligible reports whether address a may be a source for gateway: associated with it by itself or by its pool;
-// for the unnamed gateway, associated with none.
+// eligible reports whether address a may be a source for gateway: associated with it by itself or
+// by its pool; for the unnamed gateway, associated with none.
 func (b *builder) eligible(a netip.Addr, gateway int32) bool {
 	pool, single := b.poolGateways[b.poolOf(a)], b.single[a]
 	if gateway == config.UnnamedGateway {
@@ -280,8 +280,8 @@ func wayOf(a *config.Attachment) way { return way{WordOf(a), uint16(a.Port)} }
 // WordOf returns the word of an attachment.
 func WordOf(a *config.Attachment) attach.Word { return attach.Port(a.Port) }
 
-// via says how a VPC-internal address is reached, and through which hop; a zero hop is the address itself. A VPC without attachment is
-// reached nowhere.
+// via says how a VPC-internal address is reached, and through which hop; a zero hop is the address
+// itself. A VPC without attachment is reached nowhere.
 func (b *builder) via(v *config.VPC, a netip.Addr) (by way, hop config.NextHop) {
 	if len(v.Attach) == 0 {
 		return way{at: attach.None}, config.NextHop{}

@@ -15,13 +15,13 @@ import (
 // UnconfirmedTimeout ends a session that began from outside and got no answer (design: 30 s).
 const UnconfirmedTimeout = 30 * time.Second
 
-// PressedTimeout ends, while the table is nearly full, what has not been answered: a client's SYN comes a second, three and
-// seven seconds after the first.
+// PressedTimeout ends, while the table is nearly full, what has not been answered: a client's SYN
+// comes a second, three and seven seconds after the first.
 const PressedTimeout = 10 * time.Second
 
-// Compiler turns configurations into generations for one State. It lives in control, and remembers which slots
-// VPCs, instances and neighbors have, so that sessions find them again in the next generation. It is not safe for
-// use by several goroutines.
+// Compiler turns configurations into generations for one State. It lives in control, and remembers
+// which slots VPCs, instances and neighbors have, so that sessions find them again in the next
+// generation. It is not safe for use by several goroutines.
 type Compiler struct {
 	Source []byte // kept with the next generation, for whoever resumes from it
 
@@ -48,7 +48,8 @@ type compiled struct {
 	dead   int    // instances that stand there and are no more
 }
 
-// NewCompiler returns a compiler for state. With a seed the secrets of generations are always the same.
+// NewCompiler returns a compiler for state. With a seed the secrets of generations are always the
+// same.
 func NewCompiler(s *state.State, seed *[32]byte) *Compiler {
 	mappings := s.Mappings()
 	return &Compiler{
@@ -98,8 +99,8 @@ func Resume(s *state.State, g *Generation) *Compiler {
 	return c
 }
 
-// Settle brings into force what cfg, from which the resumed generation was compiled, says of neighbors: whoever published that
-// generation may have died before Retire.
+// Settle brings into force what cfg, from which the resumed generation was compiled, says of
+// neighbors: whoever published that generation may have died before Retire.
 func (c *Compiler) Settle(cfg *config.Config) error {
 	b := newBuilder(c, cfg)
 	if err := b.build(); err != nil {
@@ -111,8 +112,8 @@ func (c *Compiler) Settle(cfg *config.Config) error {
 	return nil
 }
 
-// Compile makes the next generation. On an error everything stays as it was. What it yields is followed by Retire, when it is
-// in force, or by Discard.
+// Compile makes the next generation. On an error everything stays as it was. What it yields is
+// followed by Retire, when it is in force, or by Discard.
 func (c *Compiler) Compile(cfg *config.Config) (*Generation, error) {
 	b := newBuilder(c, cfg)
 	if err := b.build(); err != nil {
@@ -158,8 +159,8 @@ func (c *Compiler) Compile(cfg *config.Config) (*Generation, error) {
 	return g, nil
 }
 
-// Retire brings into force what the last compiled generation changes of neighbors, and lets go of those that only older ones
-// name. Call it when every worker is past them.
+// Retire brings into force what the last compiled generation changes of neighbors, and lets go of
+// those that only older ones name. Call it when every worker is past them.
 func (c *Compiler) Retire() {
 	for _, p := range c.pending {
 		atomic.StoreUint64(&c.state.Neighbors.Entries[p.slot].Word, p.word)

@@ -12,9 +12,10 @@ import (
 	"weir/pipeline/state"
 )
 
-// Follow makes the next generation as Compile does, from old, which c has compiled last, out of was, and which is still open. When the
-// two configurations differ in no more than what some VPCs hold, it copies old as it is and makes only those VPCs anew: their
-// routes and instances are added at the end of the tables, what they replace is dead, and the hash table of addresses is mended.
+// Follow makes the next generation as Compile does, from old, which c has compiled last, out of
+// was, and which is still open. When the two configurations differ in no more than what some VPCs
+// hold, it copies old as it is and makes only those VPCs anew: their routes and instances are added
+// at the end of the tables, what they replace is dead, and the hash table of addresses is mended.
 // When there is much that is dead, or no room left, it compiles all of it.
 func (c *Compiler) Follow(old *Generation, was, cfg *config.Config) (*Generation, error) {
 	dirty, ok := c.followable(old, was, cfg)
@@ -94,14 +95,15 @@ func sameAttachment(a, b config.Attachment) bool {
 	return a.Port == b.Port && slices.Equal(a.Addresses, b.Addresses) && slices.Equal(a.NextHops, b.NextHops)
 }
 
-// Release takes over a generation that nobody uses any more, here or in the data plane: its memory, which is there already, serves
-// the next that Follow makes.
+// Release takes over a generation that nobody uses any more, here or in the data plane: its memory,
+// which is there already, serves the next that Follow makes.
 func (c *Compiler) Release(g *Generation) {
 	c.spare.Close()
 	c.spare, g.Segment = g.Segment, memory.Segment{}
 }
 
-// copy returns a generation with the tables of g, with room at their ends, in a segment of its own that is not sealed yet.
+// copy returns a generation with the tables of g, with room at their ends, in a segment of its own
+// that is not sealed yet.
 func (c *Compiler) copy(g *Generation) (*Generation, error) {
 	s := &c.spare
 	if s.Size() != g.Segment.Size() {
@@ -124,7 +126,8 @@ func (c *Compiler) copy(g *Generation) (*Generation, error) {
 	return n, nil
 }
 
-// take makes t, which began as g's own tables, what the generation holds. False: something has outgrown its room.
+// take makes t, which began as g's own tables, what the generation holds. False: something has
+// outgrown its room.
 func (g *Generation) take(t *Tables) bool {
 	for i, c := range t.columns() {
 		if c.count() > g.Header.Sections[i].Cap {
@@ -231,7 +234,8 @@ func (f *follower) hostAt(domain uint32, a inet.Addr) int {
 	return -1
 }
 
-// removeHost takes an entry out of the hash table and moves up those that a look-up would not find over the gap.
+// removeHost takes an entry out of the hash table and moves up those that a look-up would not find
+// over the gap.
 func (f *follower) removeHost(at uint32) {
 	mask := uint32(len(f.Hosts) - 1)
 	for next := (at + 1) & mask; f.Hosts[next].Kind != 0; next = (next + 1) & mask {
@@ -245,7 +249,8 @@ func (f *follower) removeHost(at uint32) {
 	f.last.hosts--
 }
 
-// commit notes in the compiler what the new generation has of slots and neighbors, and how to take that back.
+// commit notes in the compiler what the new generation has of slots and neighbors, and how to take
+// that back.
 func (f *follower) commit() {
 	c, last := f.c, f.c.last
 	instances := c.Instances.replace(f.goneInstances, f.newInstances)

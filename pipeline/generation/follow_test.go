@@ -208,8 +208,9 @@ func (m townsman) vpc(v int) string {
 	return b.String()
 }
 
-// Over random configurations and random changes of them, Follow makes of each what Compile makes, and leaves the same behind: the
-// same neighbors, the same slots. A generation that is discarded leaves nothing.
+// Over random configurations and random changes of them, Follow makes of each what Compile makes,
+// and leaves the same behind: the same neighbors, the same slots. A generation that is discarded
+// leaves nothing.
 func TestFollow(t *testing.T) {
 	followed, whole, discarded := 0, 0, 0
 	seeds := 60

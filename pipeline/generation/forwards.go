@@ -19,7 +19,8 @@ func spaceOf(p config.Protocol) session.PortSpace {
 	return session.UDPPorts
 }
 
-// byPort and byPrivate are the two orders in which forwards are searched: from outside and from inside.
+// byPort and byPrivate are the two orders in which forwards are searched: from outside and from
+// inside.
 func byPort(f *Forward) uint32    { return uint32(f.Space)<<16 | uint32(f.Port) }
 func byPrivate(f *Forward) uint32 { return uint32(f.Space)<<16 | uint32(f.Private) }
 
@@ -36,7 +37,8 @@ func (b *builder) addForwards(in *config.Instance, address netip.Addr, first, la
 	return s
 }
 
-// addPortRanges adds the ports of an address that an instance's flows may take: its shares without what is forwarded.
+// addPortRanges adds the ports of an address that an instance's flows may take: its shares without
+// what is forwarded.
 func (b *builder) addPortRanges(in *config.Instance, address netip.Addr, space session.PortSpace) span {
 	s := span{First: uint32(len(b.PortRanges))}
 	add := func(first, last int) {
@@ -61,7 +63,8 @@ func (b *builder) addPortRanges(in *config.Instance, address netip.Addr, space s
 	return s
 }
 
-// ForwardTo returns the forward that a port of the SNAT address h has, and the instance that it leads to; nil: it has none.
+// ForwardTo returns the forward that a port of the SNAT address h has, and the instance that it
+// leads to; nil: it has none.
 func (g *Generation) ForwardTo(h *Host, space session.PortSpace, port uint16) (*Forward, *Instance) {
 	r := g.rangeOf(h, port)
 	if r == nil {
@@ -70,7 +73,8 @@ func (g *Generation) ForwardTo(h *Host, space session.PortSpace, port uint16) (*
 	return g.forward(r.Forwards, Forward{Port: port, Space: space}, byPort), &g.Instances[r.Instance]
 }
 
-// ForwardFrom returns the forward by which what an instance sends from a private port leaves, or nil.
+// ForwardFrom returns the forward by which what an instance sends from a private port leaves, or
+// nil.
 func (g *Generation) ForwardFrom(c *Candidate, space session.PortSpace, private uint16) *Forward {
 	return g.forward(c.Forwards, Forward{Private: private, Space: space}, byPrivate)
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package generation is the compiled, immutable form of a configuration: the records that workers read, the compiler
-// that makes them, and what a newer generation means for a session (affinity). Control writes a generation before it
-// is published, and nobody afterwards.
+// Package generation is the compiled, immutable form of a configuration: the records that workers
+// read, the compiler that makes them, and what a newer generation means for a session (affinity).
+// Control writes a generation before it is published, and nobody afterwards.
 package generation
 
 import (
@@ -14,8 +14,9 @@ import (
 	"weir/pipeline/session"
 )
 
-// A Generation is one compiled configuration: flat tables in one segment that nobody changes. Records name each
-// other by index; only neighbor slots and the slots of VPCs and instances lie in the State and outlive it.
+// A Generation is one compiled configuration: flat tables in one segment that nobody changes.
+// Records name each other by index; only neighbor slots and the slots of VPCs and instances lie in
+// the State and outlive it.
 type Generation struct {
 	Number  uint64
 	Segment memory.Segment
@@ -72,8 +73,8 @@ type Tables struct {
 	results     table[uint32]    // beside starts; 0: none, else 1 + index
 	Hosts       table[Host]      // open hash table
 	SNAT        table[SNATRange]
-	PortRanges  table[session.PortRange] // an instance's ports of an SNAT address that nothing is forwarded by
-	Forwards    table[Forward]           // of a range, sorted by space and port; of a candidate, by space and private port
+	PortRanges  table[session.PortRange] // an instance's ports of an SNAT address, but forwarded ones
+	Forwards    table[Forward]           // of a range, by space and port; of a candidate, by private port
 	Sources     table[Source]
 	Attached    table[Attached]
 	gateways    table[int32]  // lists of gateways
@@ -112,7 +113,8 @@ type Place struct {
 // Unattached is the index of no attachment.
 const Unattached = ^uint32(0)
 
-// Attachment is where packets of a VPC come and go. Its router addresses are hosts, its next hops Routers.
+// Attachment is where packets of a VPC come and go. Its router addresses are hosts, its next hops
+// Routers.
 type Attachment struct {
 	At   attach.Word
 	VPC  uint32
@@ -225,7 +227,8 @@ type Route struct {
 	Ports   uint32
 }
 
-// rangeTable maps addresses to results by sorted, disjoint ranges: each starts where the one before it ends.
+// rangeTable maps addresses to results by sorted, disjoint ranges: each starts where the one before
+// it ends.
 type rangeTable struct{ span }
 
 // NoTable is no range table.
@@ -295,7 +298,8 @@ type Attached struct {
 var genLayout = memory.Hash(Header{}, Port{}, Prefix{}, Hop{}, Group{}, Attachment{}, Link{}, VPC{}, Instance{}, Selection{}, Candidate{},
 	Route{}, rangeTable{}, inet.Addr{}, Host{}, SNATRange{}, session.PortRange{}, Forward{}, Source{}, Attached{})
 
-// AttachedTables are the first two range tables of every generation: all attached prefixes, per family.
+// AttachedTables are the first two range tables of every generation: all attached prefixes, per
+// family.
 const AttachedTables = 0
 
 // PrivateTables are the next two: the private prefixes that some partner outside knows -> VPCs.
@@ -323,8 +327,8 @@ func (h *Header) timer(proto uint8, remotePort uint16) uint8 {
 // NumPorts returns the number of ports.
 func (g *Generation) NumPorts() int { return len(g.Ports) }
 
-// Eligible reports whether what has this set of gateways may be a source for gateway: the unnamed one takes only what
-// is associated with none.
+// Eligible reports whether what has this set of gateways may be a source for gateway: the unnamed
+// one takes only what is associated with none.
 func (g *Generation) Eligible(set uint32, gateway int32) bool {
 	s := g.sets[set]
 	if gateway == config.UnnamedGateway {
@@ -380,8 +384,8 @@ func store(h Header, t *Tables) (*Generation, error) {
 	return g, nil
 }
 
-// Attach maps the generation behind fd into g, which must be zero or closed, and takes fd over, also when it fails. It
-// allocates nothing.
+// Attach maps the generation behind fd into g, which must be zero or closed, and takes fd over,
+// also when it fails. It allocates nothing.
 func (g *Generation) Attach(fd int) error {
 	if err := g.Segment.Map(fd); err != nil {
 		return err
@@ -435,7 +439,8 @@ func (t *table[T]) count() uint64 { return uint64(len(*t)) }
 
 func (t *table[T]) copyTo(to column) { copy(*to.(*table[T]), *t) }
 
-// VPCNames returns the names of the VPCs of g by slot. cfg is the configuration that g was compiled from.
+// VPCNames returns the names of the VPCs of g by slot. cfg is the configuration that g was compiled
+// from.
 func (g *Generation) VPCNames(cfg *config.Config) map[uint32]string {
 	names := make(map[uint32]string, len(g.VPCs))
 	for i := range g.VPCs {
@@ -444,7 +449,8 @@ func (g *Generation) VPCNames(cfg *config.Config) map[uint32]string {
 	return names
 }
 
-// Holds reports whether a lies in the prefix. Of most prefixes, all of IPv4 among them, the upper half is one number.
+// Holds reports whether a lies in the prefix. Of most prefixes, all of IPv4 among them, the upper
+// half is one number.
 func (l *Prefix) Holds(a inet.Addr) bool {
 	if l.First.Hi == l.Last.Hi {
 		return a.Hi == l.First.Hi && a.Lo-l.First.Lo <= l.Last.Lo-l.First.Lo

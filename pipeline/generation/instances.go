@@ -102,7 +102,8 @@ func (b *builder) buildInstance(v *config.VPC, in *config.Instance, vi uint32, r
 	return rec, nil
 }
 
-// SNATAddresses returns how many different addresses SNAT uses in a configuration: state.Sizes.Addresses.
+// SNATAddresses returns how many different addresses SNAT uses in a configuration:
+// state.Sizes.Addresses.
 func SNATAddresses(cfg *config.Config) int {
 	all := map[netip.Addr]bool{}
 	for i := range cfg.VPCs {
@@ -115,12 +116,14 @@ func SNATAddresses(cfg *config.Config) int {
 	return len(all)
 }
 
-// addressSlot returns the slot that an SNAT address keeps over generations: its ports are counted there.
+// addressSlot returns the slot that an SNAT address keeps over generations: its ports are counted
+// there.
 func (b *builder) addressSlot(a netip.Addr) (uint32, error) {
 	return b.c.Addresses.get(a.String(), b.newAddresses)
 }
 
-// selectionFor compiles "floating before ephemeral before SNAT" for one instance address and gateway.
+// selectionFor compiles "floating before ephemeral before SNAT" for one instance address and
+// gateway.
 func (b *builder) selectionFor(in *config.Instance, private netip.Addr, gateway int32) (s Selection, err error) {
 	s.Candidates.First = uint32(len(b.Candidates))
 	if !private.IsValid() {
@@ -148,7 +151,8 @@ func (b *builder) selectionFor(in *config.Instance, private netip.Addr, gateway 
 			return s, nil
 		}
 	}
-	// Over several SNAT addresses the private address picks one; the ranges of that one are one range.
+	// Over several SNAT addresses the private address picks one; the ranges of that one are one
+	// range.
 	var best netip.Addr
 	var weight uint64
 	f := rendezvous.Flow{Private: inet.FromNetip(private)}

@@ -11,8 +11,8 @@ import (
 	"weir/pipeline/state"
 )
 
-// Preview compiles cfg as the next generation would be, for questions about it. It touches neither the state nor the
-// compiler, and may run beside the compiler's own goroutine when c is a Clone.
+// Preview compiles cfg as the next generation would be, for questions about it. It touches neither
+// the state nor the compiler, and may run beside the compiler's own goroutine when c is a Clone.
 func (c *Compiler) Preview(cfg *config.Config) (*Generation, error) {
 	scratch, err := state.New(state.Sizes{Workers: 1, Instances: len(c.state.Instances)/2 + 1})
 	if err != nil {
@@ -47,9 +47,10 @@ type Fate struct {
 // Add adds the counts of another Fate.
 func (f *Fate) Add(o Fate) { f.Keep, f.Drain, f.End = f.Keep+o.Keep, f.Drain+o.Drain, f.End+o.End }
 
-// Fates walks the live sessions and counts, by "VPC/instance", what generation g would do with them. A session of an
-// instance that the compiler does not know any more stands under "". The workers go on meanwhile. Of a session that some of
-// the changes concerns, t, unless nil, takes note.
+// Fates walks the live sessions and counts, by "VPC/instance", what generation g would do with
+// them. A session of an instance that the compiler does not know any more stands under "". The
+// workers go on meanwhile. Of a session that some of the changes concerns, t, unless nil, takes
+// note.
 func (c *Compiler) Fates(g *Generation, t *Tally) map[string]Fate {
 	s := c.state
 	names := make(map[uint32]string, len(c.Instances.Known))

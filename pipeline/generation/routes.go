@@ -110,7 +110,8 @@ func (b *builder) buildRoutes(v *config.VPC) *routing {
 	return r
 }
 
-// beats orders routes to one prefix: custom before system, with from before without, a longer from before a shorter.
+// beats orders routes to one prefix: custom before system, with from before without, a longer from
+// before a shorter.
 func (e entry) beats(o entry) bool {
 	if e.custom != o.custom {
 		return e.custom
@@ -118,7 +119,8 @@ func (e entry) beats(o entry) bool {
 	return e.from > o.from
 }
 
-// gatewayPorts returns the outside ports that a gateway leads to: those of its pools, and of the pools of its single addresses.
+// gatewayPorts returns the outside ports that a gateway leads to: those of its pools, and of the
+// pools of its single addresses.
 func (b *builder) gatewayPorts(gateway int32) (ports uint32) {
 	for pool, of := range b.poolGateways {
 		if gateway == config.UnnamedGateway && len(of) == 0 || slices.Contains(of, gateway) {
@@ -133,7 +135,8 @@ func (b *builder) gatewayPorts(gateway int32) (ports uint32) {
 	return ports
 }
 
-// buildPrivate makes the tables of the subnets that leave untranslated: whose address it is that a partner outside sends to.
+// buildPrivate makes the tables of the subnets that leave untranslated: whose address it is that a
+// partner outside sends to.
 func (b *builder) buildPrivate() {
 	var items [2][]rangeItem
 	for i := range b.cfg.VPCs {
@@ -156,19 +159,22 @@ func (b *builder) buildPrivate() {
 	}
 }
 
-// Partner reports whether an instance and a remote address know each other untranslated: by the instance's own routes.
+// Partner reports whether an instance and a remote address know each other untranslated: by the
+// instance's own routes.
 func (g *Generation) Partner(in *Instance, remote inet.Addr) bool {
 	r := g.Find(in.Routes[remote.Family()], remote)
 	return r != 0 && g.Routes[r-1].Kind == RouteGateway && g.Routes[r-1].Plain
 }
 
-// PrivateOwner returns the instance that has a private address, nil for none, and whether some partner outside knows the subnet.
+// PrivateOwner returns the instance that has a private address, nil for none, and whether some
+// partner outside knows the subnet.
 func (g *Generation) PrivateOwner(a inet.Addr) (in *Instance, known bool) {
 	r := g.Find(PrivateTables+uint32(a.Family()), a)
 	if r == 0 {
 		return nil, false
 	}
-	if h := g.Host(r, a); h != nil && h.Kind == HostInstance { // the domain of a VPC is 1 + its index, as r is
+	// The domain of a VPC is 1 + its index, as r is.
+	if h := g.Host(r, a); h != nil && h.Kind == HostInstance {
 		in = &g.Instances[h.Index]
 	}
 	return in, true

@@ -6,8 +6,8 @@ import (
 	"fmt"
 )
 
-// Slots gives names numbers that stay as long as the name does. A number whose name is gone serves another name
-// only when no session counts in it any more.
+// Slots gives names numbers that stay as long as the name does. A number whose name is gone serves
+// another name only when no session counts in it any more.
 type Slots struct {
 	what     string
 	Capacity int

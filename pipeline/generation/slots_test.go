@@ -6,7 +6,8 @@ import (
 	"testing"
 )
 
-// A slot of a name that is gone serves another name only when there is no other and no session counts in it.
+// A slot of a name that is gone serves another name only when there is no other and no session
+// counts in it.
 func TestSlotsAreReclaimed(t *testing.T) {
 	sessions := map[uint32]int{}
 	s := newSlots("thing", 4, func(slot uint32) int { return sessions[slot] })

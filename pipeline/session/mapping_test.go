@@ -161,7 +161,8 @@ func (s *shared) take(owner uint64) (other uint64, ok bool) {
 
 func (s *shared) drop() { s.word.Add(^uint64(0)) }
 
-// Several workers that begin flows of the same endpoints at once never give an endpoint two ports, nor a port to two endpoints.
+// Several workers that begin flows of the same endpoints at once never give an endpoint two ports,
+// nor a port to two endpoints.
 func TestMappingsShared(t *testing.T) {
 	const workers, endpoints, rounds, rest = 4, 12, 20_000, 3
 	first, open := newMappings(t, 4096)
@@ -231,8 +232,8 @@ func TestMappingsShared(t *testing.T) {
 	}
 }
 
-// A process died between publishing its mapping and finding that another worker had linked one of the same endpoint: the one that sessions
-// hold stays.
+// A process died between publishing its mapping and finding that another worker had linked one of
+// the same endpoint: the one that sessions hold stays.
 func TestTwinsSettle(t *testing.T) {
 	m, _ := newMappings(t, 60)
 	ranges := []PortRange{{1000, 1999}}

@@ -8,8 +8,9 @@ import (
 	"weir/pipeline/session"
 )
 
-// Check holds the state against itself: each session table (session.Table.Check), and the mappings, the limits' counts and the lists
-// of unconfirmed sessions against the sessions. No worker may run meanwhile. It is for tests and for finding faults.
+// Check holds the state against itself: each session table (session.Table.Check), and the mappings,
+// the limits' counts and the lists of unconfirmed sessions against the sessions. No worker may run
+// meanwhile. It is for tests and for finding faults.
 func (s *State) Check() error {
 	vpcs, instances := make([]Usage, len(s.VPCs)), make([]Usage, len(s.Instances))
 	holds := map[uint32]uint32{}

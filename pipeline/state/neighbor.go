@@ -21,8 +21,8 @@ const (
 	NeighborStatic                          // its MAC is configured
 )
 
-// Neighbor is one entry of the table: half a cache line. Control writes key first and word last; a worker reads
-// state and MAC with one load.
+// Neighbor is one entry of the table: half a cache line. Control writes key first and word last; a
+// worker reads state and MAC with one load.
 type Neighbor struct {
 	Addr inet.Addr
 	Link uint32 // 1 + attachment; 0: never used
@@ -30,16 +30,17 @@ type Neighbor struct {
 	Word uint64 // State<<48 | MAC
 }
 
-// Neighbors is the table of link-layer addresses, in shared memory: control writes, workers read. It is an open
-// hash table whose entries never move, so that a slot's number is good as long as its entry lives.
+// Neighbors is the table of link-layer addresses, in shared memory: control writes, workers read.
+// It is an open hash table whose entries never move, so that a slot's number is good as long as its
+// entry lives.
 type Neighbors struct {
 	Entries []Neighbor
 	secret  uint64
 	Used    int // control only
 }
 
-// is compares the address. Control may be between its two stores; but then word is 0, so a reader who finds a word
-// and asks once more has seen a whole address.
+// is compares the address. Control may be between its two stores; but then word is 0, so a reader
+// who finds a word and asks once more has seen a whole address.
 func (e *Neighbor) is(a inet.Addr) bool {
 	return atomic.LoadUint64(&e.Addr.Hi) == a.Hi && atomic.LoadUint64(&e.Addr.Lo) == a.Lo
 }

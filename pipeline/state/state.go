@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package state is the memory that both processes see and that outlives them: counters, session tables, limits,
-// neighbors and rings, in one flat segment. Workers write their own parts; control writes neighbors and the rings
-// to the workers. Nothing in it is a pointer, and no lock lies in it: a process may die between any two stores.
+// Package state is the memory that both processes see and that outlives them: counters, session
+// tables, limits, neighbors and rings, in one flat segment. Workers write their own parts; control
+// writes neighbors and the rings to the workers. Nothing in it is a pointer, and no lock lies in
+// it: a process may die between any two stores.
 package state
 
 import (
@@ -70,8 +71,8 @@ type workerRegion struct {
 	Table                               session.Region
 }
 
-// State is the memory that outlives both processes' turns: counters, sessions, limits, neighbors and rings. It
-// lies in one segment that control makes and the data plane maps.
+// State is the memory that outlives both processes' turns: counters, sessions, limits, neighbors
+// and rings. It lies in one segment that control makes and the data plane maps.
 type State struct {
 	Segment   *memory.Segment
 	Neighbors *Neighbors
@@ -226,8 +227,8 @@ func (s *State) Punt(w int) Ring { return openRing(s.Segment, s.h.Worker[w].Punt
 // Inject returns the ring from control to worker w.
 func (s *State) Inject(w int) Ring { return openRing(s.Segment, s.h.Worker[w].Inject) }
 
-// CountLost counts a frame of control's that found no room in the ring to a worker, and Lost returns how
-// many there were. Control alone counts.
+// CountLost counts a frame of control's that found no room in the ring to a worker, and Lost
+// returns how many there were. Control alone counts.
 func (s *State) CountLost() { atomic.AddUint64(&s.h.Lost, 1) }
 
 // Lost returns how many frames CountLost has counted.

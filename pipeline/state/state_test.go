@@ -10,7 +10,8 @@ import (
 	"weir/pipeline/memory"
 )
 
-// No page, however large, holds parts of workers on different nodes; where all are on one, nothing is moved.
+// No page, however large, holds parts of workers on different nodes; where all are on one, nothing
+// is moved.
 func TestStateKeepsNodesApart(t *testing.T) {
 	const workers = 64
 	plain, err := New(Sizes{Workers: workers, Sessions: 1024, Seed: &[32]byte{1, 2, 3}})

@@ -8,8 +8,9 @@ import (
 	"weir/pipeline/session"
 )
 
-// Sweep makes everything valid again after a data plane died, whatever it was doing: counts what it had in hand
-// as dropped, empties the rings, and rebuilds index, mappings, limits and lists from the sessions. No worker may run.
+// Sweep makes everything valid again after a data plane died, whatever it was doing: counts what it
+// had in hand as dropped, empties the rings, and rebuilds index, mappings, limits and lists from
+// the sessions. No worker may run.
 func (s *State) Sweep() {
 	for i := range s.VPCs {
 		s.VPCs[i] = Usage{}
