@@ -13,15 +13,15 @@
 //   - prefixes are canonical, pool ranges do not overlap, every external address lies in exactly
 //     one pool and belongs to one instance (an SNAT address: to one owner per port, never also to a
 //     1:1 address);
-//   - a forward lies in one of its instance's shares, and an instance has no two of one address and
-//     protocol with the same Port or the same ToPort;
+//   - a forward lies in one of its instance's shares, and an instance has no two of one address
+//     and protocol with the same Port or the same ToPort;
 //   - an attached prefix lies in one pool and overlaps no external address and no other attached
 //     prefix;
 //   - an instance with an external address or attached prefix has a private address of that family;
 //   - subnets of one VPC do not overlap, every instance address lies in one of them, no two
 //     instances of a VPC share an address, and none has one of weir's addresses;
-//   - no two VPCs have one private address in subnets that leave untranslated, and none of those lies
-//     in a pool or in the network of an outside port;
+//   - no two VPCs have one private address in subnets that leave untranslated, and none of those
+//     subnets meets a pool or the network of an outside port;
 //   - a route and its target are of one family, and no two routes of a VPC have the same To, From
 //     and Class.
 //
