@@ -137,7 +137,7 @@ func (s *Session) Closed() bool {
 
 // SetState moves a live session to another state.
 func (s *Session) SetState(st State) {
-	s.word = s.word&^(0xff<<stateShift) | uint64(st)<<stateShift
+	atomic.StoreUint64(&s.word, s.word&^(0xff<<stateShift)|uint64(st)<<stateShift)
 }
 
 // StateOf, ProtoOf and ExternalPortOf read a word that Load returned.
