@@ -110,7 +110,7 @@ func TestRaces(t *testing.T) {
 			}
 		}
 		c.state.TakeCensus(g.VPCNames(cfg))
-		compiler.Fates(g, nil)
+		compiler.Fates(g, g.InstanceNames(cfg), nil)
 		c.sum()
 	}
 	enough.Store(true)
