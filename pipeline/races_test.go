@@ -17,13 +17,14 @@ import (
 	"weir/pipeline/respond"
 )
 
-// racesConfig resolves its neighbors, so that workers and control use the table of neighbors at once.
+// racesConfig resolves its neighbors, so that workers and control use the table of neighbors at
+// once.
 var racesConfig = strings.NewReplacer("{address: 198.51.100.1, mac: \"02:00:00:00:02:01\"}", "198.51.100.1",
 	"mac: \"02:00:00:00:01:05\", ", "", "sessions: 4096", "sessions: 2048").Replace(leakConfig)
 
-// Two workers and control use one state at once: packets of all kinds, changes of configuration, the
-// census, previews, neighbors. Under the race detector the segments lie on the Go heap, where it sees
-// every word that two of them use without an order.
+// Two workers and control use one state at once: packets of all kinds, changes of configuration,
+// the census, previews, neighbors. Under the race detector the segments lie on the Go heap, where
+// it sees every word that two of them use without an order.
 func TestRaces(t *testing.T) {
 	memory.Private(true)
 	defer memory.Private(false)
