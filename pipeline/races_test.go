@@ -95,7 +95,7 @@ func TestRaces(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		gens = append(gens, g)
+		gens = append(gens, anySource(g))
 		current.Store(g)
 		for w := range workers {
 			for c.state.Seen(w) != g.Number {
@@ -118,7 +118,9 @@ func TestRaces(t *testing.T) {
 	wg.Wait()
 	for to := range c.workers {
 		c.workers[to].Adopt(1 - to)
-		c.workers[to].empty(t)
+		for p := range c.workers[to].Out {
+			c.workers[to].Sent(p, c.workers[to].Out[p].N)
+		}
 	}
 	c.owned()
 	sum := c.sum()
