@@ -13,11 +13,15 @@
 //   - prefixes are canonical, pool ranges do not overlap, every external address lies in exactly
 //     one pool and belongs to one instance (an SNAT address: to one owner per port, never also to a
 //     1:1 address);
+//   - a forward lies in one of its instance's shares, and an instance has no two of one address
+//     and protocol with the same Port or the same ToPort;
 //   - an attached prefix lies in one pool and overlaps no external address and no other attached
 //     prefix;
 //   - an instance with an external address or attached prefix has a private address of that family;
 //   - subnets of one VPC do not overlap, every instance address lies in one of them, no two
 //     instances of a VPC share an address, and none has one of weir's addresses;
+//   - no two VPCs have one private address in subnets that leave untranslated, and none of those
+//     subnets meets a pool or the network of an outside port;
 //   - a route and its target are of one family, and no two routes of a VPC have the same To, From
 //     and Class.
 //
@@ -27,6 +31,7 @@ package config
 import (
 	"encoding/hex"
 	"fmt"
+	"iter"
 	"net"
 	"net/netip"
 	"slices"
@@ -424,6 +429,20 @@ type Route struct {
 	Gateway int // index into Config.Gateways or UnnamedGateway; TargetGateway only
 	Address netip.Addr
 	Subnet  netip.Prefix
+
+	Untranslated bool // TargetGateway only: those in To know the VPC's addresses
+}
+
+// Untranslated yields the subnets whose addresses leave as they are by a route with Untranslated:
+// From, or all of its family.
+func (v *VPC) Untranslated(r *Route) iter.Seq[netip.Prefix] {
+	return func(yield func(netip.Prefix) bool) {
+		for _, s := range v.Subnets {
+			if s.Addr().BitLen() == r.To.Addr().BitLen() && (!r.From.IsValid() || r.From == s) && !yield(s) {
+				return
+			}
+		}
+	}
 }
 
 // Instance is a guest of a VPC.
@@ -437,6 +456,7 @@ type Instance struct {
 	Floating    []netip.Addr
 	Ephemeral   []netip.Addr // at most one per family
 	SNAT        []SNAT
+	Forwards    []Forward
 	Attached    []netip.Prefix
 	PerInstance int // sessions; 0: no limit
 }
@@ -454,4 +474,27 @@ func (i *Instance) Identity() netip.Addr {
 type SNAT struct {
 	Address     netip.Addr
 	First, Last uint16
+}
+
+// Forward is a port of an instance's share that always leads to it: what comes to Port of Address
+// goes to the instance's ToPort.
+type Forward struct {
+	Address      netip.Addr
+	Protocol     Protocol
+	Port, ToPort uint16
+}
+
+// Protocol is the number of an IP protocol with ports.
+type Protocol uint8
+
+const (
+	TCP Protocol = 6
+	UDP Protocol = 17
+)
+
+func (p Protocol) String() string {
+	if p == TCP {
+		return "TCP"
+	}
+	return "UDP"
 }

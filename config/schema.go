@@ -109,6 +109,8 @@ type routeText struct {
 	gateway at[string]
 	address at[netip.Addr]
 	subnet  at[netip.Prefix]
+
+	translate at[bool]
 }
 
 type instanceText struct {
@@ -127,9 +129,17 @@ type instanceText struct {
 }
 
 type snatText struct {
-	spot    *spot
-	address at[netip.Addr]
-	ports   at[ports]
+	spot     *spot
+	address  at[netip.Addr]
+	ports    at[ports]
+	forwards []forwardText
+}
+
+type forwardText struct {
+	spot     *spot
+	protocol at[Protocol]
+	port     at[int]
+	toPort   at[int]
 }
 
 // The keys of each object, in the order in which messages list them.
@@ -151,11 +161,12 @@ var (
 	reloadKeys     = []string{"max_shrink"}
 	vpcKeys        = []string{"name", "attach", "subnets", "routes", "instances", "limits", "weight"}
 	attachKeys     = []string{"port", "vlan", "pcp", "encap", "vni", "peers", "mac", "udp_port", "dscp", "udp_checksum", "addresses", "next_hops"}
-	routeKeys      = []string{"to", "from", "class", "drop", "gateway", "address", "subnet"}
+	routeKeys      = []string{"to", "from", "class", "drop", "gateway", "address", "subnet", "translate"}
 	instanceKeys   = []string{"name", "addresses", "mac", "host", "transit", "external", "limits"}
 	placedKeys     = append([]string{"vpc"}, instanceKeys...) // of instances outside their VPC
 	externalKeys   = []string{"floating", "ephemeral", "snat", "attached"}
-	snatKeys       = []string{"address", "ports"}
+	snatKeys       = []string{"address", "ports", "forward"}
+	forwardKeys    = []string{"protocol", "port", "to_port"}
 	addressKeys    = []string{"address"}
 )
 
@@ -171,10 +182,11 @@ var (
 	parseMapping = oneOf(choice[Mapping]{"endpoint-independent", EndpointIndependentMapping}, choice[Mapping]{"address-and-port-dependent", AddressAndPortDependentMapping})
 	parseFilter  = oneOf(choice[Filtering]{"endpoint-independent", EndpointIndependentFiltering}, choice[Filtering]{"address-dependent", AddressDependentFiltering},
 		choice[Filtering]{"address-and-port-dependent", AddressAndPortDependentFiltering})
-	parsePieces = oneOf(choice[Fragments]{"track", TrackFragments}, choice[Fragments]{"drop", DropFragments})
-	parseClamp  = oneOf(choice[int]{"auto", MSSClampAuto}, choice[int]{"off", MSSClampOff})
-	parseEncap  = oneOf(choice[Encap]{"vxlan", VXLAN}, choice[Encap]{"geneve", Geneve})
-	parseZero   = oneOf(choice[bool]{"full", false}, choice[bool]{"zero", true})
+	parseProtocol = oneOf(choice[Protocol]{"tcp", TCP}, choice[Protocol]{"udp", UDP})
+	parsePieces   = oneOf(choice[Fragments]{"track", TrackFragments}, choice[Fragments]{"drop", DropFragments})
+	parseClamp    = oneOf(choice[int]{"auto", MSSClampAuto}, choice[int]{"off", MSSClampOff})
+	parseEncap    = oneOf(choice[Encap]{"vxlan", VXLAN}, choice[Encap]{"geneve", Geneve})
+	parseZero     = oneOf(choice[bool]{"full", false}, choice[bool]{"zero", true})
 )
 
 // read returns what a file says. False: nothing of it could be read.
@@ -739,6 +751,8 @@ func (r *reader) route(v value) routeText {
 			t.address = text(r, v, parseAddress)
 		case "subnet":
 			t.subnet = text(r, v, parsePrefix)
+		case "translate":
+			t.translate = r.truth(v)
 		}
 	}
 	require(r, v, t.to, "to")
@@ -785,7 +799,7 @@ func (r *reader) external(v value, i *instanceText) {
 		case "ephemeral":
 			i.ephemeral = r.externalAddresses(v)
 		case "snat":
-			for e := range r.list(v, "{address, ports}") {
+			for e := range r.list(v, "{address, ports, forward}") {
 				i.snat = append(i.snat, r.snat(e))
 			}
 		case "attached":
@@ -820,11 +834,35 @@ func (r *reader) snat(v value) snatText {
 			s.address = text(r, v, parseAddress)
 		case "ports":
 			s.ports = text(r, v, parsePorts)
+		case "forward":
+			for e := range r.list(v, "{protocol, port, to_port}") {
+				s.forwards = append(s.forwards, r.forward(e))
+			}
 		}
 	}
 	require(r, v, s.address, "address")
 	require(r, v, s.ports, "ports")
 	return s
+}
+
+func (r *reader) forward(v value) forwardText {
+	f := forwardText{spot: v.spot}
+	for key, v := range r.object(v, forwardKeys) {
+		switch key {
+		case "protocol":
+			f.protocol = text(r, v, parseProtocol)
+		case "port":
+			f.port = r.integer(v, 1, 65535)
+		case "to_port":
+			f.toPort = r.integer(v, 1, 65535)
+		}
+	}
+	require(r, v, f.protocol, "protocol")
+	require(r, v, f.port, "port")
+	if !f.toPort.given() {
+		f.toPort = f.port
+	}
+	return f
 }
 
 // require reports a key that an object lacks.

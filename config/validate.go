@@ -334,6 +334,11 @@ type span struct {
 	index int // of its owner
 }
 
+// meets reports whether the two ranges have an address in common.
+func (r Range) meets(o Range) bool {
+	return r.From.BitLen() == o.From.BitLen() && r.From.Compare(o.To) <= 0 && o.From.Compare(r.To) <= 0
+}
+
 // spans is a list of ranges, sorted by their beginnings.
 type spans []span
 

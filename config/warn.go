@@ -184,6 +184,10 @@ func (w *warner) warnVPC(index int) []Warning {
 		if r.Target != TargetGateway {
 			continue
 		}
+		if r.Untranslated {
+			w.warnUntranslated(&r, w.doc.vpcs[index].routes[i].spot)
+			continue
+		}
 		g := tag{r.Gateway, family(r.To.Addr()), r.From, w.doc.vpcs[index].routes[i].spot}
 		if g.gateway == UnnamedGateway {
 			g.gateway = len(w.config.Gateways)
@@ -200,6 +204,24 @@ func (w *warner) warnVPC(index int) []Warning {
 		w.warnInstance(index, i, tags, unnamedRoute, marks)
 	}
 	return w.found.list
+}
+
+// warnUntranslated warns of a route by which nothing leaves: the pools of its gateway say by which
+// ports.
+func (w *warner) warnUntranslated(r *Route, s *spot) {
+	for p := range w.config.Pools {
+		of := w.poolGateways[p]
+		if r.Gateway == UnnamedGateway && len(of) == 0 || slices.Contains(of, r.Gateway) {
+			return
+		}
+	}
+	name := unnamed
+	if r.Gateway != UnnamedGateway {
+		if name = w.config.Gateways[r.Gateway].Name; len(w.config.Gateways[r.Gateway].Addresses) > 0 {
+			return
+		}
+	}
+	w.found.add(s, "gateway %q has no pool, whose ports untranslated packets would leave by: they are dropped; expected a gateway with a pool", name)
 }
 
 func (w *warner) warnInstance(vpc, index int, tags []tag, unnamedRoute [2]bool, marks [][2]int) {

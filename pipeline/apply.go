@@ -98,7 +98,7 @@ func (w *Worker) confirm(ref uint32, s *session.Session, p *Packet) bool {
 		return true
 	}
 	mapping := session.None
-	if s.Flags&session.SNAT != 0 {
+	if s.Flags&(session.SNAT|session.Forward) == session.SNAT {
 		h := w.gen.Host(0, s.External)
 		space, ok := p.portSpace()
 		if h == nil || !ok {

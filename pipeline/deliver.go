@@ -48,7 +48,15 @@ func (w *Worker) deliverOne(p *Packet) verdict {
 	if h != nil && h.Kind == generation.HostOwn {
 		return punted
 	}
-	if !p.turned && (martian(p.remote) || private(p.remote)) {
+	if !p.turned && martian(p.remote) {
+		return refuse(drop.Martian)
+	}
+	if h == nil && !p.turned {
+		if in, known := g.PrivateOwner(p.local); known {
+			return w.deliverPrivate(p, in)
+		}
+	}
+	if !p.turned && private(p.remote) {
 		return refuse(drop.Martian)
 	}
 	if h == nil {
@@ -76,5 +84,26 @@ func (w *Worker) deliverOne(p *Packet) verdict {
 		return refuse(drop.Untranslatable)
 	}
 	w.inbound(p, &g.Instances[h.Index], h)
+	return goesOn
+}
+
+// deliverPrivate delivers a packet to the private address of an instance, nil for none, as it is,
+// if it comes from a partner: one that a route leads to untranslated. ICMP errors about what the
+// instance sent to one come from any router.
+func (w *Worker) deliverPrivate(p *Packet, in *generation.Instance) verdict {
+	q := &p.quote
+	switch {
+	case in == nil:
+		return refuse(drop.UnknownDestination)
+	case w.gen.Partner(in, p.remote):
+	case p.kind == kindError && q.fault == drop.Pass && q.local == p.local && w.gen.Partner(in, q.remote):
+	default:
+		return refuse(drop.NoPartner)
+	}
+	if p.expired {
+		return refuse(drop.TTLExceeded)
+	}
+	p.act = actInPlain
+	p.reach(in)
 	return goesOn
 }

@@ -3,6 +3,7 @@
 package pipeline
 
 import (
+	"cmp"
 	"fmt"
 	"math/bits"
 	"net/netip"
@@ -54,7 +55,7 @@ type refSession struct {
 	private, external, remote             netip.Addr
 	privatePort, externalPort, remotePort uint16
 	proto                                 uint8
-	snat, fromOutside, hairpin            bool
+	snat, fromOutside, hairpin, forward   bool
 	state                                 session.State
 	last                                  int64 // refreshed
 	drain                                 int64 // ends then; 0: does not drain
@@ -195,7 +196,7 @@ func (n *reference) fromInside(q question) outcome {
 // fromOutside decides on a packet from outside, or on one that turned back.
 func (n *reference) fromOutside(q question, from origin) outcome {
 	s := n.find(q, from)
-	if s != nil && s.state == session.Unconfirmed && s.snat && !n.leads(s) {
+	if s != nil && s.state == session.Unconfirmed && s.snat && !s.forward && !n.leads(s) {
 		n.end(s)
 		s = nil
 	}
@@ -400,7 +401,10 @@ func (n *reference) in(s *refSession, q question) outcome {
 func (n *reference) leaving(q question) outcome {
 	v, turns := n.model.leaving(q)
 	o := outcome{forecast: v, sport: q.sport, dport: q.dport, turns: turns}
-	if q.proto == "error" && (v.kind != "" || v.fate == "drop "+drop.ICMPUnrelated.String() || v.fate == "drop "+drop.NoEligible.String()) {
+	if v.untranslated && (q.proto != "error" || n.quotedSession(q) == nil) {
+		return o
+	}
+	if q.proto == "error" && (v.untranslated || v.kind != "" || v.fate == "drop "+drop.ICMPUnrelated.String() || v.fate == "drop "+drop.NoEligible.String()) {
 		return n.errorOut(q, o)
 	}
 	if v.kind == "" {
@@ -408,11 +412,14 @@ func (n *reference) leaving(q question) outcome {
 	}
 	s := n.begin(q.src, q.dst, q.sport, q.dport, q)
 	s.external, s.externalPort, s.state = v.src, q.sport, begun(q)
+	if v.newSource != 0 {
+		s.externalPort, o.sport, s.snat, s.forward = v.newSource, v.newSource, true, true
+	}
 	s.tcp = refTCP{syn: [2]bool{true, false}, next: [2]uint32{q.seq + 1, 0}, asked: true}
 	if v.kind == "snat" {
 		return n.share(s, o, q)
 	}
-	if q.loops(v.src, q.sport) {
+	if q.loops(v.src, s.externalPort) {
 		return refused(drop.Martian)
 	}
 	// 1:1 never needs a session.
@@ -436,17 +443,27 @@ func (n *reference) errorOut(q question, o outcome) outcome {
 	if a.src != q.dst || a.dst != q.src {
 		return refused(drop.ICMPUnrelated)
 	}
-	for _, s := range n.sessions {
-		if s.vpc == n.vpcOf(q.port) && s.private == a.dst && s.privatePort == a.dport && s.remote == a.src && s.remotePort == a.sport && s.proto == a.number() {
-			a.dst, a.dport = s.external, s.externalPort
-			return outcome{forecast: n.leaves(forecast{fate: "out", src: s.external, dst: q.dst}, s.external, q.dst), quoted: &a, turns: n.ours(q.dst)}
-		}
+	if s := n.quotedSession(q); s != nil {
+		a.dst, a.dport = s.external, s.externalPort
+		return outcome{forecast: n.leaves(forecast{fate: "out", src: s.external, dst: q.dst}, s.external, q.dst), quoted: &a, turns: n.ours(q.dst)}
 	}
 	if o.kind != "" { // 1:1 needs no session
 		n.stateless++
-		a.dst, o.quoted = o.src, &a
+		a.dst, a.dport, o.quoted = o.src, cmp.Or(o.newSource, a.dport), &a
 	}
 	return o
+}
+
+// quotedSession is the session of what an ICMP error from inside is about, if it goes to who sent
+// that.
+func (n *reference) quotedSession(q question) *refSession {
+	a := q.about()
+	for _, s := range n.sessions {
+		if a.src == q.dst && a.dst == q.src && s.vpc == n.vpcOf(q.port) && s.private == a.dst && s.privatePort == a.dport && s.remote == a.src && s.remotePort == a.sport && s.proto == a.number() {
+			return s
+		}
+	}
+	return nil
 }
 
 // errorIn decides on an ICMP error from outside to an external address of an instance.
@@ -465,7 +482,7 @@ func (n *reference) errorIn(q question, o outcome) outcome {
 	}
 	if o.fate == "in" {
 		n.stateless++
-		a.src, o.quoted = o.dst, &a
+		a.src, a.sport, o.quoted = o.dst, cmp.Or(o.newTarget, a.sport), &a
 	}
 	return o
 }
@@ -493,6 +510,7 @@ func (n *reference) owner(s *refSession) (*config.VPC, *config.Instance) {
 // share finds a port for a session through SNAT.
 func (n *reference) share(s *refSession, o outcome, q question) outcome {
 	s.snat = true
+	o.shares = n.unforwarded(s, o.shares)
 	if r := n.limit(s); r != drop.Pass {
 		return refused(r)
 	}
@@ -533,6 +551,19 @@ func (n *reference) share(s *refSession, o outcome, q question) outcome {
 		}
 	}
 	return o
+}
+
+// unforwarded takes from the shares of an instance the ports that are forwarded.
+func (n *reference) unforwarded(s *refSession, shares []config.SNAT) (list []config.SNAT) {
+	_, in := n.owner(s)
+	for _, share := range shares {
+		for port := share.First; port <= share.Last; port++ {
+			if forwardOf(in, s.external, s.proto, func(f config.Forward) bool { return f.Port == port }) == nil {
+				list = append(list, config.SNAT{Address: share.Address, First: port, Last: port})
+			}
+		}
+	}
+	return list
 }
 
 // draw finds the ports that a new mapping may get: free ones, first those with which there is no
@@ -737,7 +768,7 @@ func (n *reference) held(m *refMapping) bool {
 
 // confirm lets the first packet from inside confirm a session that began outside, if what it was
 // let in to is still there.
-func (n *reference) confirm(s *refSession) bool { return !s.snat || n.hold(s, false) }
+func (n *reference) confirm(s *refSession) bool { return !s.snat || s.forward || n.hold(s, false) }
 
 // leads reports whether the port of a session that began outside is still that of the endpoint to
 // which it leads.
@@ -762,11 +793,14 @@ func (n *reference) arriving(q question, from origin) outcome {
 		return o
 	}
 	n.stateless++
+	o.dport = cmp.Or(v.newTarget, q.dport)
 	if !v.session {
 		return o
 	}
-	vpc, in := n.holder(q.dst)
-	s := n.begin(v.dst, q.src, q.dport, q.sport, q)
+	vpc, in := n.holder(q)
+	s := n.begin(v.dst, q.src, cmp.Or(v.newTarget, q.dport), q.sport, q)
+	s.forward = v.newTarget != 0
+	s.snat = s.forward
 	if n.admit(s, q, vpc, in) {
 		n.stateless--
 		o.begins = s
@@ -835,11 +869,11 @@ func (n *reference) admit(s *refSession, q question, vpc *config.VPC, in *config
 	return n.limit(s) == drop.Pass
 }
 
-// holder returns whose a 1:1 address is.
-func (n *reference) holder(a netip.Addr) (*config.VPC, *config.Instance) {
+// holder returns whose the 1:1 address, or the forwarded port, is that a packet is to.
+func (n *reference) holder(q question) (*config.VPC, *config.Instance) {
 	for i := range n.VPCs {
 		for j := range n.VPCs[i].Instances {
-			if in := &n.VPCs[i].Instances[j]; slices.Contains(in.Floating, a) || slices.Contains(in.Ephemeral, a) {
+			if in := &n.VPCs[i].Instances[j]; slices.Contains(in.Floating, q.dst) || slices.Contains(in.Ephemeral, q.dst) || n.forwarded(q, &n.VPCs[i], in) != nil {
 				return &n.VPCs[i], in
 			}
 		}
@@ -1005,9 +1039,12 @@ func (n *reference) stays(s *refSession) bool {
 		mine = slices.ContainsFunc(in.SNAT, func(r config.SNAT) bool {
 			return r.Address == s.external && r.First <= s.externalPort && s.externalPort <= r.Last
 		})
+		if f := forwardOf(in, s.external, s.proto, func(f config.Forward) bool { return f.Port == s.externalPort }); f == nil && s.forward || f != nil && f.ToPort != s.privatePort {
+			return false // a forward ends with its sessions, and is nobody else's
+		}
 	}
 	route, ok := n.route(vpc, in, s.remote)
-	if !mine || !ok || route.Target != config.TargetGateway {
+	if !mine || !ok || route.Target != config.TargetGateway || route.Untranslated && !s.fromOutside && !s.hairpin {
 		return false
 	}
 	switch {

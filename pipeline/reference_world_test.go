@@ -32,7 +32,7 @@ type world struct {
 		}
 	}
 	whole    [2 * worldPools * 3]struct{ owner, ephemeral int }
-	shared   [2 * worldPools][4]struct{ owner, size int }
+	shared   [2 * worldPools][4]struct{ owner, size, tcp, udp int } // forwarded; 0: none
 	attached [2 * worldPools]struct{ owner int }
 
 	spread, onMove, drain string
@@ -42,6 +42,7 @@ type world struct {
 	private, remote       []uint16 // ports
 	waits                 []time.Duration
 	floating              []netip.Addr
+	partner               int // the VPC whose addresses are known outside
 }
 
 const (
@@ -69,6 +70,7 @@ func addrs(text string) (list []netip.Addr) {
 func newWorld(seed uint64) *world {
 	w := &world{generator: &generator{Rand: rand.New(rand.NewPCG(seed, 42))}}
 	w.lazy = w.some(0.25)
+	w.partner = w.IntN(2 * worldVPCs) // in every other world
 	w.limited = !w.lazy && w.some(0.6)
 	w.private, w.remote, w.waits = worldPrivate[:5], worldRemote[:2], worldWaits
 	if w.some(0.4) { // a crowd: the table fills up
@@ -146,6 +148,9 @@ func (w *world) changeRoutes(v int) {
 		default:
 			key += fmt.Sprint(", gateway: g", w.IntN(worldPools))
 		}
+		if v == w.partner && strings.Contains(key, "gateway:") && w.some(0.4) {
+			key += ", translate: false"
+		}
 		list = append(list, "{"+key+"}")
 	}
 	w.vpcs[v].routes = list
@@ -176,7 +181,33 @@ func (w *world) changeWhole(i int) {
 	w.whole[i].owner, w.whole[i].ephemeral = w.owner(0.6, 0, 0, 2), w.IntN(3)
 }
 func (w *world) changeShared(a, c int) {
-	w.shared[a][c].owner, w.shared[a][c].size = w.owner(0.8, 1, 1, 1, 2), 1+w.IntN(8)
+	x := &w.shared[a][c]
+	x.owner, x.size = w.owner(0.8, 1, 1, 1, 2), 1+w.IntN(8)
+	w.changeForwards(a, c)
+}
+
+// changeForwards draws which ports of a share lead to its instance.
+func (w *world) changeForwards(a, c int) {
+	x := &w.shared[a][c]
+	if x.tcp, x.udp = 0, 0; w.some(0.3) {
+		x.tcp = w.IntN(x.size + 1)
+	}
+	if w.some(0.3) {
+		x.udp = w.IntN(x.size + 1)
+	}
+}
+
+// forwards writes those of a share that begins at a port. Each share of an address leads to another
+// port.
+func (w *world) forwards(a, c, first int) string {
+	var list []string
+	for proto, n := range map[string]int{"tcp": w.shared[a][c].tcp, "udp": w.shared[a][c].udp} {
+		if n > 0 {
+			list = append(list, fmt.Sprintf("{protocol: %s, port: %d, to_port: %d}", proto, first+n-1, w.private[c]))
+		}
+	}
+	slices.Sort(list)
+	return "[" + strings.Join(list, ", ") + "]"
 }
 
 func (w *world) changeSessions() {
@@ -193,7 +224,7 @@ func (w *world) change() {
 	for range 1 + w.IntN(3) {
 		v, i, a := w.IntN(worldVPCs), w.IntN(worldInstances), w.IntN(len(w.shared))
 		in := &w.vpcs[v].instances[i]
-		switch w.IntN(12) {
+		switch w.IntN(13) {
 		case 0, 1:
 			w.changeWhole(w.IntN(len(w.whole)))
 		case 2, 3, 4:
@@ -210,6 +241,8 @@ func (w *world) change() {
 			in.name = pick(w.generator, []string{"", fmt.Sprint("i", i), fmt.Sprint("i", i), fmt.Sprint("j", i)})
 		case 11:
 			w.changeSessions()
+		case 12:
+			w.changeForwards(a, w.IntN(len(w.shared[a])))
 		}
 	}
 }
@@ -286,7 +319,7 @@ func (w *world) instance(v, i int) string {
 			a := w.external(family, p, 8)
 			for c, x := range w.shared[family*worldPools+p] {
 				if x.owner == me {
-					snat = append(snat, fmt.Sprintf("{address: %q, ports: %d-%d}", a, 1024+8*c, 1024+8*c+x.size-1))
+					snat = append(snat, fmt.Sprintf("{address: %q, ports: %d-%d, forward: %s}", a, 1024+8*c, 1024+8*c+x.size-1, w.forwards(family*worldPools+p, c, 1024+8*c)))
 					w.generator.external = append(w.generator.external, a)
 				}
 			}
@@ -351,7 +384,7 @@ func (w *world) next(n *reference) event {
 		return event{walk: true}
 	}
 	e := event{burst: []question{w.ask(n)}}
-	if q := &e.burst[0]; !q.expired && (q.proto == "udp" || q.proto == "ping" || q.proto == "pong" || q.proto == "gre" && !n.ours(q.dst)) && w.some(0.1) {
+	if q := &e.burst[0]; !q.expired && (q.proto == "udp" || q.proto == "ping" || q.proto == "pong" || q.proto == "gre" && !n.ours(q.dst)) && !w.mixed(n, *q) && w.some(0.1) {
 		q.long = true
 		e.pieces, e.apart = w.Perm(3), w.some(0.5)
 		return e
@@ -360,6 +393,21 @@ func (w *world) next(n *reference) event {
 		e.burst = append(e.burst, e.burst[0]) // the first one may begin a session that the look-up of the burst did not find
 	}
 	return e
+}
+
+// mixed reports whether a packet is of a session on a way that is untranslated without one: there a
+// piece before the first one has no port to find the session by, and leaves as it is.
+func (w *world) mixed(n *reference, q question) bool {
+	v, in := w.partner, 0
+	if q.port != v || v >= worldVPCs || n.find(q, inside) == nil {
+		return false
+	}
+	for i := range n.VPCs[v].Instances {
+		if x := &n.VPCs[v].Instances[i]; x.Address4 == q.src || x.Address6 == q.src {
+			in = i
+		}
+	}
+	return n.partner(&n.VPCs[v], &n.VPCs[v].Instances[in], q.dst)
 }
 
 // ask draws a packet: of a session, nearly of one, or any.
@@ -393,6 +441,9 @@ func (w *world) ask(n *reference) question {
 		q.port = worldVPCs + w.IntN(2)
 		if local = w.generator.external; w.some(0.5) {
 			local = w.floating
+		}
+		if w.partner < worldVPCs && w.some(0.2) {
+			local = w.ofVPC[w.partner]
 		}
 	}
 	if len(local) == 0 || w.some(0.02) {

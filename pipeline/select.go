@@ -94,15 +94,39 @@ func (w *Worker) pick(f *rendezvous.Flow, sel *generation.Selection) *generation
 	return best
 }
 
+// selectForward gives a flow of an internal endpoint that a port leads to that port, towards
+// everybody and whatever the mapping. As with a 1:1 address a session only keeps it over changes.
+func (w *Worker) selectForward(p *Packet, in *generation.Instance, c *generation.Candidate, to *generation.Forward) drop.Reason {
+	if p.loops(c.Addr, to.Port) {
+		return drop.Martian
+	}
+	if p.fragmented && c.Rules&generation.DropFragments != 0 {
+		return drop.Fragment
+	}
+	p.leaveAs(c.Addr, to.Port, c.Ports, true)
+	p.setDeltas(p.local, c.Addr, p.localPort, to.Port)
+	f := flow{in: in, private: p.local, privatePort: p.localPort, external: c.Addr, externalPort: to.Port, ports: c.Ports, flags: session.SNAT | session.Forward, mapping: session.None}
+	if !begins(p) || w.filled(7) || w.create(p, &f) != drop.Pass {
+		w.counts.stateless++
+	}
+	return drop.Pass
+}
+
 // selectSNAT gives a flow its port. With endpoint-independent mapping the internal endpoint has one
 // towards everybody; else each flow takes one that no other flow uses towards the same remote
 // endpoint.
 func (w *Worker) selectSNAT(p *Packet, in *generation.Instance, sel *generation.Selection) drop.Reason {
 	space, ok := p.portSpace()
-	switch {
-	case !ok:
+	if !ok {
 		return drop.SNATProtocol
-	case !begins(p):
+	}
+	c := &w.gen.Candidates[sel.Candidates.First]
+	if c.Forwards.Count > 0 {
+		if f := w.gen.ForwardFrom(c, space, p.localPort); f != nil {
+			return w.selectForward(p, in, c, f)
+		}
+	}
+	if !begins(p) {
 		return drop.NoSession
 	}
 	if r := w.limited(in); r != drop.Pass {
@@ -114,11 +138,13 @@ func (w *Worker) selectSNAT(p *Packet, in *generation.Instance, sel *generation.
 	if w.sessions.Len() == w.sessions.Capacity() {
 		return drop.TableFull
 	}
-	c := &w.gen.Candidates[sel.Candidates.First]
 	if p.fragmented && c.Rules&generation.DropFragments != 0 {
 		return drop.Fragment
 	}
-	ranges := w.gen.PortRanges[c.Ranges.First:c.Ranges.End()]
+	ranges := w.gen.PortRanges[c.Ranges[space].First:c.Ranges[space].End()]
+	if len(ranges) == 0 {
+		return drop.PortsExhausted
+	}
 	p.leaveAs(c.Addr, p.localPort, c.Ports, true) // the port is found below
 	mapping, alone := session.None, false
 	if c.Rules&generation.Overload != 0 {

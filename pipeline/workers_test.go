@@ -110,7 +110,8 @@ func (c *crew) send(w, port int, line string) string {
 
 func (c *crew) sum() (sum state.Counters) {
 	for w := range c.workers {
-		sum.Add(c.state.Counters(w))
+		k := c.state.Counts(w)
+		sum.Add(&k)
 	}
 	return sum
 }

@@ -55,6 +55,7 @@ const (
 	// outside
 	UnknownDestination
 	OwnSource
+	NoPartner
 	Unsolicited
 	Filtered
 	TCPReset
@@ -216,6 +217,9 @@ var reasons = [NumReasons]struct {
 	OwnSource: {"own_source", Spoofed, "deliver",
 		"from outside, with one of weir's external addresses as source",
 		"", "a loop outside, or the routers' filters"},
+	NoPartner: {"no_partner", Spoofed, "deliver",
+		"from outside, to a private address that only partners know, and from none",
+		"", "the VPC's routes with `translate: false`: none leads to the source; a flood is spoofed"},
 	Unsolicited: {"unsolicited", Unwanted, "deliver",
 		"from outside to an SNAT address, without a session or mapping",
 		"", "normal in small numbers"},

@@ -62,7 +62,7 @@ func (b *builder) build() error {
 	if err := b.buildPorts(); err != nil {
 		return err
 	}
-	b.ranges = make(table[rangeTable], 2) // attachedTables, filled last
+	b.ranges = make(table[rangeTable], 4) // AttachedTables and PrivateTables, filled last
 	var attached [2][]rangeItem
 	shared := map[inet.Addr][]SNATRange{}
 	for v := range b.cfg.VPCs {
@@ -84,6 +84,7 @@ func (b *builder) build() error {
 	for f := range attached {
 		b.ranges[AttachedTables+f] = b.rangeTable(attached[f])
 	}
+	b.buildPrivate()
 	for addr, list := range shared {
 		if err := b.addShared(addr, list); err != nil {
 			return err

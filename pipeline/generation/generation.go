@@ -50,7 +50,7 @@ type Header struct {
 type section struct{ Off, Count, Cap uint64 }
 
 const (
-	numSections   = 26
+	numSections   = 27
 	sourceSection = numSections - 1
 )
 
@@ -74,7 +74,8 @@ type Tables struct {
 	results     table[uint32]    // beside starts; 0: none, else 1 + index
 	Hosts       table[Host]      // open hash table
 	SNAT        table[SNATRange]
-	PortRanges  table[session.PortRange] // an instance's ports of an SNAT address
+	PortRanges  table[session.PortRange] // an instance's ports of an SNAT address, but forwarded ones
+	Forwards    table[Forward]           // of a range, by space and port; of a candidate, by private port
 	Sources     table[Source]
 	Attached    table[Attached]
 	gateways    table[int32]  // lists of gateways
@@ -87,7 +88,7 @@ type Tables struct {
 // columns returns all sections in their order.
 func (t *Tables) columns() [numSections]column {
 	return [numSections]column{&t.Ports, &t.OnLink, &t.Hops, &t.Groups, &t.Routers, &t.Attachments, &t.tags, &t.Links, &t.VPCs, &t.Instances, &t.Selections, &t.Candidates, &t.Routes,
-		&t.ranges, &t.starts, &t.results, &t.Hosts, &t.SNAT, &t.PortRanges, &t.Sources, &t.Attached, &t.gateways, &t.sets, &t.names, &t.nameEnds, &t.source}
+		&t.ranges, &t.starts, &t.results, &t.Hosts, &t.SNAT, &t.PortRanges, &t.Forwards, &t.Sources, &t.Attached, &t.gateways, &t.sets, &t.names, &t.nameEnds, &t.source}
 }
 
 // span is a run of records of another section.
@@ -190,12 +191,13 @@ type Selection struct {
 
 // Candidate is an external address that may be chosen.
 type Candidate struct {
-	Addr   inet.Addr
-	Ranges span   // SNAT: its ports
-	Slot   uint32 // SNAT: the address's
-	Ports  uint32 // outside ports that it may leave by
-	Rules  rules
-	_      [7]byte
+	Addr     inet.Addr
+	Ranges   [session.PortSpaces]span // SNAT: its ports, without those that are forwarded
+	Forwards span                     // SNAT: the ports that always lead to the instance
+	Slot     uint32                   // SNAT: the address's
+	Ports    uint32                   // outside ports that it may leave by
+	Rules    rules
+	_        [7]byte
 }
 
 // rules say how sessions over an address are translated: what its pool has of config.Translation.
@@ -223,7 +225,8 @@ type Route struct {
 	At      attach.Word
 	Link    uint16
 	Kind    uint8
-	_       [5]uint8
+	Plain   bool // to a gateway, and untranslated: by Ports
+	Ports   uint32
 }
 
 // rangeTable maps addresses to results by sorted, disjoint ranges: each starts where the one before
@@ -261,6 +264,14 @@ type Host struct {
 type SNATRange struct {
 	Instance    uint32
 	First, Last uint16
+	Forwards    span
+}
+
+// Forward is a port of a range that always leads to the instance.
+type Forward struct {
+	Port, Private uint16 // of the external address, and of the instance
+	Space         session.PortSpace
+	_             uint8
 }
 
 // Kinds of a source.
@@ -287,11 +298,14 @@ type Attached struct {
 
 // genLayout is the hash over all types of a generation.
 var genLayout = memory.Hash(Header{}, Port{}, Prefix{}, Hop{}, Group{}, Attachment{}, Link{}, VPC{}, Instance{}, Selection{}, Candidate{},
-	Route{}, rangeTable{}, inet.Addr{}, Host{}, SNATRange{}, session.PortRange{}, Source{}, Attached{})
+	Route{}, rangeTable{}, inet.Addr{}, Host{}, SNATRange{}, session.PortRange{}, Forward{}, Source{}, Attached{})
 
 // AttachedTables are the first two range tables of every generation: all attached prefixes, per
 // family.
 const AttachedTables = 0
+
+// PrivateTables are the next two: the private prefixes that some partner outside knows -> VPCs.
+const PrivateTables = 2
 
 // timer returns which of the UDP timeouts by remote port is a session's, or 0.
 func (h *Header) timer(proto uint8, remotePort uint16) uint8 {

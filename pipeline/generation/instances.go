@@ -156,13 +156,10 @@ func (b *builder) selectionFor(in *config.Instance, private netip.Addr, gateway 
 		return s, nil
 	}
 	c := add(SelectSNAT, best)
-	c.Ranges.First = uint32(len(b.PortRanges))
-	for _, n := range in.SNAT {
-		if n.Address == best {
-			c.Ranges.Count++
-			b.PortRanges = append(b.PortRanges, session.PortRange{First: n.First, Last: n.Last})
-		}
+	for space := range c.Ranges {
+		c.Ranges[space] = b.addPortRanges(in, best, session.PortSpace(space))
 	}
+	c.Forwards = b.addForwards(in, best, 0, 65535, byPrivate)
 	c.Slot, err = b.addressSlot(best)
 	return s, err
 }

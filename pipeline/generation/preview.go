@@ -51,11 +51,11 @@ func (c *Compiler) Fates(g *Generation, names map[uint32]string, t *Tally) map[s
 	for w := range s.Workers() {
 		table := s.Table(w)
 		for ref := range uint32(table.Capacity()) {
-			e := table.At(ref)
-			if session.StateOf(e.Load()) == session.Free {
+			e, live := table.Read(ref)
+			if !live {
 				continue
 			}
-			copied := *e
+			copied := e
 			var one Fate
 			switch {
 			case !g.Recheck(&copied, 0):
@@ -69,7 +69,7 @@ func (c *Compiler) Fates(g *Generation, names map[uint32]string, t *Tally) map[s
 			f.Add(one)
 			fates[names[e.Instance]] = f
 			if t != nil {
-				copied = *e
+				copied = e
 				t.count(&copied, one)
 			}
 		}

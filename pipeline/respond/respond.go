@@ -438,13 +438,15 @@ func (r *Responder) sendReset(m *state.Message, e header.Ethernet) {
 
 // errorSource returns the address that an error about a packet from src to dst speaks with: weir's
 // own on the attachment. No private one leaves through an outside port: there the external address
-// that the packet was for stands in.
+// that the packet was for stands in, or the private one that its sender, a partner, knows.
 func (r *Responder) errorSource(at attach.Word, src, dst netip.Addr) (netip.Addr, bool) {
 	own, ok := r.source(at, src)
 	if r.cfg.Ports[at.Port()].Side == config.Inside || ok && !own.IsPrivate() {
 		return own, ok
 	}
-	return dst, r.gen.Own(inet.FromNetip(dst))
+	a := inet.FromNetip(dst)
+	_, known := r.gen.PrivateOwner(a)
+	return dst, known || r.gen.Own(a)
 }
 
 // sendError answers a dropped packet with the ICMP error that its reason calls for, back the way it

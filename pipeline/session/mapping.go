@@ -46,7 +46,7 @@ const (
 	TCPPorts PortSpace = iota
 	UDPPorts
 	EchoIdentifiers
-	portSpaces
+	PortSpaces // how many there are
 )
 
 // States of a mapping's word.
@@ -102,9 +102,9 @@ func ReserveMappings(l, growing *memory.Layout, capacity, addresses int) Mapping
 		Mappings:  memory.Add[Mapping](l, capacity),
 		Inside:    memory.Add[uint64](l, capacity/2+1),
 		Outside:   memory.Add[uint64](l, capacity/2+1),
-		Ports:     memory.Add[uint64](growing, addresses*int(portSpaces)*wordsPerSpace),
-		Taken:     memory.Add[uint32](growing, addresses*int(portSpaces)*groupsPerSpace),
-		Resting:   memory.Add[uint64](growing, addresses*int(portSpaces)*wordsPerSpace),
+		Ports:     memory.Add[uint64](growing, addresses*int(PortSpaces)*wordsPerSpace),
+		Taken:     memory.Add[uint32](growing, addresses*int(PortSpaces)*groupsPerSpace),
+		Resting:   memory.Add[uint64](growing, addresses*int(PortSpaces)*wordsPerSpace),
 		InUse:     memory.Add[uint32](growing, addresses),
 		Capacity:  uint64(capacity),
 		Addresses: uint64(addresses),
@@ -132,8 +132,8 @@ type Mappings struct {
 
 // What an external address takes in the sections Ports and InUse.
 const (
-	PortBytes  = uint64(portSpaces) * wordsPerSpace * 8 // of those that are taken, and again of those that rest
-	TakenBytes = uint64(portSpaces) * groupsPerSpace * 4
+	PortBytes  = uint64(PortSpaces) * wordsPerSpace * 8 // of those that are taken, and again of those that rest
+	TakenBytes = uint64(PortSpaces) * groupsPerSpace * 4
 	InUseBytes = 4
 )
 
@@ -146,9 +146,9 @@ func OpenMappings(s, growing *memory.Segment, r MappingsRegion) *Mappings {
 		mappings: memory.Slice[Mapping](s, r.Mappings, n),
 		inside:   memory.Slice[uint64](s, r.Inside, n/2+1),
 		outside:  memory.Slice[uint64](s, r.Outside, n/2+1),
-		ports:    memory.Slice[uint64](growing, r.Ports, addresses*int(portSpaces)*wordsPerSpace),
-		taken:    memory.Slice[uint32](growing, r.Taken, addresses*int(portSpaces)*groupsPerSpace),
-		resting:  memory.Slice[uint64](growing, r.Resting, addresses*int(portSpaces)*wordsPerSpace),
+		ports:    memory.Slice[uint64](growing, r.Ports, addresses*int(PortSpaces)*wordsPerSpace),
+		taken:    memory.Slice[uint32](growing, r.Taken, addresses*int(PortSpaces)*groupsPerSpace),
+		resting:  memory.Slice[uint64](growing, r.Resting, addresses*int(PortSpaces)*wordsPerSpace),
 		inUse:    memory.Slice[uint32](growing, r.InUse, addresses),
 	}
 	m.secret = m.h.Secret
@@ -168,15 +168,15 @@ func (m *Mappings) Rebuild() {
 	clear(m.inside)
 	clear(m.outside)
 	room := m.Addresses()
-	clear(m.ports[:room*int(portSpaces)*wordsPerSpace])
-	clear(m.taken[:room*int(portSpaces)*groupsPerSpace])
-	clear(m.resting[:room*int(portSpaces)*wordsPerSpace])
+	clear(m.ports[:room*int(PortSpaces)*wordsPerSpace])
+	clear(m.taken[:room*int(PortSpaces)*groupsPerSpace])
+	clear(m.resting[:room*int(PortSpaces)*wordsPerSpace])
 	clear(m.inUse[:room])
 	m.h.free, m.h.live, m.h.yields = 0, 0, 0
 	m.limboHead, m.limboEnd, m.fresh, m.walk, m.yielded = 0, 0, 0, 0, 0
 	for i := len(m.mappings) - 1; i >= 0; i-- { // so that the list gives low indexes first
 		e, ref := &m.mappings[i], uint32(i)
-		if e.word&stateMask != mappingLive || int(e.Address) >= room || e.Protocol >= portSpaces || !m.claim(e.Address, e.Protocol, e.ExternalPort) {
+		if e.word&stateMask != mappingLive || int(e.Address) >= room || e.Protocol >= PortSpaces || !m.claim(e.Address, e.Protocol, e.ExternalPort) {
 			e.word = mappingFree
 			e.outside = uint32(m.h.free)
 			m.h.free = uint64(ref + 1)

@@ -230,6 +230,9 @@ func (s *State) Counters(w int) *Counters {
 	return memory.At[Counters](s.Segment, s.h.Worker[w].Counters)
 }
 
+// Counts returns what worker w has counted, for whoever is not that worker.
+func (s *State) Counts(w int) Counters { return memory.Read(s.Counters(w)) }
+
 // Runtime and Device return what the data plane writes about itself; it alone writes.
 func (s *State) Runtime() *Runtime { return &s.h.Runtime }
 
