@@ -18,6 +18,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -66,6 +67,10 @@ func dataplane(socket string) error {
 
 // generations is how many are kept at once: the one in use, the one that replaces it, and room between them.
 const generations = 4
+
+// quietAfterStart is how long no reset answers TCP of unknown connections. A data plane that starts has taken the traffic over from somebody,
+// or has just swept what a dead one left.
+const quietAfterStart = time.Minute
 
 // plane is a running data plane.
 type plane struct {
@@ -140,7 +145,7 @@ func (d *plane) start(payload []byte, stateFD, genFD int) error {
 		refused := memory.On(d.nodes[i:i+1], func() {
 			w = &worker{
 				index: i, core: core, ports: d.ports, pool: own, state: d.state, inject: d.state.Inject(i),
-				pipe: pipeline.NewWorker(d.state, i, &d.gens[d.current%generations], pipeline.WorkerConfig{MACs: macs, Handoff: handoff}),
+				pipe: pipeline.NewWorker(d.state, i, &d.gens[d.current%generations], pipeline.WorkerConfig{MACs: macs, Handoff: handoff, Quiet: quietAfterStart}),
 				gens: &d.gens, seen: d.current, idle: c.Dataplane.Idle, nap: defaultBackoff, stop: &d.stop,
 			}
 		})

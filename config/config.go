@@ -60,7 +60,7 @@ var DefaultConfig = Config{
 		DrainTimeout: 10 * time.Minute,
 		PortRest:     2 * time.Minute,
 		MSSClamp:     MSSClampAuto,
-		UnknownTCP:   UnknownTCPDrop,
+		UnknownTCP:   UnknownTCPReset,
 		PerInstance:  65536,
 		Timeouts: Timeouts{
 			TCPPartiallyOpen: 4 * time.Minute,

@@ -29,6 +29,7 @@ type question struct {
 	sport, dport uint16    // echo: the identifier is sport inside, dport outside
 	expired      bool      // TTL 1
 	seq, ack     uint32    // TCP
+	more         string    // TCP: flags that a SYN may have beside it
 	long         bool      // it has a payload, to be cut
 	quoted       *question // error: what it is about; nil: some UDP packet that went the other way
 }
@@ -780,7 +781,7 @@ func (q question) text() string {
 		icmp = "icmp6"
 	}
 	if flags, ok := modelTCP[q.proto]; ok {
-		line := fmt.Sprintf("tcp %v > %v %s seq=%d ack=%d", netip.AddrPortFrom(q.src, q.sport), netip.AddrPortFrom(q.dst, q.dport), flags, q.seq, q.ack)
+		line := fmt.Sprintf("tcp %v > %v %s seq=%d ack=%d", netip.AddrPortFrom(q.src, q.sport), netip.AddrPortFrom(q.dst, q.dport), flags+q.more, q.seq, q.ack)
 		if q.proto == "data" {
 			line += " len=10"
 		}

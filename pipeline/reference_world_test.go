@@ -54,6 +54,7 @@ var (
 	worldRemote   = []uint16{53, 443, 80, 123, 5000}
 	worldPrivate  = []uint16{1024, 1025, 1026, 1031, 5000, 5001, 5002, 5003, 5004, 5005}
 	worldSegments = []string{"ack", "ack", "data", "data", "data", "syn", "synack", "fin", "rst"}
+	worldMore     = []string{"", "", ",PSH", ",URG", ",ECE,CWR"}
 	worldWaits    = []time.Duration{time.Millisecond, 5 * time.Millisecond, 11 * time.Millisecond, time.Second, 5 * time.Second, 15 * time.Second,
 		29 * time.Second, 31 * time.Second, time.Minute, 90 * time.Second, 2 * time.Minute, 121 * time.Second, 4 * time.Minute, 5*time.Minute + time.Millisecond, 2*time.Hour + 5*time.Minute}
 )
@@ -422,6 +423,9 @@ func (w *world) ask(n *reference) question {
 		if q.proto == "syn" {
 			q.ack = 0
 		}
+	}
+	if q.proto == "syn" {
+		q.more = pick(w.generator, worldMore)
 	}
 	q.expired = w.some(0.01)
 	return q

@@ -43,11 +43,12 @@ func (w *Worker) selectSource(p *Packet, in *generation.Instance, tag uint32) dr
 	return drop.Pass
 }
 
-// begins reports whether a packet may begin a session: a plain SYN, an echo request, or anything without such rules.
+// begins reports whether a packet may begin a session: a SYN that neither ends nor answers anything, an echo request, or anything without
+// such rules. PSH, URG, ECE and CWR may come with a SYN (RFC 9293 §3.10.7.4, RFC 3168 §6.1.1).
 func begins(p *Packet) bool {
 	switch p.kind {
 	case kindTCP:
-		return p.tcpFlags&(tcpFIN|tcpSYN|tcpRST|tcpPSH|tcpACK|tcpURG) == tcpSYN
+		return p.tcpFlags&(tcpFIN|tcpSYN|tcpRST|tcpACK) == tcpSYN
 	case kindEchoReply, kindError, kindICMP, kindPiece:
 		return false
 	}
