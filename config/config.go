@@ -2,23 +2,26 @@
 
 // Package config turns YAML into a checked, read-only Config.
 //
-// What the user writes (schema.go) and what the program uses (this file) are two sets of types. A Config
-// that Load returned holds these guarantees, and nobody checks them again:
+// What the user writes (schema.go) and what the program uses (this file) are two sets of types. A
+// Config that Load returned holds these guarantees, and no later code checks them again:
 //
-//   - Ports, Pools, Gateways, VPCs and each VPC's Instances are sorted by name (gateways by ID); what has no
-//     order of its own is sorted by value, empty lists are nil and neighboring ranges of one owner are joined,
-//     so two texts with one meaning give deeply equal Configs;
-//   - every index (Pool.Ports, Gateway.Pools, Gateway.VPC, Route.Gateway, Attachment.Port) is in range, and
-//     no inside port has two attachments;
-//   - prefixes are canonical, pool ranges do not overlap, every external address lies in exactly one pool
-//     and belongs to one instance (an SNAT address: to one owner per port, never also to a 1:1 address);
-//   - an attached prefix lies in one pool and overlaps no external address and no other attached prefix;
+//   - Ports, Pools, Gateways, VPCs and each VPC's Instances are sorted by name (gateways by ID);
+//     other lists are sorted by value, empty lists are nil, and adjacent ranges of one owner are
+//     joined, so two texts with the same meaning give deeply equal Configs;
+//   - every index (Pool.Ports, Gateway.Pools, Gateway.VPC, Route.Gateway, Attachment.Port) is in
+//     range, and no inside port has two attachments;
+//   - prefixes are canonical, pool ranges do not overlap, every external address lies in exactly
+//     one pool and belongs to one instance (an SNAT address: to one owner per port, never also to a
+//     1:1 address);
+//   - an attached prefix lies in one pool and overlaps no external address and no other attached
+//     prefix;
 //   - an instance with an external address or attached prefix has a private address of that family;
-//   - subnets of one VPC do not overlap, every instance address lies in one of them, no two instances of
-//     a VPC share an address, and none has an address of weir's own;
-//   - a route and its target are of one family, and no two routes of a VPC have the same To, From and Class.
+//   - subnets of one VPC do not overlap, every instance address lies in one of them, no two
+//     instances of a VPC share an address, and none has one of weir's addresses;
+//   - a route and its target are of one family, and no two routes of a VPC have the same To, From
+//     and Class.
 //
-// A Config is shared between goroutines: nobody writes to one after Load.
+// Goroutines share a Config: it is read-only after Load.
 package config
 
 import (
@@ -42,7 +45,7 @@ const (
 	MinMemory   = 64 << 20
 	MaxMemory   = 1 << 40
 	MaxMTU      = 9600
-	MaxUDPPorts = 254 // UDP ports with timeouts of their own
+	MaxUDPPorts = 254 // UDP ports with their own timeouts
 )
 
 // DefaultConfig is what holds for the keys that a configuration leaves out. It is read-only.
@@ -138,7 +141,7 @@ type Port struct {
 	Side      Side
 	MTU       int            // bytes of an IP packet
 	MAC       MAC            // zero: the device's own
-	Addresses []netip.Prefix // ours: the address and its on-link prefix, not masked
+	Addresses []netip.Prefix // weir's: the address and its on-link prefix, not masked
 	NextHops  []NextHop      // outside only
 	Answer    Answer         // outside only
 }
@@ -172,7 +175,7 @@ func (r Range) Contains(a netip.Addr) bool {
 type Pool struct {
 	Name     string
 	Ranges   []Range
-	Ports    []int // outside ports that its addresses leave by; empty: any
+	Ports    []int // outside ports through which its addresses leave; empty: any
 	Sessions Translation
 }
 
@@ -183,7 +186,8 @@ type Translation struct {
 	Fragments Fragments
 }
 
-// Mapping says which flows of an internal endpoint share an external one (RFC 4787 §4.1). It concerns SNAT.
+// Mapping says which flows of an internal endpoint share an external one (RFC 4787 §4.1). It
+// concerns SNAT.
 type Mapping uint8
 
 const (
@@ -234,12 +238,13 @@ const (
 	SpreadInstance
 )
 
-// OnMove says what becomes of a session whose address is not eligible for its route's gateway any more.
+// OnMove says what becomes of a session whose address is no longer eligible for its route's
+// gateway.
 type OnMove uint8
 
 const (
 	OnMoveKeep  OnMove = iota // it stays
-	OnMoveDrain               // it stays for DrainTimeout at the most
+	OnMoveDrain               // it stays for at most DrainTimeout
 	OnMoveCut                 // it ends
 )
 
@@ -257,7 +262,7 @@ type Sessions struct {
 	Timeouts     Timeouts
 }
 
-// Values of Sessions.MSSClamp that are no size.
+// Values of Sessions.MSSClamp that are not sizes.
 const (
 	MSSClampAuto = -1 // what the MTUs of both sides allow
 	MSSClampOff  = 0
@@ -319,14 +324,15 @@ type Target uint8
 const (
 	TargetDrop    Target = iota
 	TargetGateway        // tag with Route.Gateway
-	TargetAddress        // VPC-internal, by the next hop Route.Address
+	TargetAddress        // VPC-internal, through the next hop Route.Address
 	TargetSubnet         // VPC-internal, to the destination itself in Route.Subnet
 )
 
 // UnnamedGateway is the Route.Gateway of a route to the unnamed gateway.
 const UnnamedGateway = -1
 
-// Route is one entry of a VPC's routing table. The implicit system route of each subnet to itself is not listed.
+// Route is one entry of a VPC's routing table. The implicit system route of each subnet to itself
+// is not listed.
 type Route struct {
 	To      netip.Prefix
 	From    netip.Prefix // zero: any source

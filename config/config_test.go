@@ -21,7 +21,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A testCase is a configuration of one or more files. What is expected stands beside the line it is about:
+// A testCase is a configuration of one or more files. Expectations are comments on the lines they
+// are about:
 //
 //	# want: PATH: MESSAGE    a fault
 //	# warn: PATH: MESSAGE    a warning
@@ -32,7 +33,8 @@ type testCase struct {
 
 var caseHeader = regexp.MustCompile(`(?m)^-- (\S+?)(?:/(\S+))? --\n`)
 
-// readCases splits an archive at its headers: "-- case --", or "-- case/file.yaml --" for each of several files.
+// readCases splits an archive at its headers: "-- case --", or "-- case/file.yaml --" for each of
+// several files.
 func readCases(t testing.TB, archive string) []testCase {
 	t.Helper()
 	data, err := os.ReadFile(archive)
@@ -157,15 +159,15 @@ func TestBadText(t *testing.T) {
 				"f.yaml:4: gateways: the anchor &c is not accepted; expected the value alone\n" +
 				"f.yaml:5: vpcs: the alias *c is not accepted; expected the value itself"},
 		{"two documents", "version: 1\n---\nversion: 1\n", "f.yaml:2: a second document begins; expected one YAML document"},
-		{"NUL", "version: 1\nports: []\x00\n", "f.yaml:2: byte 0x00 is no text; expected UTF-8"},
-		{"binary", "\x7fELF\x02\x01\x01\x00", "f.yaml:1: byte 0x00 is no text; expected UTF-8"},
-		{"latin-1", "version: 1\n\nports: [{name: caf\xe9}]\n", "f.yaml:3: byte 0xe9 is no text; expected UTF-8"},
-		{"UTF-16", "\xff\xfev\x00e\x00", "f.yaml:1: byte 0xff is no text; expected UTF-8"},
+		{"NUL", "version: 1\nports: []\x00\n", "f.yaml:2: byte 0x00 is not text; expected UTF-8"},
+		{"binary", "\x7fELF\x02\x01\x01\x00", "f.yaml:1: byte 0x00 is not text; expected UTF-8"},
+		{"latin-1", "version: 1\n\nports: [{name: caf\xe9}]\n", "f.yaml:3: byte 0xe9 is not text; expected UTF-8"},
+		{"UTF-16", "\xff\xfev\x00e\x00", "f.yaml:1: byte 0xff is not text; expected UTF-8"},
 		{"tab", "version: 1\nports:\n\t- name: a\n", "f.yaml:3: found character that cannot start any token; expected one YAML document"},
 		{"unclosed", "version: 1\nports: [\n", "f.yaml:2: did not find expected node content; expected one YAML document"},
 		{"deep lists", deep("["), "f.yaml:2: exceeded max depth of 10000; expected one YAML document"},
 		{"deep mappings", deep("{a: "), "f.yaml:2: exceeded max depth of 10000; expected one YAML document"},
-		{"too large", "version: 1\n#" + strings.Repeat("x", MaxFileSize), "f.yaml: cannot be read: it is larger than 16 MiB; expected it split over a directory of files"},
+		{"too large", "version: 1\n#" + strings.Repeat("x", MaxFileSize), "f.yaml: cannot be read: it is larger than 16 MiB; expected it split into a directory of files"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, _, err := Parse([]File{{"f.yaml", []byte(c.text)}})
@@ -203,7 +205,7 @@ func TestManyFaults(t *testing.T) {
 	text := "version: 1\nports: [" + strings.Repeat("a,", 100000) + "]\n"
 	_, _, err := Parse([]File{{"f.yaml", []byte(text)}})
 	faults, _ := err.(Faults)
-	if len(faults) != maxFaults+1 || faults[maxFaults].Message != "there are more than these 10000" {
+	if len(faults) != maxFaults+1 || faults[maxFaults].Message != "there are more; only these 10000 are listed" {
 		t.Errorf("%d faults, last %v", len(faults), faults[len(faults)-1])
 	}
 }
@@ -349,7 +351,8 @@ func TestTooManyVPCs(t *testing.T) {
 	}
 }
 
-// As many workers as there may be, and one more; a fault of one core does not hide that there are too many.
+// As many workers as there may be, and one more; a fault of one core does not hide that there are
+// too many.
 func TestMaxWorkers(t *testing.T) {
 	parse := func(cores []int) (*Config, error) {
 		text := "version: 1\ndataplane: {workers: " + strings.ReplaceAll(fmt.Sprint(cores), " ", ", ") + "}\n"
@@ -363,11 +366,11 @@ func TestMaxWorkers(t *testing.T) {
 	if c, err := parse(cores); err != nil || !slices.Equal(c.Dataplane.Workers, cores) {
 		t.Errorf("%d workers: %v", MaxWorkers, err)
 	}
-	const many = "f.yaml:2: dataplane.workers: 65 cores are named; expected at most 64"
+	const many = "f.yaml:2: dataplane.workers: 65 cores are listed; expected at most 64"
 	if _, err := parse(append(slices.Clip(cores), 1)); err == nil || err.Error() != many {
 		t.Errorf("got %v, want %v", err, many)
 	}
-	const twice = "f.yaml:2: dataplane.workers[64]: core 2 stands already in the list; expected each core once"
+	const twice = "f.yaml:2: dataplane.workers[64]: core 2 is already in the list; expected each core once"
 	if _, err := parse(append(slices.Clip(cores), 2)); err == nil || err.Error() != many+"\n"+twice {
 		t.Errorf("got %v, want %v and %v", err, many, twice)
 	}
@@ -414,7 +417,7 @@ func TestManual(t *testing.T) {
 	}
 }
 
-// Every key of the schema stands in the example or in a case, so none is untried.
+// Every key of the schema is in the example or in a case, so none is untested.
 func TestEveryKeyIsTried(t *testing.T) {
 	var text bytes.Buffer
 	for _, name := range append(archives(t), "testdata/example.yaml") {
@@ -480,7 +483,7 @@ func TestLoad(t *testing.T) {
 	if Digest(dir) == was {
 		t.Error("one more file does not change the digest")
 	}
-	fails(dir, "c.yaml:2: log: stands already at "+filepath.Join(dir, "a.yaml")+":2; expected log in one file only")
+	fails(dir, "c.yaml:2: log: is already set at "+filepath.Join(dir, "a.yaml")+":2; expected log in one file only")
 
 	write("c.yaml", "version: 1\n#"+strings.Repeat("x", MaxFileSize))
 	fails(dir, "c.yaml: cannot be read: it is larger than 16 MiB")
@@ -508,8 +511,8 @@ func TestLoad(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	fails(dir, "cannot be read: its files are larger than 256 MiB together")
-	fails("/dev/zero", "/dev/zero: cannot be read: it is no regular file")
+	fails(dir, "cannot be read: its files are larger than 256 MiB in total")
+	fails("/dev/zero", "/dev/zero: cannot be read: it is not a regular file")
 }
 
 // A file that weir's user may not read, and a directory that he may not list, say so.
@@ -686,7 +689,8 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// checkGuarantees holds c against what the package's comment states, by the slowest and plainest means.
+// checkGuarantees holds c against what the package's comment states, by the slowest and plainest
+// means.
 func checkGuarantees(t testing.TB, c *Config) {
 	t.Helper()
 	check := func(ok bool, format string, args ...any) {
@@ -912,8 +916,8 @@ func BenchmarkDiff(b *testing.B) {
 	}
 }
 
-// large returns a configuration of n instances, with a floating address and an SNAT range each, in as many VPCs
-// as there may be inside ports.
+// large returns a configuration of n instances, with a floating address and an SNAT range each, in
+// as many VPCs as there may be inside ports.
 func large(n int) []File {
 	const inside = MaxPorts
 	var b bytes.Buffer

@@ -43,14 +43,15 @@ type Change struct {
 	Old, New Place // where the object is; None where it is not
 }
 
-// Place is where an object is in a Config: Index in the list of its kind, for routes and instances in that of the VPC.
+// Place is where an object is in a Config: Index in the list of its kind, for routes and instances
+// in that of the VPC.
 type Place struct{ VPC, Index int }
 
-// None is no place.
+// None is the Place of an object that a Config does not have.
 var None = Place{-1, -1}
 
-// Changes returns what differs, in the order of the file's keys. Empty exactly when Equal. It takes time only for VPCs whose
-// lists the two Configs do not share.
+// Changes returns what differs, in the order of the file's keys. Empty exactly when Equal. It takes
+// time only for VPCs whose lists the two Configs do not share.
 func Changes(old, new *Config) []Change {
 	d := diff{old: old, new: new}
 	d.section("api", KindSection, old.API, new.API)
@@ -89,8 +90,9 @@ func Changes(old, new *Config) []Change {
 	return d.changes
 }
 
-// RestartOnly names the keys that differ and that are read at start only: the API's, the log's and the data plane's, the set of
-// ports and each port's device, side, MTU and MAC. A reload leaves them as they are.
+// RestartOnly names the keys that differ and that are read at start only: the API's, the log's and
+// the data plane's, the set of ports and each port's device, side, MTU and MAC. A reload leaves
+// them as they are.
 func RestartOnly(old, new *Config) []string {
 	var keys []string
 	only := func(key string, a, b any) {
@@ -138,14 +140,15 @@ type diff struct {
 	changes                     []Change
 }
 
-// section compares what stands once in a Config.
+// section compares what a Config has once.
 func (d *diff) section(key string, kind Kind, a, b any) {
 	if !reflect.DeepEqual(a, b) {
 		d.changes = append(d.changes, Change{key + " changed", kind, None, None})
 	}
 }
 
-// merge calls f for each element of two sorted lists: with its index in both, -1 where it is in one only.
+// merge calls f for each element of two sorted lists: with its index in both, -1 where it is in one
+// only.
 func merge[T any](old, new []T, order func(a, b *T) int, f func(i, j int)) {
 	i, j := 0, 0
 	for i < len(old) && j < len(new) {
@@ -170,7 +173,8 @@ func merge[T any](old, new []T, order func(a, b *T) int, f func(i, j int)) {
 	}
 }
 
-// comparison is two sorted lists of one kind: order goes by what identifies an element, name says it in words.
+// comparison is two sorted lists of one kind: order goes by what identifies an element, name says
+// it in words.
 type comparison[T any] struct {
 	kind           Kind
 	old, new       []T
@@ -180,7 +184,8 @@ type comparison[T any] struct {
 	same           func(a, b *T) bool
 }
 
-// compare adds a change for each object that is in one list only or differs: those removed or changed first.
+// compare adds a change for each object that is in one list only or differs: those removed or
+// changed first.
 func compare[T any](d *diff, c comparison[T]) {
 	var added []Change
 	merge(c.old, c.new, c.order, func(i, j int) {
@@ -198,12 +203,14 @@ func compare[T any](d *diff, c comparison[T]) {
 
 func same[T any](a, b *T) bool { return reflect.DeepEqual(a, b) }
 
-// shared reports whether two lists are one: nobody writes to those of a Config.
+// shared reports whether two lists share their memory. Lists of a Config are read-only, so they are
+// then equal.
 func shared[T any](a, b []T) bool {
 	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
 }
 
-// The methods below compare objects with names in place of indexes, which shift when a neighbor comes or goes.
+// The methods below compare objects with names in place of indexes, which shift when a neighbor
+// comes or goes.
 
 func (d *diff) samePool(a, b *Pool) bool {
 	x, y := *a, *b

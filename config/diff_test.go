@@ -88,8 +88,8 @@ func TestDiff(t *testing.T) {
 	}
 }
 
-// A change of any one value anywhere in a Config is no longer Equal, and Diff has words for it: a field added to
-// the types cannot be forgotten in either.
+// A change of any one value anywhere in a Config is no longer Equal, and Diff has words for it: a
+// field added to the types cannot be forgotten in either.
 func TestEveryFieldCounts(t *testing.T) {
 	reference := load(t, "testdata/example.yaml")
 	c := load(t, "testdata/example.yaml")

@@ -56,7 +56,7 @@ func (v *vpcChecker) claim(t *instanceText, i *Instance) {
 	slices.SortFunc(i.Attached, comparePrefix)
 }
 
-// whole checks addresses that an instance has for itself, at most limit of each family.
+// whole checks addresses that only one instance has, at most limit of each family.
 func (v *vpcChecker) whole(t *instanceText, i *Instance, list []at[netip.Addr], what string, limit int) []netip.Addr {
 	var all []netip.Addr
 	count := map[int]int{} // by bits
@@ -77,7 +77,7 @@ func (v *vpcChecker) whole(t *instanceText, i *Instance, list []at[netip.Addr], 
 	return all
 }
 
-// joinSNAT sorts ranges and joins neighbors on one address: they are one range.
+// joinSNAT sorts ranges and joins adjacent ranges of one address.
 func joinSNAT(list []SNAT) []SNAT {
 	slices.SortFunc(list, func(a, b SNAT) int {
 		return cmp.Or(a.Address.Compare(b.Address), cmp.Compare(a.First, b.First))
@@ -101,8 +101,8 @@ func (v *vpcChecker) hasFamily(t *instanceText, i *Instance, s *spot, a netip.Ad
 	if slices.ContainsFunc(t.addresses, func(a at[netip.Addr]) bool { return !a.ok }) {
 		return // it may have been meant as one
 	}
-	v.faults.add(s, "%v is of a family in which instance %q has no address; expected an %s address under addresses",
-		a, i.Name, familyOf(a))
+	v.faults.add(s, "%v is %s, but instance %q has no %s address; expected one under addresses",
+		a, familyOf(a), i.Name, familyOf(a))
 }
 
 // prefixInPool reports an attached prefix that is not within one pool.
@@ -113,15 +113,16 @@ func (c *checker) prefixInPool(p at[netip.Prefix], r Range) {
 	if s, in := c.ranges.find(r.From); in && s.Contains(r.To) {
 		return
 	}
-	c.faults.add(p.spot, "%v is not within one pool; expected a prefix within the ranges of one", p.value)
+	c.faults.add(p.spot, "%v is not within one pool; expected a prefix within the ranges of one pool", p.value)
 }
 
-// checkExternal checks that no two instances hold the same. Sorting keeps it linear, nearly.
+// checkExternal checks that no two instances hold the same address or share. Sorting keeps it
+// nearly linear.
 func (c *checker) checkExternal() {
 	x := &c.external
 	x.attached.sort()
 	for a, b := range x.attached.overlaps() {
-		c.faults.add(b.spot, "%v of %s overlaps %v of %s; expected attached prefixes apart",
+		c.faults.add(b.spot, "%v of %s overlaps %v of %s; expected attached prefixes that do not overlap",
 			b.Range, c.instance(x.owners[b.index]), a.Range, c.holder(x.owners[a.index]))
 	}
 	slices.SortStableFunc(x.whole, compareWhole)
@@ -139,17 +140,18 @@ func (c *checker) checkExternal() {
 	c.checkDistinct()
 	for address, o := range c.own {
 		if r, in := x.attached.find(address); in {
-			c.faults.add(r.spot, "%v of %s holds %v of %v; expected a prefix without it", r.Range, c.instance(x.owners[r.index]), address, o)
+			c.faults.add(r.spot, "%v of %s contains %v of %v; expected a prefix without it", r.Range, c.instance(x.owners[r.index]), address, o)
 		}
 	}
 }
 
-// checkDistinct checks that of sorted claims no two are on one address or share. An SNAT address is nobody's for himself.
+// checkDistinct checks that of sorted claims no two are on one address or share. An SNAT address is
+// never also a 1:1 address.
 func (c *checker) checkDistinct() {
 	x := &c.external
 	for i, h := range x.whole {
 		if i > 0 && x.whole[i-1].address == h.address {
-			c.faults.add(h.spot, "%v of %s is held already by %s; expected each address once", h.address, c.instance(h), c.holder(x.whole[i-1]))
+			c.faults.add(h.spot, "%v of %s already belongs to %s; expected each address once", h.address, c.instance(h), c.holder(x.whole[i-1]))
 		}
 	}
 	reach := 0 // the entry of the same address that ends last so far
@@ -158,11 +160,11 @@ func (c *checker) checkDistinct() {
 			reach = i
 		}
 		if n, whole := slices.BinarySearchFunc(x.whole, h, compareWhole); whole {
-			c.faults.add(h.spot, "%v, where %s has ports, is a floating or ephemeral address of %s; expected an address that nobody has for himself",
+			c.faults.add(h.spot, "%v, on which %s has SNAT ports, is a floating or ephemeral address of %s; expected an address that no instance owns",
 				h.address, c.instance(h), c.holder(x.whole[n]))
 		}
 		if before := x.shared[reach]; reach != i && h.ports.first <= before.ports.last {
-			c.faults.add(h.spot, "ports %d-%d of %v of %s overlap %d-%d of %s; expected ranges apart", h.ports.first, h.ports.last,
+			c.faults.add(h.spot, "ports %d-%d of %v of %s overlap %d-%d of %s; expected ranges that do not overlap", h.ports.first, h.ports.last,
 				h.address, c.instance(h), before.ports.first, before.ports.last, c.holder(before))
 		}
 		if h.ports.last > x.shared[reach].ports.last {
@@ -171,10 +173,10 @@ func (c *checker) checkDistinct() {
 	}
 }
 
-// notOwn reports an external address that is our port's own or its next hop's.
+// notOwn reports an external address that a port or a next hop has.
 func (c *checker) notOwn(h claim) {
 	if o := c.own[h.address]; o.spot != nil {
-		c.faults.add(h.spot, "%v of %s is that of %v; expected another address", h.address, c.instance(h), o)
+		c.faults.add(h.spot, "%v of %s is already used by %v; expected another address", h.address, c.instance(h), o)
 	}
 }
 

@@ -17,7 +17,7 @@ type Fault struct {
 	Message string `json:"message"`        // the value, what is wrong with it, what was expected
 }
 
-// Warning is a Fault's form for what is legal and probably wrong.
+// Warning has the form of a Fault. It reports what is legal but probably wrong.
 type Warning = Fault
 
 // String returns the fault on one line: file:line: path: message.
@@ -78,7 +78,7 @@ func (f *findings) sorted() []Fault {
 	})
 	if f.more {
 		last := f.list[len(f.list)-1]
-		return append(f.list, Fault{File: last.File, Message: fmt.Sprintf("there are more than these %d", maxFaults)})
+		return append(f.list, Fault{File: last.File, Message: fmt.Sprintf("there are more; only these %d are listed", maxFaults)})
 	}
 	return f.list
 }
@@ -108,7 +108,8 @@ func (s *spot) path() string {
 // String returns file:line.
 func (s *spot) String() string { return fmt.Sprintf("%s:%d", s.file, s.line) }
 
-// owner is what a value belongs to, as messages name it. The zero owner is nobody.
+// owner is what a value belongs to, as messages name it. The zero owner means that nothing owns the
+// value.
 type owner struct {
 	what, name string // such as instance, web-1
 	spot       *spot  // of the value

@@ -13,7 +13,8 @@ import (
 	"strings"
 )
 
-// MaxFileSize is the size, in bytes, beyond which a file is refused unread, and MaxSize that of all files together.
+// MaxFileSize is the size, in bytes, beyond which a file is refused unread, and MaxSize that of all
+// files together.
 const (
 	MaxFileSize = 16 << 20
 	MaxSize     = 256 << 20
@@ -25,9 +26,9 @@ type File struct {
 	Data []byte
 }
 
-// Load reads the configuration at path: a file, or a directory whose *.yaml and *.yml files are merged in the
-// order of their names (hidden files and subdirectories are left out). The error is a Faults; warnings come
-// only with a Config.
+// Load reads the configuration at path: a file, or a directory whose *.yaml and *.yml files are
+// merged in the order of their names (hidden files and subdirectories are left out). The error is a
+// Faults; warnings come only with a Config.
 func Load(path string) (*Config, []Warning, error) {
 	files, err := ReadFiles(path)
 	if err != nil {
@@ -36,8 +37,8 @@ func Load(path string) (*Config, []Warning, error) {
 	return Parse(files)
 }
 
-// Parse checks files as one configuration. It keeps none of their bytes. The error is a Faults; warnings come
-// only with a Config.
+// Parse checks files as one configuration. It keeps none of their bytes. The error is a Faults;
+// warnings come only with a Config.
 func Parse(files []File) (*Config, []Warning, error) { return new(Parser).Parse(files) }
 
 // ReadFiles returns the files that make up the configuration at path, in the order of their names.
@@ -108,14 +109,15 @@ func readFile(name string) ([]byte, error) {
 	return b.Bytes(), err
 }
 
-// readInto reads like readFile, and returns the file's size. Other kinds of files are refused unopened: opening a pipe waits.
+// readInto reads like readFile, and returns the file's size. Other kinds of files are refused
+// unopened: opening a pipe waits.
 func readInto(w io.Writer, name string) (int, error) {
 	info, err := os.Stat(name)
 	if err != nil {
 		return 0, err
 	}
 	if !info.Mode().IsRegular() {
-		return 0, errors.New("it is no regular file; expected a YAML file")
+		return 0, errors.New("it is not a regular file; expected a YAML file")
 	}
 	if info.Size() > MaxFileSize {
 		return 0, tooLarge
@@ -132,11 +134,11 @@ func readInto(w io.Writer, name string) (int, error) {
 	return int(n), err
 }
 
-var tooLarge = fmt.Errorf("it is larger than %d MiB; expected it split over a directory of files", MaxFileSize>>20)
+var tooLarge = fmt.Errorf("it is larger than %d MiB; expected it split into a directory of files", MaxFileSize>>20)
 
 // tooMuch is about files that are larger than MaxSize together.
 func tooMuch(path string) Faults {
-	return Faults{{File: path, Message: fmt.Sprintf("cannot be read: its files are larger than %d MiB together", MaxSize>>20)}}
+	return Faults{{File: path, Message: fmt.Sprintf("cannot be read: its files are larger than %d MiB in total", MaxSize>>20)}}
 }
 
 func unreadable(name string, err error) Fault {

@@ -14,9 +14,10 @@ import (
 	"time"
 )
 
-// Parser checks configurations that follow each other, and does again only what has changed: it reads files whose content is
-// another, several at a time, and checks the VPCs that they speak of. What it yields is what Parse yields for the same files,
-// except that Configs share the lists of VPCs that are the same. It is not safe for use by several goroutines.
+// Parser checks successive configurations and repeats only the work for what changed: it reads
+// files with new content, several at a time, and checks the VPCs in them. Its result equals that of
+// Parse for the same files, except that Configs share the lists of unchanged VPCs. It is not safe
+// for use by several goroutines.
 type Parser struct {
 	Read, Check time.Duration // what the last call took for the files, and for what they say together
 
@@ -25,17 +26,17 @@ type Parser struct {
 	checked *checker    // what that came to
 }
 
-// fragment is what one file says by itself.
+// fragment is the content of one file.
 type fragment struct {
 	name   string
 	sum    Sum
 	doc    *document
 	faults findings
-	whole  bool // false: nothing of it could be read
+	whole  bool // false: none of it could be read
 }
 
-// Parse checks files as one configuration. It keeps none of their bytes. The error is a Faults; warnings come
-// only with a Config.
+// Parse checks files as one configuration. It keeps none of their bytes. The error is a Faults;
+// warnings come only with a Config.
 func (p *Parser) Parse(files []File) (*Config, []Warning, error) {
 	if len(files) == 0 {
 		return nil, nil, Faults{{File: "configuration", Message: "has no files; expected at least one"}}
@@ -51,7 +52,8 @@ func (p *Parser) Parse(files []File) (*Config, []Warning, error) {
 	if c == nil {
 		doc, faults, whole := join(p.last)
 		if !whole {
-			// What a refused file would have declared is missing, so references into it must not be judged.
+			// What a refused file would have declared is missing, so references into it must not be
+			// judged.
 			return nil, nil, Faults(faults.sorted())
 		}
 		c = &checker{faults: faults, doc: doc, config: doc.config}
@@ -65,7 +67,7 @@ func (p *Parser) Parse(files []File) (*Config, []Warning, error) {
 	return &c.config, c.warned.all(), nil
 }
 
-// read returns what each file says. What it said last time is not read again.
+// read returns what each file says. Unchanged files are not read again.
 func (p *Parser) read(files []File) []*fragment {
 	known := make(map[string]*fragment, len(p.last))
 	for _, f := range p.last {
@@ -91,7 +93,7 @@ func (p *Parser) read(files []File) []*fragment {
 	return all
 }
 
-// join merges what the files say, in their order. It leaves the fragments as they are.
+// join merges what the files say, in their order. It does not modify the fragments.
 func join(all []*fragment) (doc *document, faults findings, whole bool) {
 	doc, whole = newDocument(), true
 	for _, f := range all {
@@ -104,7 +106,7 @@ func join(all []*fragment) (doc *document, faults findings, whole bool) {
 				continue
 			}
 			if first := doc.sections[key]; first != nil {
-				faults.add(s, "stands already at %v; expected %s in one file only", first, key)
+				faults.add(s, "is already set at %v; expected %s in one file only", first, key)
 				continue
 			}
 			doc.sections[key] = s
@@ -122,7 +124,7 @@ func join(all []*fragment) (doc *document, faults findings, whole bool) {
 	return doc, faults, whole
 }
 
-// detach makes the lists that a check sorts the VPC's own.
+// detach copies the lists that a check sorts, so that other readers keep theirs.
 func (v *vpcText) detach() {
 	v.routes, v.instances = slices.Clone(v.routes), slices.Clone(v.instances)
 }
@@ -143,7 +145,7 @@ func (d *document) take(key string, from *document) {
 	}
 }
 
-// onlyVPCs reports whether a file speaks of VPCs and instances only.
+// onlyVPCs reports whether a file holds only VPCs and instances.
 func (f *fragment) onlyVPCs() bool {
 	d := f.doc
 	return f.whole && len(f.faults.list)+len(d.sections)+len(d.ports)+len(d.pools)+len(d.gateways) == 0
@@ -162,9 +164,9 @@ func (f *fragment) sameVPCs(o *fragment) bool {
 	return slices.Equal(names(f), names(o))
 }
 
-// follow checks the configuration in now on the ground of c, which has checked the one in before and found no fault. It does so
-// only when no more than what VPCs hold is another; else, and when there is any fault, it returns nil and a whole check
-// has to say what is the case. It leaves c as it is.
+// follow checks the configuration in now, and reuses what c found when it checked the one in before
+// without a fault. This works only if nothing outside the VPCs changed. Otherwise, and on any
+// fault, it returns nil, and the caller runs a full check. It does not modify c.
 func (c *checker) follow(before, now []*fragment) *checker {
 	if len(before) != len(now) {
 		return nil
@@ -225,7 +227,8 @@ func (c *checker) follow(before, now []*fragment) *checker {
 	return n
 }
 
-// differ calls f for the elements of two lists that are not at the same place in both, down to the line they stand on.
+// differ calls f for the elements of two lists that are not at the same place in both, line numbers
+// included.
 func differ[T any](old, new []T, f func(*T)) {
 	for i := range max(len(old), len(new)) {
 		if i < len(old) && i < len(new) && reflect.DeepEqual(&old[i], &new[i]) {
@@ -240,7 +243,7 @@ func differ[T any](old, new []T, f func(*T)) {
 	}
 }
 
-// replace puts what the changed files say now of the dirty VPCs and their instances in place of what they said.
+// replace updates the dirty VPCs and their instances with what the changed files now say.
 func (c *checker) replace(changed map[string]bool, dirty map[int]bool, now []*fragment) {
 	for v := range dirty {
 		t := &c.doc.vpcs[v]

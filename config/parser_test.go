@@ -10,7 +10,8 @@ import (
 	"testing"
 )
 
-// scribe writes configurations of several files, most of them good. Each file is made of a seed, so that one can change alone.
+// scribe writes configurations of several files, most of them good. Each file is made of a seed, so
+// that one can change alone.
 type scribe struct{ *rand.Rand }
 
 func (s scribe) any(list ...string) string { return list[s.IntN(len(list))] }
@@ -49,7 +50,8 @@ func (s scribe) instance(vpc, i int) string {
 
 const scribeVPCs = 6
 
-// file writes file n: 0 has what is global, 1 and 2 VPCs with instances in them, the others instances of all VPCs.
+// file writes file n: 0 has what is global, 1 and 2 VPCs with instances in them, the others
+// instances of all VPCs.
 func (s scribe) file(n int) string {
 	var b strings.Builder
 	b.WriteString("version: 1\n")
@@ -111,8 +113,8 @@ func (s scribe) file(n int) string {
 	return b.String()
 }
 
-// A Parser that has followed a configuration through changes says of each step what a whole reading says: the same Config, the
-// same warnings, or the same faults.
+// A Parser that has followed a configuration through changes says of each step what a whole reading
+// says: the same Config, the same warnings, or the same faults.
 func TestParserFollows(t *testing.T) {
 	const files, rounds = 5, 60
 	followed, refused, warned := 0, 0, 0
@@ -210,7 +212,8 @@ func BenchmarkParser(b *testing.B) {
 	}
 }
 
-// spread returns instances of many VPCs over files of their own, as deploy/scale does; mac is that of the first.
+// spread returns instances of many VPCs over files of their own, as deploy/scale does; mac is that
+// of the first.
 func spread(instances, vpcs, files, mac int) []File {
 	var b strings.Builder
 	b.WriteString("version: 1\npools: [{name: p, ranges: [100.64.0.0/10]}]\ngateways: [{name: g, id: 00000000-0000-4000-8000-000000000001, pools: [p]}]\n" +

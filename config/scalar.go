@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// Each function here reads one kind of text. Its error continues a sentence that begins with the text:
-// what is wrong, then what was expected.
+// Each function here reads one kind of text. Its error continues a sentence that begins with the
+// text: what is wrong, then what was expected.
 
 // A choice is one of the words that a key takes.
 type choice[T any] struct {
@@ -51,18 +51,18 @@ var nameForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
 
 func parseName(s string) (string, error) {
 	if !nameForm.MatchString(s) {
-		return "", errors.New("is no name; expected 1 to 63 letters, digits, dots, underscores and hyphens, a letter or digit first")
+		return "", errors.New("is not a valid name; expected 1 to 63 letters, digits, dots, underscores and hyphens, a letter or digit first")
 	}
 	return s, nil
 }
 
-// parseGatewayName keeps names apart from what else a route's gateway may say.
+// parseGatewayName refuses names that a route's gateway would take for something else.
 func parseGatewayName(s string) (string, error) {
 	if s == unnamed {
-		return "", errors.New("is the gateway that has no name; expected another name")
+		return "", errors.New("is reserved for the unnamed gateway; expected another name")
 	}
 	if _, err := parseID(s); err == nil {
-		return "", errors.New("has the form of an ID; expected a name")
+		return "", errors.New("looks like an ID; expected a name")
 	}
 	return parseName(s)
 }
@@ -72,7 +72,7 @@ var idForm = regexp.MustCompile(`^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[
 func parseID(s string) (ID, error) {
 	var id ID
 	if !idForm.MatchString(s) {
-		return id, errors.New("is no UUID; expected one such as 00000000-0000-4000-8000-000000000001")
+		return id, errors.New("is not a UUID; expected one such as 00000000-0000-4000-8000-000000000001")
 	}
 	hex.Decode(id[:], []byte(strings.ReplaceAll(s, "-", ""))) // the form is checked
 	if id == (ID{}) {
@@ -81,7 +81,8 @@ func parseID(s string) (ID, error) {
 	return id, nil
 }
 
-// special lists the ranges that are nobody's unicast address (RFC 6890) and so no pool's, subnet's or host's.
+// special lists ranges without unicast addresses (RFC 6890). They cannot be in a pool or subnet,
+// nor belong to a host.
 var special = []struct {
 	prefix netip.Prefix
 	what   string
@@ -98,11 +99,11 @@ var special = []struct {
 	{netip.MustParsePrefix("ff00::/8"), "multicast"},
 }
 
-// unicast refuses a range that meets special ones.
+// unicast refuses a range that overlaps a special one.
 func unicast(r Range) error {
 	for _, s := range special {
 		if r.Contains(s.prefix.Addr()) || s.prefix.Contains(r.From) {
-			return fmt.Errorf("meets %v (%s); expected unicast addresses", s.prefix, s.what)
+			return fmt.Errorf("overlaps %v (%s); expected unicast addresses", s.prefix, s.what)
 		}
 	}
 	return nil
@@ -113,7 +114,7 @@ func parseAddress(s string) (netip.Addr, error) {
 	a, err := netip.ParseAddr(s)
 	switch {
 	case err != nil:
-		return a, errors.New("is no IP address; expected one such as 192.0.2.1 or 2001:db8::1")
+		return a, errors.New("is not an IP address; expected one such as 192.0.2.1 or 2001:db8::1")
 	case a.Zone() != "":
 		return a, fmt.Errorf("has a zone; expected %v", a.WithZone(""))
 	case a.Is4In6():
@@ -139,7 +140,7 @@ func parseLength(s string) (netip.Prefix, error) {
 		if a, err := parseAddress(s); err == nil {
 			return p, fmt.Errorf("has no length; expected %v or shorter", netip.PrefixFrom(a, a.BitLen()))
 		}
-		return p, errors.New("is no prefix; expected one such as 192.0.2.0/24 or 2001:db8::/64, without a zone")
+		return p, errors.New("is not a prefix; expected one such as 192.0.2.0/24 or 2001:db8::/64, without a zone")
 	}
 	if p.Addr().Is4In6() {
 		return p, errors.New("is IPv4-mapped; expected the IPv4 form")
@@ -154,13 +155,13 @@ func parseNetwork(s string) (netip.Prefix, error) {
 		return p, err
 	}
 	if p.Bits() == 0 {
-		return p, errors.New("is every address; expected a network")
+		return p, errors.New("covers every address; expected a network")
 	}
 	return p, unicast(rangeOf(p))
 }
 
-// parseInterface reads an address of our own with the prefix of its network. All of a /31 (RFC 3021) or /127
-// (RFC 6164) are hosts.
+// parseInterface reads one of weir's addresses with the prefix of its network. All of a /31
+// (RFC 3021) or /127 (RFC 6164) are hosts.
 func parseInterface(s string) (netip.Prefix, error) {
 	p, err := parseLength(s)
 	if err != nil {
@@ -228,11 +229,11 @@ func parseRange(s string) (Range, error) {
 func parseMAC(s string) (MAC, error) {
 	h, err := net.ParseMAC(s)
 	if err != nil || len(h) != 6 {
-		return MAC{}, errors.New("is no MAC address; expected one such as 02:00:00:00:00:01")
+		return MAC{}, errors.New("is not a MAC address; expected one such as 02:00:00:00:00:01")
 	}
 	m := MAC(h)
 	if m == (MAC{}) || m[0]&1 != 0 {
-		return MAC{}, errors.New("is not one host's MAC address; expected a unicast one, not zero")
+		return MAC{}, errors.New("is multicast or zero; expected a unicast MAC address")
 	}
 	return m, nil
 }
@@ -241,7 +242,7 @@ func parseMAC(s string) (MAC, error) {
 type ports struct{ first, last uint16 }
 
 func parsePorts(s string) (ports, error) {
-	expected := errors.New("is no port range; expected first-last from 1 to 65535, such as 1024-17407")
+	expected := errors.New("is not a port range; expected first-last from 1 to 65535, such as 1024-17407")
 	a, b, _ := strings.Cut(s, "-")
 	first, err := strconv.ParseUint(a, 10, 16)
 	if err != nil {
@@ -253,7 +254,7 @@ func parsePorts(s string) (ports, error) {
 	}
 	switch {
 	case first == 0:
-		return ports{}, errors.New("holds port 0, which no host answers; expected first-last from 1 to 65535")
+		return ports{}, errors.New("includes port 0, which is reserved; expected first-last from 1 to 65535")
 	case last < first:
 		return ports{}, fmt.Errorf("ends before it begins; expected %d-%d", last, first)
 	}
@@ -266,7 +267,7 @@ const maxTimeout = 24 * time.Hour
 func parseDuration(s string) (time.Duration, error) {
 	d, err := time.ParseDuration(s)
 	if err != nil || d < 0 || d > maxTimeout || d%time.Millisecond != 0 {
-		return 0, errors.New("is no time span; expected one up to 24h in whole milliseconds, such as 90s, 5m or 2h4m")
+		return 0, errors.New("is not a duration; expected one up to 24h in whole milliseconds, such as 90s, 5m or 2h4m")
 	}
 	return d, nil
 }
@@ -276,7 +277,7 @@ var sizeForm = regexp.MustCompile(`^([0-9]{1,9})([KMGT])iB$`)
 func parseSize(s string) (uint64, error) {
 	m := sizeForm.FindStringSubmatch(s)
 	if m == nil {
-		return 0, errors.New("is no size; expected a whole number of KiB, MiB, GiB or TiB, such as 512MiB")
+		return 0, errors.New("is not a size; expected a whole number of KiB, MiB, GiB or TiB, such as 512MiB")
 	}
 	n, _ := strconv.ParseUint(m[1], 10, 64)
 	n <<= 10 * (1 + strings.Index("KMGT", m[2]))
@@ -294,7 +295,7 @@ func parsePercent(s string) (int, error) {
 			return n, nil
 		}
 	}
-	return 0, errors.New("is no share; expected 0% to 100%")
+	return 0, errors.New("is not a percentage; expected 0% to 100%")
 }
 
 // parseListen reads the address of a TCP listener. Empty: none.
@@ -310,7 +311,7 @@ func parseListen(s string) (string, error) {
 		_, err = netip.ParseAddr(host)
 	}
 	if err != nil {
-		return s, errors.New(`is no listening address; expected address:port, such as 127.0.0.1:9474 or [::1]:9474, or ""`)
+		return s, errors.New(`is not a listen address; expected address:port, such as 127.0.0.1:9474 or [::1]:9474, or ""`)
 	}
 	return s, nil
 }
@@ -322,7 +323,7 @@ var (
 
 func parseDevice(s string) (string, error) {
 	if !pciForm.MatchString(s) && !vdevForm.MatchString(s) {
-		return s, errors.New("is no device; expected a PCI address such as 0000:3b:00.1 or a vdev such as net_af_packet0,iface=eth1")
+		return s, errors.New("is not a device; expected a PCI address such as 0000:3b:00.1 or a vdev such as net_af_packet0,iface=eth1")
 	}
 	return s, nil
 }
@@ -342,7 +343,7 @@ func deviceName(device string) string {
 // parseArgument reads one EAL argument.
 func parseArgument(s string) (string, error) {
 	if s == "" || strings.ContainsFunc(s, func(c rune) bool { return c < ' ' || c == 0x7f }) {
-		return s, errors.New("is no argument; expected text without control characters")
+		return s, errors.New("is not a valid argument; expected text without control characters")
 	}
 	return s, nil
 }

@@ -10,19 +10,20 @@ import (
 	"gopkg.in/yaml.v3"
 )
 
-// This file is the schema: every key, its type, and which of them this version does not support yet. Objects
-// that others refer to are kept as written, each value with its place, for validate.go and its companions.
+// This file is the schema: every key, its type, and which of them this version does not support
+// yet. Objects that others refer to are kept as written, each value with its place, for validate.go
+// and its companions.
 
 // document is what a file says, or what all files say, merged: lists in the order of the files.
 type document struct {
 	config    Config           // the sections that refer to nothing, with defaults
-	sessions  translationText  // what the section of that name says of translation
-	sections  map[string]*spot // where each of those stands
+	sessions  translationText  // the translation keys of that section
+	sections  map[string]*spot // where each of them is
 	ports     []portText
 	pools     []poolText
 	gateways  []gatewayText
 	vpcs      []vpcText
-	instances []instanceText // those that stand outside their VPC
+	instances []instanceText // those listed outside their VPC
 }
 
 func newDocument() *document { return &document{config: DefaultConfig, sections: map[string]*spot{}} }
@@ -99,7 +100,7 @@ type routeText struct {
 
 type instanceText struct {
 	spot      *spot
-	vpc       at[string] // only where it stands outside its VPC
+	vpc       at[string] // only for an instance listed outside its VPC
 	name      at[string]
 	addresses []at[netip.Addr]
 	mac       at[MAC]
@@ -159,7 +160,8 @@ var (
 	parseEncap  = words("vxlan", "geneve")
 )
 
-// later reports a value that is well-formed and that this version does not support yet. today is what is accepted.
+// later reports a value that is well-formed and that this version does not support yet. today is
+// what is accepted.
 func (r *reader) later(v value, today string) {
 	what := "this"
 	if v.node.Kind == yaml.ScalarNode {
@@ -203,10 +205,10 @@ func (r *reader) file(f File) bool {
 	return true
 }
 
-// sectionKeys are the keys of what may stand in one file only.
+// sectionKeys are the keys that only one file may have.
 var sectionKeys = []string{"api", "log", "dataplane", "sessions", "reload"}
 
-// section reads one of those.
+// section reads one of them.
 func (r *reader) section(key string, v value) {
 	r.doc.sections[key] = v.spot
 	switch key {
@@ -267,7 +269,7 @@ func (r *reader) workers(v value) []int {
 		switch {
 		case !core.ok:
 		case slices.Contains(cores, core.value):
-			r.faults.add(e.spot, "core %d stands already in the list; expected each core once", core.value)
+			r.faults.add(e.spot, "core %d is already in the list; expected each core once", core.value)
 		default:
 			cores = append(cores, core.value)
 		}
@@ -275,14 +277,15 @@ func (r *reader) workers(v value) []int {
 	switch n := len(v.node.Content); {
 	case v.node.Kind != yaml.SequenceNode:
 	case n == 0:
-		r.faults.add(v.spot, "no core is named; expected one, such as [1]")
+		r.faults.add(v.spot, "no core is listed; expected at least one, such as [1]")
 	case n > MaxWorkers:
-		r.faults.add(v.spot, "%d cores are named; expected at most %d", n, MaxWorkers)
+		r.faults.add(v.spot, "%d cores are listed; expected at most %d", n, MaxWorkers)
 	}
 	return cores
 }
 
-// sessions reads the defaults of session handling. Floors of timeouts wait for rfc_unsafe, wherever it stands.
+// sessions reads the defaults of session handling. Timeouts are read last, because rfc_unsafe lifts
+// their floors and may come after them.
 func (r *reader) sessions(v value) {
 	c := &r.doc.config.Sessions
 	var times value
@@ -333,7 +336,8 @@ func (r *reader) translation(t *translationText, key string, v value) {
 	}
 }
 
-// minMSS is the least segment size that clamping may ask for: what IPv4's least datagram leaves (RFC 879 §3).
+// minMSS is the least segment size that clamping may ask for: what IPv4's least datagram leaves
+// (RFC 879 §3).
 const minMSS = 536
 
 // clamp reads a word or a segment size in bytes.
@@ -344,7 +348,7 @@ func (r *reader) clamp(v value) int {
 	return text(r, v, parseClamp).value
 }
 
-// duration reads a time span; a plain 0 is one too.
+// duration reads a duration; a plain 0 is one too.
 func (r *reader) duration(v value) at[time.Duration] {
 	if v.node.Kind == yaml.ScalarNode && v.node.ShortTag() == "!!int" && v.node.Value == "0" {
 		return at[time.Duration]{0, v.spot, true}
@@ -382,7 +386,7 @@ func (r *reader) timeouts(v value, unsafe bool) {
 	}
 }
 
-// timeout reads an idle time that a rule sets a floor to.
+// timeout reads an idle time. A rule sets its floor.
 func (r *reader) timeout(v value, floor time.Duration, rule string, unsafe bool) at[time.Duration] {
 	d := text(r, v, parseDuration)
 	switch {
@@ -397,10 +401,11 @@ func (r *reader) timeout(v value, floor time.Duration, rule string, unsafe bool)
 	return d
 }
 
-// portTimeouts reads a mapping of remote UDP ports to timeouts. Those of well-known ports may be below the floor (RFC 4787 REQ-5a).
+// portTimeouts reads a mapping of remote UDP ports to timeouts. Those of well-known ports may be
+// below the floor (RFC 4787 REQ-5a).
 func (r *reader) portTimeouts(v value, unsafe bool) {
 	if v.node.Kind != yaml.MappingNode {
-		r.faults.add(v.spot, "found %s; expected a mapping of UDP ports to time spans", kindOf(v.node))
+		r.faults.add(v.spot, "found %s; expected a mapping of UDP ports to durations", kindOf(v.node))
 		return
 	}
 	if n := len(v.node.Content) / 2; n > MaxUDPPorts {
@@ -419,7 +424,7 @@ func (r *reader) portTimeouts(v value, unsafe bool) {
 			continue
 		}
 		if s := seen[port.value]; s != nil {
-			r.faults.add(key.spot, "the port stands already at %v; expected it once", s)
+			r.faults.add(key.spot, "the port is already set at %v; expected it once", s)
 			continue
 		}
 		seen[port.value] = key.spot
@@ -665,7 +670,7 @@ func (r *reader) route(v value) routeText {
 	return t
 }
 
-// anything accepts a text that something later judges.
+// anything accepts any text; a later check judges it.
 func anything(s string) (string, error) { return s, nil }
 
 func (r *reader) instance(v value, keys []string) instanceText {
@@ -756,7 +761,7 @@ func require[T any](r *reader, v value, a at[T], key string) {
 	}
 }
 
-// requireKey reports that a mapping has no such key. What is no mapping has been reported already.
+// requireKey reports a missing key of a mapping. A value that is not a mapping was reported before.
 func (r *reader) requireKey(v value, key string) {
 	if v.node.Kind != yaml.MappingNode {
 		return

@@ -11,10 +11,12 @@ import (
 	"sort"
 )
 
-// checker turns a document into a Config. In order: ports, pools and gateways (this file), VPCs with their
-// routes and instances (vpc.go), external addresses (external.go); warnings last, of a Config without faults.
+// checker turns a document into a Config. In order: ports, pools and gateways (this file), VPCs
+// with their routes and instances (vpc.go), external addresses (external.go); warnings last, of a
+// Config without faults.
 //
-// A faulty value is reported where it is read and left out here; checks that it would make guess are not made.
+// A faulty value is reported where it is read and left out here. Checks that depend on it are
+// skipped.
 type checker struct {
 	faults findings
 	doc    *document
@@ -24,18 +26,19 @@ type checker struct {
 	pools    map[string]int
 	vpcs     map[string]int
 	gateways map[gatewayKey]int
-	private  map[string]int // gateways of one VPC, whichever
+	private  map[string]int // gateways private to any VPC
 	ids      map[ID]int
 
 	ranges      spans                // of all pools; index: the pool
 	poolsBroken bool                 // some range is not known
-	own         map[netip.Addr]owner // addresses of our ports and their next hops
+	own         map[netip.Addr]owner // addresses of the ports and their next hops
 	external    claims
 	attached    map[int]owner // VPCs, by the inside port that they have
 	warned      warnings
 }
 
-// gatewayKey is what a route names a gateway by. Names of gateways private to different VPCs are apart.
+// gatewayKey is what a route names a gateway by. Private gateways of different VPCs may share a
+// name.
 type gatewayKey struct {
 	vpc  int // -1: global
 	name string
@@ -50,7 +53,7 @@ func (c *checker) check() {
 	c.checkExternal()
 }
 
-// sortNamed reports names that stand twice in list, sorts it by name and returns the index of each name.
+// sortNamed reports duplicate names in list, sorts it by name and returns the index of each name.
 func sortNamed[T any](c *checker, list []T, what string, name func(*T) at[string]) map[string]int {
 	first := make(map[string]*spot, len(list))
 	for i := range list {
@@ -59,7 +62,7 @@ func sortNamed[T any](c *checker, list []T, what string, name func(*T) at[string
 			continue
 		}
 		if s := first[n.value]; s != nil {
-			c.faults.add(n.spot, "%s %q stands already at %v; expected another name", what, n.value, s)
+			c.faults.add(n.spot, "%s %q is already defined at %v; expected another name", what, n.value, s)
 			continue
 		}
 		first[n.value] = n.spot
@@ -87,7 +90,7 @@ func (c *checker) checkPorts() {
 		p := &c.doc.ports[i]
 		if name := deviceName(p.device.value); p.device.ok {
 			if o := devices[name]; o.spot != nil {
-				c.faults.add(p.device.spot, "device %s of port %q is that of %v; expected another device", name, p.name.value, o)
+				c.faults.add(p.device.spot, "device %s of port %q is already used by %v; expected another device", name, p.name.value, o)
 			} else {
 				devices[name] = owner{"port", p.name.value, p.device.spot}
 			}
@@ -97,7 +100,7 @@ func (c *checker) checkPorts() {
 	for i := range c.doc.ports {
 		for _, hop := range c.doc.ports[i].nextHops {
 			if o := c.own[hop.address.value]; hop.address.ok && o.spot != nil {
-				c.faults.add(hop.address.spot, "next hop %v is our own address, of %v; expected a router's", hop.address.value, o)
+				c.faults.add(hop.address.spot, "next hop %v is weir's own address, of %v; expected a router's", hop.address.value, o)
 			}
 		}
 	}
@@ -110,7 +113,7 @@ func (c *checker) checkPorts() {
 	}
 }
 
-// port checks one port and notes its addresses as our own.
+// port checks one port and notes its addresses as weir's own.
 func (c *checker) port(p *portText) Port {
 	port := Port{
 		Name:   p.name.value,
@@ -129,7 +132,7 @@ func (c *checker) port(p *portText) Port {
 			continue
 		}
 		if o := c.own[a.value.Addr()]; o.spot != nil {
-			c.faults.add(a.spot, "%v of port %q is that of %v; expected another address", a.value.Addr(), port.Name, o)
+			c.faults.add(a.spot, "%v of port %q is already used by %v; expected another address", a.value.Addr(), port.Name, o)
 			continue
 		}
 		c.own[a.value.Addr()] = owner{"port", port.Name, a.spot}
@@ -146,24 +149,26 @@ func (c *checker) port(p *portText) Port {
 func (c *checker) inside(p *portText) {
 	if len(p.addresses) > 0 {
 		c.faults.add(p.addresses[0].spot, "%v on an inside port is not supported yet; accepted today: [] "+
-			"(our addresses inside a VPC stand under vpcs[].attach[])", p.addresses[0].value)
+			"(weir's addresses inside a VPC go under vpcs[].attach[])", p.addresses[0].value)
 	}
 	if len(p.nextHops) > 0 {
-		c.faults.add(p.spot, "next_hops on an inside port; expected them under vpcs[].attach[]")
+		c.faults.add(p.spot, "an inside port takes no next_hops; expected them under vpcs[].attach[]")
 	}
 	if p.answer.given() {
 		c.faults.add(p.answer.spot, "an inside port answers for no external address; expected answer on outside ports only")
 	}
 }
 
-// wide6 reports a port that carries IPv6, as the value at s says, with too small an MTU (RFC 8200 section 5).
+// wide6 reports a port that carries IPv6, as the value at s says, with too small an MTU (RFC 8200
+// section 5).
 func (c *checker) wide6(p *portText, s *spot) {
 	if p.mtu.ok && p.mtu.value < 1280 {
 		c.faults.add(p.mtu.spot, "MTU %d is too small for IPv6 (%v); expected at least 1280", p.mtu.value, s)
 	}
 }
 
-// nextHops checks routers against the prefixes that they must be reached in, and returns them sorted.
+// nextHops checks routers against the prefixes that they must be reached in, and returns them
+// sorted.
 func (c *checker) nextHops(list []nextHopText, prefixes []at[netip.Prefix], whose string) []NextHop {
 	var hops []NextHop
 	seen := map[netip.Addr]*spot{}
@@ -173,13 +178,13 @@ func (c *checker) nextHops(list []nextHopText, prefixes []at[netip.Prefix], whos
 			continue
 		}
 		if s := seen[a.value]; s != nil {
-			c.faults.add(a.spot, "%v stands already at %v; expected each next hop once", a.value, s)
+			c.faults.add(a.spot, "%v is already listed at %v; expected each next hop once", a.value, s)
 			continue
 		}
 		seen[a.value] = a.spot
 		within := func(p at[netip.Prefix]) bool { return !p.ok || p.value.Contains(a.value) }
 		if !slices.ContainsFunc(prefixes, within) {
-			c.faults.add(a.spot, "next hop %v is in none of %s prefixes; expected a neighbor's address", a.value, whose)
+			c.faults.add(a.spot, "next hop %v is not within any of %s prefixes; expected a neighbor's address", a.value, whose)
 		}
 		hops = append(hops, NextHop{a.value, hop.mac.value})
 	}
@@ -205,7 +210,7 @@ func (c *checker) checkPools() {
 	c.ranges.sort()
 	for a, b := range c.ranges.overlaps() {
 		c.poolsBroken = true
-		c.faults.add(b.spot, "%v of pool %q overlaps %v of pool %q at %v; expected pools apart",
+		c.faults.add(b.spot, "%v of pool %q overlaps %v of pool %q at %v; expected pools that do not overlap",
 			b.Range, c.config.Pools[b.index].Name, a.Range, c.config.Pools[a.index].Name, a.spot)
 	}
 	c.ranges = c.ranges.joined()
@@ -215,13 +220,14 @@ func (c *checker) checkPools() {
 	}
 }
 
-// translation returns what t says, and def where it says nothing. When an external port serves many remote endpoints at once,
-// only the endpoint tells whose a packet is: such a mapping filters by it.
+// translation returns what t says, and def where it says nothing. When an external port serves many
+// remote endpoints at once, only the endpoint says which instance owns a packet, so such a mapping
+// filters by it.
 func (c *checker) translation(t *translationText, def Translation) Translation {
 	n := Translation{t.mapping.or(def.Mapping), t.filtering.or(def.Filtering), t.fragments.or(def.Fragments)}
 	if n.Mapping == AddressAndPortDependentMapping && n.Filtering != AddressAndPortDependentFiltering {
 		if t.filtering.ok {
-			c.faults.add(t.filtering.spot, "mapping address-and-port-dependent filters by address and port; expected filtering: address-and-port-dependent, or another mapping")
+			c.faults.add(t.filtering.spot, "mapping address-and-port-dependent requires filtering by address and port; expected filtering: address-and-port-dependent, or another mapping")
 		}
 		n.Filtering = AddressAndPortDependentFiltering
 	}
@@ -247,9 +253,9 @@ func (c *checker) resolve(names []at[string], index map[string]int, what, expect
 		i, known := index[n.value]
 		switch {
 		case seen[n.value] != nil:
-			c.faults.add(n.spot, "%q stands already at %v; expected each once", n.value, seen[n.value])
+			c.faults.add(n.spot, "%q is already listed at %v; expected each once", n.value, seen[n.value])
 		case !known || !fits(i):
-			c.faults.add(n.spot, "%q is no %s; expected %s", n.value, what, expected)
+			c.faults.add(n.spot, "no %s is named %q; expected %s", what, n.value, expected)
 		default:
 			all = append(all, i)
 		}
@@ -264,7 +270,7 @@ func (c *checker) checkGateways() {
 	first := map[ID]owner{}
 	for _, g := range list {
 		if o := first[g.id.value]; g.id.ok && o.spot != nil {
-			c.faults.add(g.id.spot, "ID %v of gateway %q is that of %v; expected another one", g.id.value, g.name.value, o)
+			c.faults.add(g.id.spot, "ID %v of gateway %q is already used by %v; expected another ID", g.id.value, g.name.value, o)
 		} else if g.id.ok {
 			first[g.id.value] = owner{"gateway", g.name.value, g.id.spot}
 		}
@@ -273,12 +279,12 @@ func (c *checker) checkGateways() {
 	for _, g := range list {
 		key := gatewayKey{c.owner(&g), g.name.value}
 		if s := names[key]; g.name.ok && s != nil {
-			c.faults.add(g.name.spot, "gateway %q stands already at %v; expected another name, or another vpc", g.name.value, s)
+			c.faults.add(g.name.spot, "gateway %q is already defined at %v; expected another name, or another vpc", g.name.value, s)
 		} else if g.name.ok {
 			names[key] = g.name.spot
 		}
 		if _, known := c.vpcs[g.vpc.value]; g.vpc.ok && !known {
-			c.faults.add(g.vpc.spot, "%q is no VPC; expected a name under vpcs", g.vpc.value)
+			c.faults.add(g.vpc.spot, "no VPC is named %q; expected a name under vpcs", g.vpc.value)
 		}
 	}
 	slices.SortStableFunc(list, func(a, b gatewayText) int { return bytes.Compare(a.id.value[:], b.id.value[:]) })
@@ -317,7 +323,7 @@ func (c *checker) gatewayAddresses(list []at[netip.Addr]) []netip.Addr {
 			continue
 		}
 		if s := seen[a.value]; s != nil {
-			c.faults.add(a.spot, "%v stands already at %v; expected each address once", a.value, s)
+			c.faults.add(a.spot, "%v is already listed at %v; expected each address once", a.value, s)
 			continue
 		}
 		seen[a.value] = a.spot
@@ -331,7 +337,7 @@ func (c *checker) gatewayAddresses(list []at[netip.Addr]) []netip.Addr {
 // inPool reports an external address that lies in no pool.
 func (c *checker) inPool(a at[netip.Addr]) {
 	if _, in := c.ranges.find(a.value); !in && !c.poolsBroken {
-		c.faults.add(a.spot, "%v is in no pool; expected an address within the ranges under pools", a.value)
+		c.faults.add(a.spot, "%v is not in any pool; expected an address within the ranges under pools", a.value)
 	}
 }
 
@@ -349,7 +355,7 @@ func (s spans) sort() {
 	slices.SortStableFunc(s, func(a, b span) int { return a.From.Compare(b.From) })
 }
 
-// overlaps yields each range that overlaps an earlier one, after that one; s is sorted.
+// overlaps yields pairs: an earlier range, and a later one that overlaps it; s is sorted.
 func (s spans) overlaps() iter.Seq2[span, span] {
 	return func(yield func(a, b span) bool) {
 		reach := 0 // the range that ends last so far
@@ -364,7 +370,7 @@ func (s spans) overlaps() iter.Seq2[span, span] {
 	}
 }
 
-// joined makes one range of neighbors that have one owner; s is sorted and its ranges do not overlap.
+// joined merges adjacent ranges of one owner; s is sorted and its ranges do not overlap.
 func (s spans) joined() spans {
 	var all spans
 	for _, next := range s {

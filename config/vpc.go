@@ -11,7 +11,7 @@ import (
 // unnamed is the gateway of a route to the unnamed gateway.
 const unnamed = "unnamed"
 
-// placeVPCs sorts the VPCs and gives each the instances that stand elsewhere.
+// placeVPCs sorts the VPCs and gives each the instances that are listed outside it.
 func (c *checker) placeVPCs() {
 	if n := len(c.doc.vpcs); n > MaxVPCs {
 		c.faults.add(c.doc.vpcs[MaxVPCs].spot, "there are %d VPCs; expected at most %d", n, MaxVPCs)
@@ -23,7 +23,7 @@ func (c *checker) placeVPCs() {
 		}
 		v, known := c.vpcs[i.vpc.value]
 		if !known {
-			c.faults.add(i.vpc.spot, "%q is no VPC; expected a name under vpcs", i.vpc.value)
+			c.faults.add(i.vpc.spot, "no VPC is named %q; expected a name under vpcs", i.vpc.value)
 			continue
 		}
 		c.doc.vpcs[v].instances = append(c.doc.vpcs[v].instances, i)
@@ -77,7 +77,7 @@ func (v *vpcChecker) checkSubnets() {
 	v.subnets.sort()
 	for a, b := range v.subnets.overlaps() {
 		v.broken = true
-		v.faults.add(b.spot, "subnet %v overlaps %v at %v; expected subnets of a VPC apart", b.Range, a.Range, a.spot)
+		v.faults.add(b.spot, "subnet %v overlaps %v at %v; expected subnets that do not overlap", b.Range, a.Range, a.spot)
 	}
 	for _, s := range v.subnets {
 		v.vpc.Subnets = append(v.vpc.Subnets, v.text.subnets[s.index].value)
@@ -91,11 +91,11 @@ func (v *vpcChecker) attach(t *attachmentText) {
 	}
 	port, known := v.ports[t.port.value]
 	if !known || v.doc.ports[port].side.ok && v.doc.ports[port].side.value != Inside {
-		v.faults.add(t.port.spot, "%q is no inside port; expected the name of one under ports", t.port.value)
+		v.faults.add(t.port.spot, "no inside port is named %q; expected the name of one under ports", t.port.value)
 		return
 	}
 	if o := v.attached[port]; o.spot != nil {
-		v.faults.add(t.port.spot, "inside port %q of VPC %q is attached already to %v: two attachments on one port are not supported yet; "+
+		v.faults.add(t.port.spot, "inside port %q of VPC %q is already attached to %v: two attachments on one port are not supported yet; "+
 			"accepted today: one for each inside port", t.port.value, v.vpc.Name, o)
 	} else {
 		v.attached[port] = owner{"VPC", v.vpc.Name, t.port.spot}
@@ -114,16 +114,16 @@ func (v *vpcChecker) attach(t *attachmentText) {
 	a.NextHops = v.nextHops(t.nextHops, t.addresses, "the attachment's")
 	for _, hop := range t.nextHops {
 		if o := v.taken[hop.address.value]; hop.address.ok && o.spot != nil {
-			v.faults.add(hop.address.spot, "next hop %v is our own address, of %v; expected a router's", hop.address.value, o)
+			v.faults.add(hop.address.spot, "next hop %v is weir's own address, of %v; expected a router's", hop.address.value, o)
 		}
 	}
 	v.vpc.Attach = append(v.vpc.Attach, a)
 }
 
-// take notes an address of the VPC as somebody's.
+// take records the owner of an address in the VPC.
 func (v *vpcChecker) take(a netip.Addr, by owner) {
 	if o := v.taken[a]; o.spot != nil {
-		v.faults.add(by.spot, "%v of %s %q is taken already by %v; expected each address of a VPC once", a, by.what, by.name, o)
+		v.faults.add(by.spot, "%v of %s %q is already used by %v; expected each address of a VPC once", a, by.what, by.name, o)
 		return
 	}
 	v.taken[a] = by
@@ -131,13 +131,13 @@ func (v *vpcChecker) take(a netip.Addr, by owner) {
 
 func (v *vpcChecker) inSubnet(a at[netip.Addr]) {
 	if _, in := v.subnets.find(a.value); !in && !v.broken {
-		v.faults.add(a.spot, "%v is in no subnet of VPC %q; expected an address within its subnets", a.value, v.vpc.Name)
+		v.faults.add(a.spot, "%v is not in any subnet of VPC %q; expected an address within its subnets", a.value, v.vpc.Name)
 	}
 }
 
 func (v *vpcChecker) isSubnet(p at[netip.Prefix]) {
 	if s, in := v.subnets.find(p.value.Addr()); (!in || v.text.subnets[s.index].value != p.value) && !v.broken {
-		v.faults.add(p.spot, "%v is no subnet of VPC %q; expected one of its subnets", p.value, v.vpc.Name)
+		v.faults.add(p.spot, "%v is not a subnet of VPC %q; expected one of its subnets", p.value, v.vpc.Name)
 	}
 }
 
@@ -160,7 +160,7 @@ func (v *vpcChecker) checkRoutes() {
 		}
 		k := key{r.To, r.From, r.Class}
 		if s := seen[k]; s != nil {
-			v.faults.add(t.spot, "the route to %v stands already at %v with the same from and class; expected one of them", r.To, s)
+			v.faults.add(t.spot, "the route to %v is already defined at %v with the same from and class; expected only one of them", r.To, s)
 			continue
 		}
 		seen[k] = t.spot
@@ -202,7 +202,7 @@ func (v *vpcChecker) route(t *routeText) Route {
 		v.sameFamily(t, t.address.spot, "target", t.address.value)
 		v.inSubnet(t.address)
 		if o := v.taken[t.address.value]; o.spot != nil {
-			v.faults.add(t.address.spot, "target %v is our own address, of %v; expected an instance's", t.address.value, o)
+			v.faults.add(t.address.spot, "target %v is weir's own address, of %v; expected an instance's", t.address.value, o)
 		}
 	}
 	if t.subnet.ok {
@@ -212,14 +212,15 @@ func (v *vpcChecker) route(t *routeText) Route {
 	return r
 }
 
-// sameFamily reports what is not of the family of the route's destination.
+// sameFamily reports an address of another family than the route's destination.
 func (v *vpcChecker) sameFamily(t *routeText, s *spot, what string, a netip.Addr) {
 	if t.to.ok && t.to.value.Addr().BitLen() != a.BitLen() {
-		v.faults.add(s, "the route to %v has an %s %s; expected one family", t.to.value, familyOf(a), what)
+		v.faults.add(s, "the route to %v has an %s %s; expected the same family", t.to.value, familyOf(a), what)
 	}
 }
 
-// gateway finds the gateway that a route of this VPC names: unnamed, an ID, a private name, a global name.
+// gateway finds the gateway that a route of this VPC names: unnamed, an ID, a private name, a
+// global name.
 func (v *vpcChecker) gateway(g at[string]) int {
 	if !g.ok || g.value == unnamed {
 		return UnnamedGateway
@@ -241,13 +242,13 @@ func (v *vpcChecker) gateway(g at[string]) int {
 		v.foreign(g, i)
 		return i
 	}
-	v.faults.add(g.spot, "%q is no gateway; expected a name or ID under gateways, or %q", clip(g.value), unnamed)
+	v.faults.add(g.spot, "no gateway is named %q; expected a name or ID under gateways, or %q", clip(g.value), unnamed)
 	return UnnamedGateway
 }
 
-// foreign reports a gateway that is another VPC's.
+// foreign reports a gateway that is private to another VPC.
 func (v *vpcChecker) foreign(g at[string], i int) {
-	v.faults.add(g.spot, "gateway %q is private to VPC %q at %v; expected a gateway of this VPC or of all",
+	v.faults.add(g.spot, "gateway %q is private to VPC %q at %v; expected a gateway of this VPC or a global one",
 		g.value, v.doc.vpcs[v.config.Gateways[i].VPC].name.value, v.doc.gateways[i].spot)
 }
 
@@ -299,7 +300,8 @@ func (v *vpcChecker) addresses(t *instanceText, i *Instance) {
 	}
 }
 
-// checkTransit reads the further sources of an instance: two instances with the same would share its packets by chance.
+// checkTransit reads the further sources of an instance: two instances with the same would share
+// its packets by chance.
 func (v *vpcChecker) checkTransit(t *instanceText) []netip.Prefix {
 	var all []netip.Prefix
 	for _, p := range t.transit {
@@ -307,11 +309,11 @@ func (v *vpcChecker) checkTransit(t *instanceText) []netip.Prefix {
 			continue
 		}
 		if slices.Contains(all, p.value) {
-			v.faults.add(p.spot, "%v stands twice; expected each prefix once", p.value)
+			v.faults.add(p.spot, "%v is listed twice; expected each prefix once", p.value)
 			continue
 		}
 		if o := v.transit[p.value]; o.spot != nil {
-			v.faults.add(p.spot, "transit prefix %v of instance %q is one of %v; expected each prefix with one instance of the VPC",
+			v.faults.add(p.spot, "transit prefix %v of instance %q already belongs to %v; expected each prefix on one instance of the VPC",
 				p.value, t.name.value, o)
 			continue
 		}

@@ -26,7 +26,7 @@ func (w *warnings) all() []Warning {
 	return f.sorted()
 }
 
-// warner looks through a Config without faults for what is legal and probably wrong.
+// warner looks through a Config without faults for what is legal but probably wrong.
 type warner struct {
 	*checker
 	found        findings
@@ -88,7 +88,7 @@ func (w *warner) warnPorts() {
 		s := w.doc.ports[i].spot
 		if p.Side == Inside {
 			if !used[i] {
-				w.found.add(s, "inside port %q belongs to no VPC: it drops what it receives; expected it under vpcs[].attach", p.Name)
+				w.found.add(s, "inside port %q is attached to no VPC: it drops everything it receives; expected it under vpcs[].attach", p.Name)
 			}
 			continue
 		}
@@ -98,7 +98,7 @@ func (w *warner) warnPorts() {
 		}
 		for f, name := range []string{"IPv4", "IPv6"} {
 			if external[f] && !reaches[f] { // a next hop lies in the prefix of an address
-				w.found.add(s, "outside port %q has no %s address and next hop: no %s packet leaves by it", p.Name, name, name)
+				w.found.add(s, "outside port %q has no %s address and next hop: no %s packet leaves through it", p.Name, name, name)
 			}
 		}
 	}
@@ -154,7 +154,7 @@ func (w *warner) warnVPC(index int) []Warning {
 		tags = append(tags, g)
 	}
 	if t := &w.doc.vpcs[index]; len(t.instances) > 0 && len(t.attach) == 0 {
-		w.found.add(t.spot, "VPC %q has instances (%v) and no attachment: nothing reaches them; expected at least one under attach", w.config.VPCs[index].Name, t.instances[0].spot)
+		w.found.add(t.spot, "VPC %q has instances (%v) but no attachment: nothing reaches them; expected at least one under attach", w.config.VPCs[index].Name, t.instances[0].spot)
 	}
 	marks := make([][2]int, len(w.config.Gateways)+1) // the last instance, from 1, with something eligible there
 	for i := range w.config.VPCs[index].Instances {
@@ -182,8 +182,8 @@ func (w *warner) warnInstance(vpc, index int, tags []tag, unnamedRoute [2]bool, 
 		}
 		marks[len(marks)-1][family(a)] = serial
 		if w.associated && !unnamedRoute[family(a)] {
-			w.found.add(s, "%v is in no gateway: it receives, and nothing that instance %q sends leaves by it; "+
-				"expected its pool or itself under a gateway, or a route to %q", a, i.Name, unnamed)
+			w.found.add(s, "%v is in no gateway: it receives packets, but instance %q never sends from it; "+
+				"expected the address or its pool in a gateway, or a route to %q", a, i.Name, unnamed)
 		}
 	}
 	for _, a := range t.floating {
@@ -215,7 +215,7 @@ func (w *warner) warnInstance(vpc, index int, tags []tag, unnamedRoute [2]bool, 
 		if g.gateway < len(w.config.Gateways) {
 			name = w.config.Gateways[g.gateway].Name
 		}
-		w.found.add(t.spot, "instance %q has no external %s address in gateway %q, which the route at %v leads to: "+
+		w.found.add(t.spot, "instance %q has no external %s address in gateway %q, the target of the route at %v: "+
 			"its packets there are dropped", i.Name, familyOf(own), name, g.route)
 	}
 }
@@ -228,7 +228,7 @@ func (w *warner) warnSNAT(i *Instance, t *instanceText) {
 	}
 	for _, s := range t.snat {
 		if n := total[s.address.value]; n > 0 && n < smallSNAT {
-			w.found.add(s.spot, "instance %q has %d ports of %v: few for many connections at once; expected %d or more",
+			w.found.add(s.spot, "instance %q has only %d ports of %v: too few for many simultaneous connections; expected %d or more",
 				i.Name, n, s.address.value, smallSNAT)
 			delete(total, s.address.value)
 		}

@@ -16,15 +16,15 @@ import (
 	"github.com/fsnotify/fsnotify"
 )
 
-// Watch calls changed, on its own goroutine and one call at a time, whenever what path holds has become
-// different and has stayed so over two reads 200 ms apart. It sees a file rewritten, renamed over, reached by
-// symbolic links of which any is swapped, removed and back again, and the same for a directory of files. It
-// judges by content, never by time stamps: what is written anew without a difference is no change, and what
-// cannot be read counts as one content, so that the next Load can say why. Where the kernel tells of nothing
-// (a network file system), a look every 10 s does.
+// Watch calls changed, on its own goroutine and one call at a time, whenever the content of path
+// has changed and was the same in two reads 200 ms apart. It notices a file that is rewritten,
+// renamed over, removed or restored, and the swap of any symbolic link on the way, and the same for
+// a directory of files. It compares content, never time stamps: writing the same content again is
+// not a change, and an unreadable path counts as content too, so that the next Load can say why.
+// Where the kernel sends no notifications (a network file system), it looks every 10 s.
 //
-// Watch calls ready once, when no later change will be missed: load after that. It returns nil when ctx ends, and an
-// error, without calling ready, if the kernel lends no notifications at all.
+// Watch calls ready once, when no later change will be missed: load after that. It returns nil when
+// ctx ends, and an error, without calling ready, if the kernel offers no notifications at all.
 func Watch(ctx context.Context, path string, ready, changed func()) error {
 	return watcher{path, 200 * time.Millisecond, 10 * time.Second, changed}.start(ctx, ready)
 }
@@ -48,7 +48,8 @@ func (w watcher) start(ctx context.Context, ready func()) error {
 	return nil
 }
 
-// loop waits for notifications, or the poll, and judges what they were about. follow renews what is watched.
+// loop waits for notifications, or the poll, and looks for a change after each. follow renews what
+// is watched.
 func (w watcher) loop(ctx context.Context, notify *fsnotify.Watcher, follow, ready func()) {
 	follow()
 	last := Digest(w.path) // after follow, so that no change falls between
@@ -91,10 +92,10 @@ func (w watcher) loop(ctx context.Context, notify *fsnotify.Watcher, follow, rea
 	}
 }
 
-// Sum stands for what a path holds: for its files, or for the reason why they cannot be read.
+// Sum is a digest of what a path holds: its files, or the reason why they cannot be read.
 type Sum [sha256.Size]byte
 
-// Digest reads the configuration at path for its Sum alone: it takes no memory for it.
+// Digest returns the Sum of the configuration at path without keeping its files in memory.
 func Digest(path string) Sum {
 	names, err := namesAt(path)
 	if err != nil {
@@ -140,8 +141,9 @@ func sumFile(h hash.Hash, name string, sum []byte) {
 	h.Write(sum)
 }
 
-// follow watches every directory in which a change of an entry may change what the path holds, and no other.
-// Directories, because a watch on a file stays with the old file when another one is renamed over it.
+// follow watches every directory in which a change of an entry may change what the path holds, and
+// no other. Directories, because a watch on a file stays with the old file when another one is
+// renamed over it.
 func (w watcher) follow(notify *fsnotify.Watcher, watched map[string]bool) {
 	wanted := map[string]bool{}
 	target := resolve(w.path, wanted)
@@ -154,20 +156,20 @@ func (w watcher) follow(notify *fsnotify.Watcher, watched map[string]bool) {
 	}
 	for dir := range watched {
 		if !wanted[dir] {
-			notify.Remove(dir) // gone already, or of no more use
+			notify.Remove(dir) // gone, or no longer needed
 			delete(watched, dir)
 		}
 	}
 	for dir := range wanted {
-		// Added again each time: a directory made anew under its old name has lost its watch.
+		// Added again each time: a directory created again under its old name has lost its watch.
 		if notify.Add(dir) == nil {
 			watched[dir] = true
 		}
 	}
 }
 
-// resolve follows path through its symbolic links, component by component. It adds the directory of each link
-// and of the end to dirs, and returns the end.
+// resolve follows path through its symbolic links, component by component. It adds the directory of
+// each link and of the end to dirs, and returns the end.
 func resolve(path string, dirs map[string]bool) string {
 	const maxLinks = 40 // as the kernel
 	path, err := filepath.Abs(path)

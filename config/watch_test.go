@@ -108,7 +108,8 @@ func remove(t *testing.T, path string) {
 	}
 }
 
-// Each way of changing what a path holds, more than once: a watch that stays with the first file fails.
+// Each way of changing what a path holds, more than once: a watch that stays with the first file
+// fails.
 func TestWatch(t *testing.T) {
 	const never = time.Hour // without the poll, notifications have to do
 	t.Run("rewritten in place", func(t *testing.T) {
@@ -231,7 +232,8 @@ func TestWatchPoll(t *testing.T) {
 		w.becomes(fmt.Sprint(i))
 	}
 
-	// A file of the same size and time, written in place, is another one all the same; and so is one from the future.
+	// A file of the same size and time, written in place, still counts as a change, and so does one
+	// from the future.
 	before, err := os.Stat(path)
 	if err != nil {
 		t.Fatal(err)
@@ -280,7 +282,7 @@ func TestWatchStorm(t *testing.T) {
 	w.becomes("last")
 }
 
-// What is written anew without a difference is no change.
+// Writing the same content again is not a change.
 func TestWatchSameContent(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "weir.yaml")

@@ -17,8 +17,8 @@ import (
 	"gopkg.in/yaml.v3"
 )
 
-// reader turns YAML into a document. It works on nodes, because only a node knows its line. This file knows
-// YAML and no key of ours; schema.go has those.
+// reader turns YAML into a document. It works on nodes, because only a node knows its line. This
+// file knows YAML and none of the keys; schema.go has those.
 type reader struct {
 	faults findings
 	doc    *document
@@ -37,7 +37,7 @@ type at[T any] struct {
 	ok    bool
 }
 
-// given reports whether the key stands in the file, whatever its value.
+// given reports whether the file has the key, whatever its value.
 func (a at[T]) given() bool { return a.spot != nil }
 
 // or returns the value, or def when there is none.
@@ -48,7 +48,8 @@ func (a at[T]) or(def T) T {
 	return def
 }
 
-// parseDocument returns the one document in f as a mapping that begins with a version we read, or reports why not.
+// parseDocument returns the one document in f as a mapping that begins with a version we read, or
+// reports why not.
 func (r *reader) parseDocument(f File) (value, bool) {
 	root := value{spot: &spot{file: f.Name, line: 1}}
 	if len(f.Data) > MaxFileSize {
@@ -58,7 +59,7 @@ func (r *reader) parseDocument(f File) (value, bool) {
 	}
 	if i := firstUnreadable(f.Data); i >= 0 {
 		root.spot.line += bytes.Count(f.Data[:i], []byte("\n"))
-		r.faults.add(root.spot, "byte 0x%02x is no text; expected UTF-8", f.Data[i])
+		r.faults.add(root.spot, "byte 0x%02x is not text; expected UTF-8", f.Data[i])
 		return root, false
 	}
 	node, err := decode(f.Data)
@@ -94,7 +95,7 @@ func (r *reader) version(root value) bool {
 	return true
 }
 
-// firstUnreadable returns the offset of the first byte that is no UTF-8 text, or -1.
+// firstUnreadable returns the offset of the first byte that is not UTF-8 text, or -1.
 func firstUnreadable(data []byte) int {
 	if i := bytes.IndexByte(data, 0); i >= 0 && utf8.Valid(data[:i]) {
 		return i
@@ -111,8 +112,8 @@ func firstUnreadable(data []byte) int {
 	}
 }
 
-// decode returns the root of the only document in data. The parser is given whatever a user's editor left
-// behind, and a panic in it must not take the gateway down.
+// decode returns the root of the only document in data. The parser gets whatever a user's editor
+// left, and a panic in it must not take the gateway down.
 func decode(data []byte) (root *yaml.Node, err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -140,7 +141,7 @@ func decode(data []byte) (root *yaml.Node, err error) {
 
 var yamlErrorForm = regexp.MustCompile(`(?s)^yaml: (?:line (\d+): )?(.*)$`)
 
-// yamlError takes the line out of an error of the parser's.
+// yamlError takes the line number out of a parser error.
 func yamlError(err error) (line int, message string) {
 	m := yamlErrorForm.FindStringSubmatch(err.Error())
 	if m == nil {
@@ -150,8 +151,8 @@ func yamlError(err error) (line int, message string) {
 	return max(line, 1), m[2]
 }
 
-// plain refuses aliases and what they refer to, which make a small file large and hide where a value stands,
-// and tags, which make a value something else than it looks like.
+// plain refuses aliases and what they refer to, which make a small file large and hide where a
+// value is, and tags, which give a value another type than it seems to have.
 func (r *reader) plain(v value) bool {
 	if v.node.Kind == yaml.AliasNode {
 		r.faults.add(v.spot, "the alias *%s is not accepted; expected the value itself", clip(v.node.Value))
@@ -168,11 +169,12 @@ func (r *reader) plain(v value) bool {
 	return true
 }
 
-// object yields the keys of a mapping and their values: those of keys, each at most once. Everything else is a fault.
+// object yields the keys of a mapping and their values: those of keys, each at most once.
+// Everything else is a fault.
 func (r *reader) object(v value, keys []string) iter.Seq2[string, value] {
 	return func(yield func(string, value) bool) {
 		if v.node.Kind != yaml.MappingNode {
-			r.faults.add(v.spot, "found %s; expected a mapping with keys of %s", kindOf(v.node), strings.Join(keys, ", "))
+			r.faults.add(v.spot, "found %s; expected a mapping with keys among %s", kindOf(v.node), strings.Join(keys, ", "))
 			return
 		}
 		var lines [16]int // of the keys seen, as keys has them
@@ -189,7 +191,7 @@ func (r *reader) object(v value, keys []string) iter.Seq2[string, value] {
 			case k < 0:
 				r.faults.add(child.spot, "unknown key; expected one of %s", strings.Join(keys, ", "))
 			case lines[k] != 0:
-				r.faults.add(child.spot, "the key stands already on line %d; expected it once", lines[k])
+				r.faults.add(child.spot, "the key is already on line %d; expected it once", lines[k])
 			default:
 				lines[k] = key.Line
 				if r.plain(child) && !yield(key.Value, child) {
@@ -225,7 +227,7 @@ func text[T any](r *reader, v value, parse func(string) (T, error)) at[T] {
 	if v.node.Kind != yaml.ScalarNode || v.node.ShortTag() != "!!str" {
 		hint := ""
 		if v.node.Kind == yaml.ScalarNode {
-			hint = " (in quotes, if it is meant as such)"
+			hint = " (put it in quotes if it is meant as text)"
 		}
 		r.faults.add(v.spot, "found %s; expected text%s", kindOf(v.node), hint)
 		return a
@@ -285,7 +287,7 @@ func kindOf(n *yaml.Node) string {
 	case "!!int", "!!float":
 		return "the number " + clip(n.Value)
 	case "!!bool":
-		return "the truth value " + clip(n.Value)
+		return "the boolean " + clip(n.Value)
 	case "!!null":
 		return "nothing"
 	case "!!timestamp":

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package metrics is what operators see: Prometheus metrics read from the shared state at scrape time, and the
-// health of the process. The packet path never hears of it.
+// Package metrics serves Prometheus metrics, read from the shared state at scrape time, and the
+// health of the process. The packet path does not know of it.
 package metrics
 
 import (
@@ -9,13 +9,14 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"weir/pipeline/drop"
 	"weir/pipeline/state"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Status is what control knows and the shared state does not. All of it may be read and written at any time.
+// Status is what control knows and the shared state does not. Any goroutine may read and write it
+// at any time.
 type Status struct {
 	Up         atomic.Bool // the data plane forwards
 	Restarts   atomic.Uint64
@@ -39,7 +40,7 @@ var (
 	worker = []string{"worker"}
 	vpc    = []string{"vpc"}
 
-	rxPackets   = desc("received_packets_total", "Packets received by the worker from a port.", port)
+	rxPackets   = desc("received_packets_total", "Packets that workers received from a port.", port)
 	rxBytes     = desc("received_bytes_total", "Bytes received from a port, without the frame check sequence.", port)
 	txPackets   = desc("transmitted_packets_total", "Packets handed to a port.", port)
 	txBytes     = desc("transmitted_bytes_total", "Bytes handed to a port, without the frame check sequence.", port)
@@ -48,33 +49,33 @@ var (
 	originated  = desc("originated_packets_total", "Frames that weir itself sent.", nil)
 	fragmented  = desc("fragmented_packets_total", "Extra pieces of fragmented packets.", nil)
 	dropped     = desc("dropped_packets_total", "Packets dropped, by reason.", []string{"reason"})
-	held        = desc("held_packets", "Packets that wait for a neighbor, a fragment or a worker now.", nil)
-	handed      = desc("handed_packets_total", "Packets that went from the worker that received them to the one that owns their flow.", nil)
+	held        = desc("held_packets", "Packets that wait for a neighbor, a fragment or a worker.", nil)
+	handed      = desc("handed_packets_total", "Packets passed from the worker that received them to the worker that owns their flow.", nil)
 	stateless   = desc("stateless_packets_total", "1:1 packets translated without a session.", nil)
 	sessions    = desc("sessions", "Live sessions of a VPC.", vpc)
-	created     = desc("sessions_created_total", "Sessions begun.", nil)
-	ended       = desc("sessions_ended_total", "Sessions ended, for whatever reason.", nil)
-	adopted     = desc("worker_adopted_packets_total", "Packets that other workers received and this one owns: its share of the remote addresses, where no card spreads them.", worker)
-	capacity    = desc("sessions_capacity", "Sessions that the table can hold.", nil)
+	created     = desc("sessions_created_total", "Sessions created.", nil)
+	ended       = desc("sessions_ended_total", "Sessions ended, for any reason.", nil)
+	adopted     = desc("worker_adopted_packets_total", "Packets of flows that this worker owns and other workers received. They cross a ring where no NIC steers them to their owner.", worker)
+	capacity    = desc("sessions_capacity", "Sessions that the session table can hold.", nil)
 	live        = desc("sessions_live", "Live sessions of a worker.", worker)
-	pressed     = desc("sessions_pressed", "Whether a worker's table is nearly full, so that what has not been answered ends early.", worker)
-	snatPorts   = desc("snat_ports_in_use", "Different external ports that a VPC's SNAT sessions use, over its addresses and protocols.", vpc)
-	generation  = desc("generation", "Number of the configuration in force, from 1.", nil)
+	pressed     = desc("sessions_pressed", "Whether a worker's table is nearly full, so that unanswered sessions end early.", worker)
+	snatPorts   = desc("snat_ports_in_use", "Distinct external ports that a VPC's SNAT sessions use, over all addresses and protocols.", vpc)
+	generation  = desc("generation", "Number of the running configuration, from 1.", nil)
 	reloadOK    = desc("config_last_reload_successful", "Whether the last load of the configuration succeeded.", nil)
-	reloadTime  = desc("config_last_reload_success_timestamp_seconds", "When the configuration was last loaded with success.", nil)
+	reloadTime  = desc("config_last_reload_success_timestamp_seconds", "When the configuration was last loaded successfully.", nil)
 	polls       = desc("worker_polls_total", "Receive calls of a worker.", worker)
-	emptyPolls  = desc("worker_empty_polls_total", "Receive calls that brought nothing.", worker)
-	busy        = desc("worker_busy_seconds_total", "Time a worker spent in turns that found work.", worker)
-	turns       = desc("worker_turn_seconds", "How long the worker's turns took, sleeps left out: the long ones are its absences from its queues.", worker)
+	emptyPolls  = desc("worker_empty_polls_total", "Receive calls that returned no packets.", worker)
+	busy        = desc("worker_busy_seconds_total", "Time that a worker spent in turns that found work.", worker)
+	turns       = desc("worker_turn_seconds", "Durations of a worker's turns, without sleeps. In long turns it did not poll its queues.", worker)
 	up          = desc("dataplane_up", "Whether the data plane forwards.", nil)
-	restarts    = desc("dataplane_restarts_total", "Data planes started after one died.", nil)
-	collections = desc("dataplane_collections", "Runs of Go's garbage collector in the data plane since its start; expected 0.", nil)
-	heap        = desc("dataplane_heap_bytes", "Heap objects of the data plane; expected constant.", nil)
+	restarts    = desc("dataplane_restarts_total", "Restarts of the data plane after it died.", nil)
+	collections = desc("dataplane_collections", "Runs of Go's garbage collector in the data plane since its start. Expected: 0.", nil)
+	heap        = desc("dataplane_heap_bytes", "Bytes of heap objects in the data plane. Expected: constant.", nil)
 	linkUp      = desc("port_link_up", "Whether the port's link is up, as its driver says.", port)
-	missed      = desc("port_receive_missed_total", "Packets the device lost for want of a free descriptor.", port)
-	rxErrors    = desc("port_receive_errors_total", "Packets the device received broken.", port)
-	noMbuf      = desc("port_receive_no_buffer_total", "Packets lost for want of a packet buffer.", port)
-	txErrors    = desc("port_transmit_errors_total", "Packets the device took and could not send.", port)
+	missed      = desc("port_receive_missed_total", "Packets lost because the device had no free receive descriptor.", port)
+	rxErrors    = desc("port_receive_errors_total", "Packets that the device received with errors.", port)
+	noMbuf      = desc("port_receive_no_buffer_total", "Packets lost because no packet buffer was free.", port)
+	txErrors    = desc("port_transmit_errors_total", "Packets that the device accepted but could not send.", port)
 )
 
 func desc(name, help string, labels []string) *prometheus.Desc {
@@ -88,7 +89,7 @@ type collector struct {
 	status *Status
 }
 
-// Describe sends nothing: which series there are depends on the configuration.
+// Describe sends nothing: the set of series depends on the configuration.
 func (c collector) Describe(chan<- *prometheus.Desc) {}
 
 // Collect sends all metrics as they are now.
@@ -131,7 +132,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	for r := drop.Pass + 1; r < drop.NumReasons; r++ {
 		count(dropped, sum.Dropped[r], r.String())
 	}
-	gauge(held, float64(max(0, int64(sum.Held+sum.Handed-sum.Adopted)))) // the workers go on between the two readings
+	gauge(held, float64(max(0, int64(sum.Held+sum.Handed-sum.Adopted)))) // workers keep counting between the two reads
 	count(handed, sum.Handed)
 	count(stateless, sum.Stateless)
 	count(created, sum.SessionsCreated)
@@ -155,7 +156,8 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	gauge(heap, float64(r.HeapBytes))
 }
 
-// turnHistogram makes powers of two of nanoseconds from 1 us to 67 ms into a Prometheus histogram.
+// turnHistogram returns a Prometheus histogram with buckets of powers of two nanoseconds, from 1 us
+// to 67 ms.
 func turnHistogram(k *state.Counters, worker string) prometheus.Metric {
 	const first, last = 10, 26
 	buckets := make(map[float64]uint64, last-first+1)

@@ -16,16 +16,16 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"weir/pipeline/drop"
 	"weir/pipeline/state"
+
+	"github.com/google/go-cmp/cmp"
 )
 
-var update = flag.Bool("update", false, "write the golden page anew")
+var update = flag.Bool("update", false, "write the golden page again")
 
-// newState returns a state of two workers in which every number differs from every other. It stays mapped: a scrape
-// that its client has given up may read it for a while yet.
+// newState returns a state of two workers in which every number differs from every other. It stays
+// mapped, because a scrape may still read it after its client has given up.
 func newState(t *testing.T) (*state.State, *Status) {
 	t.Helper()
 	s, err := state.New(state.Sizes{Workers: 2, Sessions: 128, Seed: new([32]byte)})
@@ -88,7 +88,8 @@ func get(t *testing.T, url string) (status int, body string) {
 	return r.StatusCode, string(b)
 }
 
-// The page is what dashboards and alerts are built on: a change of it shows in the golden file, and in review.
+// The page is what dashboards and alerts are built on: a change of it shows in the golden file, and
+// in review.
 func TestPage(t *testing.T) {
 	s, status := newState(t)
 	code, page := get(t, "http://"+start(t, s, status)+"/metrics")
@@ -112,7 +113,7 @@ func TestPage(t *testing.T) {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(string(want), ours.String()); diff != "" {
-		t.Errorf("the page differs from %s (go test ./metrics -update writes it anew):\n%s", golden, diff)
+		t.Errorf("the page differs from %s (go test ./metrics -update writes it again):\n%s", golden, diff)
 	}
 
 	// Naming and units as Prometheus wants them.
@@ -122,7 +123,7 @@ func TestPage(t *testing.T) {
 		t.Errorf("promtool check metrics: %v\n%s", err, out)
 	}
 
-	// A reason that is not on the page would be a packet that nobody can find.
+	// A reason that is missing here would hide drops from operators.
 	for r := drop.Pass + 1; r < drop.NumReasons; r++ {
 		if series := fmt.Sprintf("weir_dropped_packets_total{reason=%q} ", r); !strings.Contains(page, series) {
 			t.Errorf("no series %s", series)
@@ -196,7 +197,8 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// Of many scrapes at a time some are told to come back; none is left without an answer, and afterwards all is as before.
+// Of many scrapes at a time some get 503; each gets an answer, and afterwards scrapes work as
+// before.
 func TestConcurrentScrapes(t *testing.T) {
 	s, status := newState(t)
 	handler := NewServer(s, []string{"inside", "outside"}, status, slog.New(slog.DiscardHandler)).Handler
@@ -228,7 +230,7 @@ func TestConcurrentScrapes(t *testing.T) {
 	}
 }
 
-// Clients that take no answer hold nobody else up.
+// Clients that do not read their answers do not block others.
 func TestSlowClients(t *testing.T) {
 	s, status := newState(t)
 	at := start(t, s, status)

@@ -7,18 +7,19 @@ import (
 	"net/http"
 	"time"
 
+	"weir/pipeline/state"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-
-	"weir/pipeline/state"
 )
 
-// maxScrapes is how many scrapes are answered at a time; more are told to come back.
+// maxScrapes is how many scrapes are served at a time; further ones get 503.
 const maxScrapes = 16
 
-// NewServer returns the HTTP server of the control process: /metrics, /healthz (the process lives) and /readyz (the
-// data plane forwards). ports are the names of the ports by index. Its limits are for a management network, not for the Internet.
+// NewServer returns the HTTP server of the control process: /metrics, /healthz (the process lives)
+// and /readyz (the data plane forwards). ports are the names of the ports by index. Its limits are
+// for a management network, not for the Internet.
 func NewServer(state *state.State, ports []string, status *Status, log *slog.Logger) *http.Server {
 	r := prometheus.NewRegistry()
 	r.MustRegister(collector{state, ports, status}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))

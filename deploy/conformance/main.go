@@ -53,10 +53,10 @@ func page(sections []Section, outcomes Outcomes) []byte {
 	var b bytes.Buffer
 	b.WriteString(`# Conformance
 
-What weir is held to, requirement by requirement, and the tests that show it. The page is written by ` + "`make conformance`" + ` from
-` + "[requirements.yaml](../" + tablePath + ")" + ` and from what came of the tests it names; do not edit it by hand. Requirements are told
-in our words, the RFCs' own are binding. A deviation has its reason. Of the tests, ` + "`pipeline.TestCases/NAME`" + ` is the folder
-` + "`pipeline/testdata/cases/NAME`" + `: a configuration, packets in, and all that has to leave.
+The requirements for weir, and the tests that show each of them. ` + "`make conformance`" + ` writes this page from
+` + "[requirements.yaml](../" + tablePath + ")" + ` and from the results of the tests; do not edit it by hand. Requirements are
+in our words; the RFCs' words are binding. Every deviation has a reason. ` + "`pipeline.TestCases/NAME`" + ` is the folder
+` + "`pipeline/testdata/cases/NAME`" + `: a configuration, packets in, and all packets that must leave.
 
 `)
 	fmt.Fprintf(&b, "%s.\n\n", count(sections, outcomes))

@@ -62,7 +62,7 @@ func load(path string) ([]Section, error) {
 			case r.ID == "" || r.Requires == "" || s.Title == "":
 				fault("no title, id or requires")
 			case seen[r.ID]:
-				fault("stands there twice")
+				fault("is listed twice; expected each id once in its section")
 			case !slices.Contains(levels, r.Level):
 				fault("level %q; expected one of %q", r.Level, levels)
 			case r.Weir == "" && r.Deviation == "":

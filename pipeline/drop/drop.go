@@ -1,117 +1,235 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package drop has the reasons for which packets are dropped: name, help, and nothing else. Code, counters,
-// logs and the tables of the documentation spell a reason alike, because they all take it from here.
+// Package drop has the reasons for which packets are dropped. Code, counters, logs and the documentation spell a
+// reason alike and explain it in the same words, because all of them take both from the one table here:
+// docs/drops.md is made from it.
 package drop
 
-// Reason says why a packet was dropped. Each has a counter, and its name is the same in code, counters and logs.
+// Reason says why a packet was dropped. Each has a counter.
 type Reason uint8
 
-// The reasons, in the order in which a packet can meet them.
+// The reasons, in the order in which a packet can meet them. The table below explains them.
 const (
 	Pass Reason = iota // not dropped
 
 	// classify
-	ShortFrame      // shorter than its Ethernet header, or than its IP header says
-	Oversized       // longer than one packet buffer
-	NotOurMAC       // addressed to another station, or multicast that is not ours
-	BadEtherType    // neither IPv4, IPv6 nor ARP
-	VLANTag         // a tag on a port without VLANs
-	BadIPHeader     // version, header length or total length lie, or a source route
-	BadIPChecksum   // IPv4 header checksum
-	BadExtension    // IPv6 extension headers: cut, too many, out of order, or of a kind that is refused
-	Fragment        // fragments are refused by configuration
-	BadFragment     // a fragment too small, too far, or without the headers that a first one has to have
-	FragmentOverlap // a fragment that overlaps another of its datagram
-	FragmentLimit   // too many datagrams in pieces, or too many pieces, wait
-	FragmentTimeout // its datagram's first fragment did not come
-	BadTransport    // TCP, UDP or ICMP header cut, or its length lies
-	Martian         // an address that may not be on the wire here
-	TTLExceeded     // TTL or hop limit used up
-	PuntLimited     // for weir itself, over the punt rate or ring
-	NoService       // to an address of weir's own, and no ping
-	ICMPUnsupported // ICMP of a type that is not translated
-	BadICMP         // an ICMP error with a wrong checksum, or whose quote cannot be read
-	ICMPUnrelated   // an ICMP error about a packet of no session and no 1:1 address
+	ShortFrame
+	Oversized
+	NotOurMAC
+	BadEtherType
+	VLANTag
+	BadIPHeader
+	BadIPChecksum
+	BadExtension
+	Fragment
+	BadFragment
+	FragmentOverlap
+	FragmentLimit
+	FragmentTimeout
+	BadTransport
+	Martian
+	TTLExceeded
+	PuntLimited
+	NoService
+	ICMPUnsupported
+	BadICMP
+	ICMPUnrelated
 
 	// inside
-	AntiSpoof      // source is not an address of an instance of this VPC
-	NoRoute        // no route of the VPC matches
-	RouteDrop      // a route says drop
-	NoEligible     // the route's gateway has no eligible external address of the instance
-	PublicSource   // a public or transit source on the way to where it may not go
-	Untranslatable // a protocol that no translation leaves intact
-	SNATProtocol   // only TCP, UDP and ICMP echo pass through SNAT
-	NoSession      // SNAT, and the packet neither belongs to a session nor begins one
-	LimitInstance  // the instance has as many sessions as it may
-	LimitVPC       // the VPC has as many sessions as it may
-	TableFull      // no room for another session
+	AntiSpoof
+	NoRoute
+	RouteDrop
+	NoEligible
+	PublicSource
+	Untranslatable
+	SNATProtocol
+	NoSession
+	LimitInstance
+	LimitVPC
+	TableFull
 	PortsExhausted
 
 	// outside
-	UnknownDestination // not an address of ours
-	OwnSource          // the source is one of our own external addresses
-	Unsolicited        // to an SNAT address, and of no session or mapping
-	Filtered           // to a mapping, from whom its filtering does not let in
-	TCPReset           // a reset that does not fit the connection's sequence numbers
+	UnknownDestination
+	OwnSource
+	Unsolicited
+	Filtered
+	TCPReset
 
 	// transmit
-	TooBig             // longer than the next link's MTU
-	NoNextHop          // no live next hop
-	NeighborUnresolved // the neighbor did not answer, or too many packets wait for it
-	TxFull             // the transmit queue takes no more
-	HandoffFull        // the worker that owns the flow takes no more
-	Restart            // was in hand when a data plane died
+	TooBig
+	NoNextHop
+	NeighborUnresolved
+	TxFull
+	HandoffFull
+	Restart
 
 	NumReasons
 )
 
-var reasons = [NumReasons]struct{ name, help string }{
-	Pass:               {"pass", "not dropped"},
-	ShortFrame:         {"short_frame", "shorter than its headers say"},
-	Oversized:          {"oversized", "longer than one packet buffer"},
-	NotOurMAC:          {"not_our_mac", "addressed to another station"},
-	BadEtherType:       {"bad_ethertype", "neither IPv4, IPv6 nor ARP"},
-	VLANTag:            {"vlan_tag", "a VLAN tag on a port without VLANs"},
-	BadIPHeader:        {"bad_ip_header", "the IP header's version, lengths or options are wrong"},
-	BadIPChecksum:      {"bad_ip_checksum", "wrong IPv4 header checksum"},
-	BadExtension:       {"bad_extension", "IPv6 extension headers are cut, too many or refused"},
-	Fragment:           {"fragment", "fragments are refused by configuration"},
-	BadFragment:        {"bad_fragment", "a fragment too small, too far, or without its headers"},
-	FragmentOverlap:    {"fragment_overlap", "a fragment that overlaps another one of its datagram"},
-	FragmentLimit:      {"fragment_limit", "too many fragmented datagrams, or fragments of one"},
-	FragmentTimeout:    {"fragment_timeout", "the first fragment of its datagram did not come"},
-	BadTransport:       {"bad_transport", "the TCP, UDP or ICMP header is cut or its length wrong"},
-	Martian:            {"martian", "an address that may not be on the wire here"},
-	TTLExceeded:        {"ttl_exceeded", "TTL or hop limit used up"},
-	PuntLimited:        {"punt_limited", "for weir itself, over the rate limit"},
-	NoService:          {"no_service", "to an address of weir's own, which answers nothing but pings"},
-	ICMPUnsupported:    {"icmp_unsupported", "ICMP of a type that is not translated"},
-	BadICMP:            {"bad_icmp", "an ICMP error with a wrong checksum or an unreadable quote"},
-	ICMPUnrelated:      {"icmp_unrelated", "an ICMP error about no packet of a session or a 1:1 address"},
-	AntiSpoof:          {"antispoof", "the source is no address of an instance of this VPC"},
-	NoRoute:            {"no_route", "no route of the VPC matches"},
-	RouteDrop:          {"route_drop", "a route says drop"},
-	NoEligible:         {"no_eligible_address", "the instance has no external address for the route's gateway"},
-	PublicSource:       {"public_source", "an untranslated source on the way to where it may not go"},
-	Untranslatable:     {"untranslatable", "AH, or a routing header on its way: no translation leaves them intact"},
-	SNATProtocol:       {"snat_protocol", "SNAT passes TCP, UDP and ICMP echo only"},
-	NoSession:          {"no_session", "through SNAT, of no session, and cannot begin one"},
-	LimitInstance:      {"limit_instance", "the instance's session limit"},
-	LimitVPC:           {"limit_vpc", "the VPC's session limit"},
-	TableFull:          {"table_full", "the session table is full"},
-	PortsExhausted:     {"ports_exhausted", "no free port in the instance's SNAT range"},
-	UnknownDestination: {"unknown_destination", "from outside, to no address of ours"},
-	OwnSource:          {"own_source", "from outside, with one of our own addresses as source"},
-	Unsolicited:        {"unsolicited", "from outside to an SNAT address, of no session or mapping"},
-	Filtered:           {"filtered", "from outside to a mapping whose filtering does not let the sender in"},
-	TCPReset:           {"tcp_reset_out_of_window", "a TCP reset that does not fit its connection's sequence numbers"},
-	TooBig:             {"too_big", "longer than the next link's MTU"},
-	NoNextHop:          {"no_next_hop", "no live next hop of this family"},
-	NeighborUnresolved: {"neighbor_unresolved", "the neighbor did not answer"},
-	TxFull:             {"tx_full", "the transmit queue is full"},
-	HandoffFull:        {"handoff_full", "the ring to the worker that owns the flow is full"},
-	Restart:            {"restart", "in hand when a data plane ended"},
+// Class groups reasons for alerts and dashboards.
+type Class uint8
+
+// The classes.
+const (
+	Malformed Class = iota + 1 // a packet that no correct sender makes
+	Spoofed                    // an address or a sequence number that is not the sender's
+	Unwanted                   // nobody here asked for it
+	Policy                     // the configuration says so
+	Exhausted                  // a limit, a table or a range of ports is full
+	Delivery                   // no way on from here
+	Overload                   // a worker, a ring or a device cannot keep up
+)
+
+var classes = [...]string{Malformed: "malformed", Spoofed: "spoofed", Unwanted: "unwanted", Policy: "policy",
+	Exhausted: "exhausted", Delivery: "delivery", Overload: "overload"}
+
+// String returns the class's name in metrics and docs.
+func (c Class) String() string { return classes[c] }
+
+// reasons is the one place that explains a reason. where names the stages; answer is the ICMP error (type/code) that
+// an inside sender gets; check says what an operator looks at or does.
+var reasons = [NumReasons]struct {
+	name   string
+	class  Class
+	where  string
+	help   string
+	answer string
+	check  string
+}{
+	Pass: {name: "pass", help: "not dropped"},
+	ShortFrame: {"short_frame", Malformed, "classify",
+		"shorter than its headers say",
+		"", "capture packets at the neighbor"},
+	Oversized: {"oversized", Malformed, "classify",
+		"longer than one packet buffer",
+		"", "the `mtu` of the port"},
+	NotOurMAC: {"not_our_mac", Unwanted, "classify",
+		"addressed to another station",
+		"", "a hub, a mirror port, a wrong `mac`, multicast; normal in small numbers"},
+	BadEtherType: {"bad_ethertype", Malformed, "classify",
+		"neither IPv4, IPv6 nor ARP",
+		"", "capture packets at the neighbor"},
+	VLANTag: {"vlan_tag", Malformed, "classify",
+		"a VLAN tag on a port without VLANs",
+		"", "the switch port is a trunk: make it an untagged port"},
+	BadIPHeader: {"bad_ip_header", Malformed, "classify",
+		"the IP header's version, lengths or options are wrong",
+		"", "broken or hostile packets: capture at the neighbor"},
+	BadIPChecksum: {"bad_ip_checksum", Malformed, "classify",
+		"wrong IPv4 header checksum",
+		"", "broken or hostile packets: capture at the neighbor"},
+	BadExtension: {"bad_extension", Malformed, "classify",
+		"IPv6 extension headers are cut short, too many or refused",
+		"", "broken or hostile packets: capture at the neighbor"},
+	Fragment: {"fragment", Policy, "reassemble, select, egress",
+		"fragments are refused by configuration",
+		"", "a pool has `fragments: drop`"},
+	BadFragment: {"bad_fragment", Malformed, "classify",
+		"a fragment that is too small, reaches too far, or lacks its headers",
+		"", "an attack: no correct sender makes such fragments"},
+	FragmentOverlap: {"fragment_overlap", Malformed, "reassemble",
+		"a fragment that overlaps another one of its datagram",
+		"", "an attack, or a fast sender that reuses identifications within 30 s"},
+	FragmentLimit: {"fragment_limit", Exhausted, "reassemble",
+		"too many fragmented datagrams, or fragments of one",
+		"", "a flood: `weir_received_packets_total` shows the port; each VPC has its own share"},
+	FragmentTimeout: {"fragment_timeout", Delivery, "reassemble",
+		"the first fragment of its datagram did not arrive",
+		"", "first fragments are lost on the way, or a flood"},
+	BadTransport: {"bad_transport", Malformed, "classify",
+		"the TCP, UDP or ICMP header is cut short or has a wrong length",
+		"", "broken or hostile packets: capture at the neighbor"},
+	Martian: {"martian", Spoofed, "classify, route, deliver",
+		"an address that must not appear on this wire",
+		"", "private, loopback or multicast addresses; normal in small numbers, a flood is spoofed"},
+	TTLExceeded: {"ttl_exceeded", Delivery, "route, deliver",
+		"TTL or hop limit used up",
+		"11/0, ICMPv6 3/0; also outside", "traceroute; a routing loop if there are many"},
+	PuntLimited: {"punt_limited", Overload, "classify, route, deliver",
+		"for weir itself, above the rate limit",
+		"", "more than 500 frames a second of ARP and ND, or of pings to weir, on one port: find the sender"},
+	NoService: {"no_service", Unwanted, "route, deliver",
+		"to one of weir's addresses, which answer only pings",
+		"", "hosts try ports of weir's own addresses; normal in small numbers"},
+	ICMPUnsupported: {"icmp_unsupported", Unwanted, "classify, select, deliver",
+		"ICMP of a type that is not translated",
+		"", "redirects, source quench, router and mask messages: not needed across a gateway"},
+	BadICMP: {"bad_icmp", Malformed, "select, deliver",
+		"an ICMP error with a wrong checksum or an unreadable quote",
+		"", "ICMP errors that routers mangled, or forged ones; normal in small numbers"},
+	ICMPUnrelated: {"icmp_unrelated", Unwanted, "select, deliver",
+		"an ICMP error that belongs to no session and no 1:1 address",
+		"", "errors about ended flows, or forged ones; a flood is an attack on sessions, without effect"},
+	AntiSpoof: {"antispoof", Spoofed, "lookup, route",
+		"the source is not an address of an instance in this VPC",
+		"", "`addresses`, `transit`, `attached` of the instance; `vpcs[].attach`"},
+	NoRoute: {"no_route", Policy, "route",
+		"no route of the VPC matches",
+		"TCP of a connection: as `no_session`", "the VPC's routes: prefix, `class`, `from`"},
+	RouteDrop: {"route_drop", Policy, "route",
+		"a route says drop",
+		"", "the VPC has a `drop` route"},
+	NoEligible: {"no_eligible_address", Policy, "route, select",
+		"the instance has no external address for the route's gateway",
+		"3/13, ICMPv6 1/1; TCP of a connection: as `no_session`", "`weir check` warns about it: add the pool to the gateway, or an address to the instance"},
+	PublicSource: {"public_source", Policy, "route",
+		"an untranslated source towards a place where it is not allowed",
+		"", "routes: a transit source towards a gateway, or an attached one into the VPC"},
+	Untranslatable: {"untranslatable", Policy, "select, deliver",
+		"AH, or a routing header with segments left: translation would break it",
+		"", "AH or IPv6 source routing: use an attached prefix"},
+	SNATProtocol: {"snat_protocol", Policy, "select",
+		"SNAT passes TCP, UDP and ICMP echo only",
+		"3/13, ICMPv6 1/1", "GRE, ESP and the like need a floating address"},
+	NoSession: {"no_session", Policy, "select",
+		"for SNAT, without a session, and cannot start one",
+		"TCP: a reset, unless `unknown_tcp` is `drop`", "sessions were lost, or a connection was idle for too long: timeouts, keepalives"},
+	LimitInstance: {"limit_instance", Exhausted, "select",
+		"the instance has reached its session limit",
+		"3/1, ICMPv6 1/3", "raise the limit, or talk to the tenant"},
+	LimitVPC: {"limit_vpc", Exhausted, "select",
+		"the VPC has reached its session limit",
+		"3/1, ICMPv6 1/3", "raise the limit, or talk to the tenant"},
+	TableFull: {"table_full", Exhausted, "select",
+		"the session table is full",
+		"3/1, ICMPv6 1/3", "`weir_sessions` shows which VPC; set limits, or a larger `dataplane.sessions` and restart"},
+	PortsExhausted: {"ports_exhausted", Exhausted, "select",
+		"no free port in the instance's SNAT range",
+		"3/1, ICMPv6 1/3", "a larger range, or another address"},
+	UnknownDestination: {"unknown_destination", Unwanted, "deliver",
+		"from outside, to no address of weir",
+		"", "`pools`, the routers' routes; normal for unassigned addresses"},
+	OwnSource: {"own_source", Spoofed, "deliver",
+		"from outside, with one of weir's external addresses as source",
+		"", "a loop outside, or the routers' filters"},
+	Unsolicited: {"unsolicited", Unwanted, "deliver",
+		"from outside to an SNAT address, without a session or mapping",
+		"", "normal in small numbers"},
+	Filtered: {"filtered", Unwanted, "deliver",
+		"from outside to a mapping whose filtering does not let the sender in",
+		"", "normal; see `sessions.filtering`"},
+	TCPReset: {"tcp_reset_out_of_window", Spoofed, "apply",
+		"a TCP reset that does not fit its connection's sequence numbers",
+		"", "spoofed, or from a middlebox; a flood is an attack, without effect"},
+	TooBig: {"too_big", Delivery, "egress, transmit",
+		"longer than the next link's MTU",
+		"3/4 if DF is set, ICMPv6 2/0; also outside", "equal MTUs on all ports, or smaller ones in instances"},
+	NoNextHop: {"no_next_hop", Delivery, "egress",
+		"no live next hop of this family",
+		"", "`ports[].next_hops`, `pools[].ports`; a VPC without `attach`"},
+	NeighborUnresolved: {"neighbor_unresolved", Delivery, "transmit",
+		"the neighbor did not answer",
+		"", "the next hop or instance is down, or needs a configured `mac`"},
+	TxFull: {"tx_full", Overload, "sending",
+		"the transmit queue is full",
+		"", "the device cannot keep up: the link and its speed"},
+	HandoffFull: {"handoff_full", Overload, "steer, turn",
+		"the ring to the worker that owns the flow is full",
+		"", "one worker is overloaded: `weir_worker_busy_seconds_total`"},
+	Restart: {"restart", Overload, "the next start",
+		"in progress when a data plane died",
+		"", "the data plane crashed: the log before the restart"},
 }
 
 // String returns the reason's name in counters and logs.
@@ -119,3 +237,6 @@ func (r Reason) String() string { return reasons[r].name }
 
 // Help says the reason in a few words.
 func (r Reason) Help() string { return reasons[r].help }
+
+// Class returns the reason's class.
+func (r Reason) Class() Class { return reasons[r].class }
