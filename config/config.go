@@ -136,14 +136,15 @@ func (m MAC) String() string { return net.HardwareAddr(m[:]).String() }
 
 // Port is one network port.
 type Port struct {
-	Name      string
-	Device    string // a PCI address or a vdev string, as DPDK takes it
-	Side      Side
-	MTU       int            // bytes of an IP packet
-	MAC       MAC            // zero: the device's own
-	Addresses []netip.Prefix // weir's: the address and its on-link prefix, not masked
-	NextHops  []NextHop      // outside only
-	Answer    Answer         // outside only
+	Name           string
+	Device         string // a PCI address or a vdev string, as DPDK takes it
+	Side           Side
+	MTU            int            // bytes of an IP packet
+	MAC            MAC            // zero: the device's own
+	Addresses      []netip.Prefix // weir's: the address and its on-link prefix, not masked
+	NextHops       []NextHop      // outside only
+	PrivateSources []netip.Prefix // outside only; sorted, masked: private networks that flows may begin from
+	Answer         Answer         // outside only
 }
 
 // NextHop is a router on the port's network.

@@ -29,15 +29,16 @@ type document struct {
 func newDocument() *document { return &document{config: DefaultConfig, sections: map[string]*spot{}} }
 
 type portText struct {
-	spot      *spot
-	name      at[string]
-	device    at[string]
-	side      at[Side]
-	mtu       at[int]
-	mac       at[MAC]
-	addresses []at[netip.Prefix]
-	nextHops  []nextHopText
-	answer    at[Answer]
+	spot           *spot
+	name           at[string]
+	device         at[string]
+	side           at[Side]
+	mtu            at[int]
+	mac            at[MAC]
+	addresses      []at[netip.Prefix]
+	nextHops       []nextHopText
+	privateSources []at[netip.Prefix]
+	answer         at[Answer]
 }
 
 type nextHopText struct {
@@ -124,7 +125,7 @@ var (
 	apiKeys        = []string{"listen"}
 	logKeys        = []string{"level", "format"}
 	dataplaneKeys  = []string{"workers", "memory", "idle", "sessions", "eal_args"}
-	portKeys       = []string{"name", "device", "side", "vlan", "mtu", "mac", "addresses", "next_hops", "answer"}
+	portKeys       = []string{"name", "device", "side", "vlan", "mtu", "mac", "addresses", "next_hops", "private_sources", "answer"}
 	nextHopKeys    = []string{"address", "mac"}
 	poolKeys       = []string{"name", "ranges", "ports", "sessions"}
 	gatewayKeys    = []string{"name", "id", "pools", "addresses", "vpc"}
@@ -485,6 +486,8 @@ func (r *reader) port(v value) portText {
 			p.addresses = texts(r, v, "addresses with their prefix lengths", parseInterface)
 		case "next_hops":
 			p.nextHops = r.nextHops(v)
+		case "private_sources":
+			p.privateSources = texts(r, v, "prefixes", parsePrefix)
 		case "answer":
 			p.answer = text(r, v, parseAnswer)
 		}

@@ -142,7 +142,37 @@ func (c *checker) port(p *portText) Port {
 		port.Addresses = append(port.Addresses, a.value)
 	}
 	port.NextHops = c.nextHops(p.nextHops, p.addresses, "the port's")
+	port.PrivateSources = c.privateSources(p)
 	return port
+}
+
+// privateNetworks are those of RFC 1918 and RFC 4193.
+var privateNetworks = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("172.16.0.0/12"), netip.MustParsePrefix("192.168.0.0/16"), netip.MustParsePrefix("fc00::/7")}
+
+// covered reports whether one of a list of prefixes holds all of p.
+func covered(list []netip.Prefix, p netip.Prefix) bool {
+	return slices.ContainsFunc(list, func(q netip.Prefix) bool { return q.Bits() <= p.Bits() && q.Contains(p.Addr()) })
+}
+
+// privateSources returns the private networks that flows may begin from outside, sorted.
+func (c *checker) privateSources(t *portText) (list []netip.Prefix) {
+	for i, a := range t.privateSources {
+		switch {
+		case !a.ok:
+			continue
+		case !covered(privateNetworks, a.value):
+			c.faults.add(a.spot, "%v is no private network: flows may begin there anyway; expected prefixes within 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 or fc00::/7", a.value)
+			continue
+		}
+		for _, o := range t.privateSources[:i] {
+			if o.ok && o.value.Overlaps(a.value) {
+				c.faults.add(a.spot, "%v overlaps %v at %v; expected prefixes apart", a.value, o.value, o.spot)
+			}
+		}
+		list = append(list, a.value)
+	}
+	slices.SortFunc(list, comparePrefix)
+	return list
 }
 
 // inside refuses what only an outside port has, and what only tunnels need.
@@ -153,6 +183,9 @@ func (c *checker) inside(p *portText) {
 	}
 	if len(p.nextHops) > 0 {
 		c.faults.add(p.spot, "an inside port takes no next_hops; expected them under vpcs[].attach[]")
+	}
+	if len(p.privateSources) > 0 {
+		c.faults.add(p.privateSources[0].spot, "private_sources on an inside port; expected them on outside ports, where private addresses are strange")
 	}
 	if p.answer.given() {
 		c.faults.add(p.answer.spot, "an inside port answers for no external address; expected answer on outside ports only")

@@ -15,7 +15,7 @@ func (w *Worker) deliver(b *Burst) {
 		if p.act == actNone {
 			if s, ok := w.late(p.outsideKey(), p); ok && !p.uninvited(s) {
 				w.fromOutside(s, p)
-			} else if r := w.deliverOne(p); r == punted {
+			} else if r := w.deliverOne(b.Port, p); r == punted {
 				w.serve(b.Port, p)
 				continue
 			} else if r != drop.Pass {
@@ -35,7 +35,7 @@ func (w *Worker) deliver(b *Burst) {
 	b.live = keep
 }
 
-func (w *Worker) deliverOne(p *Packet) drop.Reason {
+func (w *Worker) deliverOne(port int, p *Packet) drop.Reason {
 	g := w.gen
 	h := g.Host(0, p.local)
 	switch {
@@ -48,7 +48,7 @@ func (w *Worker) deliverOne(p *Packet) drop.Reason {
 	if h != nil && h.Kind == generation.HostOwn {
 		return punted
 	}
-	if !p.turned && (martian(p.remote) || private(p.remote)) {
+	if !p.turned && w.strange(port, p) {
 		return drop.Martian
 	}
 	if h == nil {
@@ -76,4 +76,18 @@ func (w *Worker) deliverOne(p *Packet) drop.Reason {
 	}
 	w.inbound(p, &g.Instances[h.Index], h)
 	return drop.Pass
+}
+
+// strange reports whether a packet that came by an outside port claims to be from where none comes from there. Flows begin from the private
+// networks that the port lists. An ICMP error begins nothing, and any router on the way may send it, whatever its own address: one about
+// a packet of its receiver is let on, to be held against sessions and addresses (RFC 5508 REQ-4, RFC 4787 REQ-12a).
+func (w *Worker) strange(port int, p *Packet) bool {
+	scoped := linkLocal(p.remote)
+	switch {
+	case !p.remote.Private() && !scoped:
+		return martian(p.remote)
+	case p.kind == kindError && p.quote.fault == drop.Pass && p.quote.local == p.local:
+		return false
+	}
+	return scoped || !w.gen.PrivateSource(port, p.remote)
 }

@@ -71,6 +71,7 @@ type verdict struct {
 func droppedAs(r drop.Reason) verdict { return verdict{fate: "drop " + r.String()} }
 
 var modelMartians = prefixes("0.0.0.0/8 127.0.0.0/8 169.254.0.0/16 224.0.0.0/4 240.0.0.0/4 ::/64 fe80::/10 ff00::/8")
+var modelLinkLocal = prefixes("169.254.0.0/16 fe80::/10")
 var modelPrivate = prefixes("10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 fc00::/7")
 
 func prefixes(text string) (list []netip.Prefix) {
@@ -134,8 +135,31 @@ func (m model) leaving(q question) (v verdict, turns bool) {
 			}
 		}
 	}
+	if !m.reaches(route, q.dst) {
+		return droppedAs(drop.PrivateDestination), false
+	}
 	v = m.tagged(q, in, own, attached, route)
 	return v, m.ours(q.dst) && !strings.HasPrefix(v.fate, "drop")
+}
+
+// reaches reports whether a route to a gateway leads to dst: a private address is not where a /0 leads to.
+func (m model) reaches(route config.Route, dst netip.Addr) bool {
+	return !m.byPort(route, dst) || m.beside(dst) != nil
+}
+
+// byPort reports whether nothing but the ports can know where dst is.
+func (m model) byPort(route config.Route, dst netip.Addr) bool {
+	return route.To.Bits() == 0 && within(modelPrivate, dst) && !m.ours(dst)
+}
+
+// beside lists the outside ports whose own prefix or private sources have an address.
+func (m model) beside(a netip.Addr) (ports []int) {
+	for i, p := range m.Ports {
+		if p.Side == config.Outside && (within(p.Addresses, a) || within(p.PrivateSources, a)) {
+			ports = append(ports, i)
+		}
+	}
+	return ports
 }
 
 func (m model) inside(q question) verdict {
@@ -165,13 +189,13 @@ func (m model) tagged(q question, in *config.Instance, own bool, attached netip.
 	if attached.IsValid() {
 		pool := m.pool(attached.Addr())
 		if slices.Contains(m.gatewaysOfPool(pool), route.Gateway) {
-			return m.leaves(verdict{fate: "plain", src: q.src, dst: q.dst}, attached.Addr(), q.dst)
+			return m.leaves(verdict{fate: "plain", src: q.src, dst: q.dst}, attached.Addr(), q.dst, route)
 		}
 		if !own {
 			return droppedAs(drop.NoEligible)
 		}
 	}
-	return m.selects(q, in, route.Gateway)
+	return m.selects(q, in, route)
 }
 
 // source says whose an address in a VPC is.
@@ -304,13 +328,16 @@ func (m model) ours(a netip.Addr) bool {
 
 // leaves fills in the outside ports: the one whose own prefix has the destination, else those with a next hop; of
 // the pool's ports, if it names some.
-func (m model) leaves(v verdict, external, dst netip.Addr) verdict {
+func (m model) leaves(v verdict, external, dst netip.Addr, route config.Route) verdict {
 	if m.ours(dst) {
 		return v
 	}
 	allowed := m.Pools[m.pool(external)].Ports
+	may := func(i int) bool {
+		return m.Ports[i].Side == config.Outside && (len(allowed) == 0 || slices.Contains(allowed, i)) && (!m.byPort(route, dst) || slices.Contains(m.beside(dst), i))
+	}
 	for i, p := range m.Ports {
-		if p.Side != config.Outside || len(allowed) > 0 && !slices.Contains(allowed, i) {
+		if !may(i) {
 			continue
 		}
 		if within(p.Addresses, dst) {
@@ -319,7 +346,7 @@ func (m model) leaves(v verdict, external, dst netip.Addr) verdict {
 		}
 	}
 	for i, p := range m.Ports {
-		if p.Side == config.Outside && (len(allowed) == 0 || slices.Contains(allowed, i)) &&
+		if may(i) &&
 			slices.ContainsFunc(p.NextHops, func(h config.NextHop) bool { return h.Address.Is4() == dst.Is4() }) {
 			v.ports = append(v.ports, i)
 		}
@@ -383,7 +410,8 @@ func (m model) oneToOne(q question, in *config.Instance, private netip.Addr, por
 	return netip.Addr{}
 }
 
-func (m model) selects(q question, in *config.Instance, gateway int) verdict {
+func (m model) selects(q question, in *config.Instance, route config.Route) verdict {
+	gateway := route.Gateway
 	flow := q
 	if q.proto == "error" { // the address is that of the flow which it quotes, seen from the other side
 		flow = q.about()
@@ -391,7 +419,7 @@ func (m model) selects(q question, in *config.Instance, gateway int) verdict {
 	}
 	one := m.oneToOne(flow, in, q.src, flow.sport, flow.dst, flow.dport, gateway)
 	if one.IsValid() {
-		return m.leaves(verdict{fate: "out", kind: "out", src: one, dst: q.dst, session: q.begins()}, one, q.dst)
+		return m.leaves(verdict{fate: "out", kind: "out", src: one, dst: q.dst, session: q.begins()}, one, q.dst, route)
 	}
 	var shares []config.SNAT
 	var most uint64
@@ -418,7 +446,7 @@ func (m model) selects(q question, in *config.Instance, gateway int) verdict {
 	case !q.begins():
 		return droppedAs(drop.NoSession)
 	}
-	return m.leaves(verdict{fate: "snat", kind: "snat", src: shares[0].Address, dst: q.dst, shares: shares, session: true}, shares[0].Address, q.dst)
+	return m.leaves(verdict{fate: "snat", kind: "snat", src: shares[0].Address, dst: q.dst, shares: shares, session: true}, shares[0].Address, q.dst, route)
 }
 
 // outside is what becomes of a packet from outside, or of one from inside that turned back.
@@ -437,7 +465,10 @@ func (m model) outside(q question, turned bool) verdict {
 			}
 		}
 	}
-	if !turned && (within(modelMartians, q.src) || within(modelPrivate, q.src)) {
+	scoped, private := within(modelLinkLocal, q.src), within(modelPrivate, q.src)
+	listed := private && within(m.Ports[q.port].PrivateSources, q.src)
+	router := (scoped || private) && q.proto == "error" && q.about().src == q.dst
+	if !turned && !router && !listed && (within(modelMartians, q.src) || private) {
 		return droppedAs(drop.Martian)
 	}
 	for vi := range m.VPCs {

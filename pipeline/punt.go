@@ -87,7 +87,7 @@ func (w *Worker) serve(port int, p *Packet) {
 func (w *Worker) answer(port int, p *Packet, r drop.Reason, mtu uint16) {
 	switch r {
 	case drop.TTLExceeded, drop.SNATProtocol, drop.TooBig, drop.LimitInstance, drop.LimitVPC, drop.TableFull, drop.PortsExhausted:
-	case drop.NoEligible: // TCP takes the error that this is else for a passing fault, and goes on for minutes (RFC 5461 §2)
+	case drop.NoEligible, drop.PrivateDestination: // TCP takes the error that this is else for a passing fault, and goes on for minutes (RFC 5461 §2)
 		if w.resets(p) {
 			r = drop.NoSession
 		}

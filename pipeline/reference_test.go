@@ -350,8 +350,15 @@ func (n *reference) goOn(s *refSession, q question, from origin, r *tracked) {
 
 // out and in are a packet's way through its session.
 func (n *reference) out(s *refSession, q question) outcome {
-	v := n.leaves(verdict{fate: "out", src: s.external, dst: q.dst}, s.external, q.dst)
+	v := n.leaves(verdict{fate: "out", src: s.external, dst: q.dst}, s.external, q.dst, n.routeOf(s))
 	return outcome{verdict: v, sport: s.externalPort, dport: q.dport, turns: s.hairpin}
+}
+
+// routeOf is the route of a session's packets from inside.
+func (n *reference) routeOf(s *refSession) config.Route {
+	vpc, in := n.instanceOf(s.instance)
+	route, _ := n.route(vpc, in, s.remote)
+	return route
 }
 
 func (n *reference) in(s *refSession, q question) outcome {
@@ -401,7 +408,7 @@ func (n *reference) errorOut(q question, o outcome) outcome {
 	for _, s := range n.sessions {
 		if s.vpc == n.vpcOf(q.port) && s.private == a.dst && s.privatePort == a.dport && s.remote == a.src && s.remotePort == a.sport && s.proto == a.number() {
 			a.dst, a.dport = s.external, s.externalPort
-			return outcome{verdict: n.leaves(verdict{fate: "out", src: s.external, dst: q.dst}, s.external, q.dst), quoted: &a, turns: n.ours(q.dst)}
+			return outcome{verdict: n.leaves(verdict{fate: "out", src: s.external, dst: q.dst}, s.external, q.dst, n.routeOf(s)), quoted: &a, turns: n.ours(q.dst)}
 		}
 	}
 	if o.kind != "" { // 1:1 needs no session
@@ -776,7 +783,7 @@ func (n *reference) stays(s *refSession) bool {
 		})
 	}
 	route, ok := n.route(vpc, in, s.remote)
-	if !mine || !ok || route.Target != config.TargetGateway {
+	if !mine || !ok || route.Target != config.TargetGateway || !n.reaches(route, s.remote) {
 		return false
 	}
 	switch {

@@ -99,14 +99,22 @@ func (w *Worker) routeOne(port int, p *Packet) drop.Reason {
 		}
 		p.hairpin = true
 	}
+	ways := ^uint32(0)
+	if !p.hairpin {
+		if ways = g.Ways(rt, p.remote); ways == 0 {
+			return drop.PrivateDestination
+		}
+	}
 	if attached != nil {
 		if g.Eligible(attached.Set, rt.Gateway) {
-			p.act, p.ports = actOutPlain, attached.Ports
+			p.act, p.ports = actOutPlain, attached.Ports&ways
 			return drop.Pass
 		}
 		if !own {
 			return drop.NoEligible
 		}
 	}
-	return w.selectSource(p, in, rt.Tag)
+	reason := w.selectSource(p, in, rt.Tag)
+	p.ports &= ways
+	return reason
 }

@@ -41,6 +41,7 @@ const (
 	RouteDrop
 	NoEligible
 	PublicSource
+	PrivateDestination
 	Untranslatable
 	SNATProtocol
 	NoSession
@@ -176,6 +177,9 @@ var reasons = [NumReasons]struct {
 	PublicSource: {"public_source", Policy, "route",
 		"an untranslated source towards a place where it is not allowed",
 		"", "routes: a transit source towards a gateway, or an attached one into the VPC"},
+	PrivateDestination: {"private_destination", Policy, "route",
+		"to a private address that only a /0 route leads to",
+		"3/13, ICMPv6 1/1; TCP of a connection: as `no_session`", "no private network is on the Internet; where one is outside: `ports[].private_sources`, or a longer route"},
 	Untranslatable: {"untranslatable", Policy, "select, deliver",
 		"AH, or a routing header with segments left: translation would break it",
 		"", "AH or IPv6 source routing: use an attached prefix"},

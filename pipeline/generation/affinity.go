@@ -64,7 +64,7 @@ func (g *Generation) Recheck(s *session.Session, tick uint32) bool {
 		return false
 	}
 	r := g.Find(in.Routes[f], s.Remote)
-	if r == 0 || g.Routes[r-1].Kind != RouteGateway {
+	if r == 0 || g.Routes[r-1].Kind != RouteGateway || s.Flags&session.Hairpin == 0 && g.Ways(&g.Routes[r-1], s.Remote) == 0 {
 		return false
 	}
 	switch {
@@ -82,9 +82,14 @@ func (g *Generation) Recheck(s *session.Session, tick uint32) bool {
 	return true
 }
 
-// Adjust notes in a session, of instance in, what only the generation decides.
+// Adjust notes in a session, of instance in, what only the generation decides. Ports are those that its external address may use.
 func (g *Generation) Adjust(s *session.Session, in *Instance, ports uint32, proto uint8, remotePort uint16) {
 	f := s.Remote.Family()
+	if s.Remote.Private() {
+		if r := g.Find(in.Routes[f], s.Remote); r != 0 {
+			ports &= g.Ways(&g.Routes[r-1], s.Remote)
+		}
+	}
 	s.Neighbor, s.InPort, s.Ports, s.Timer = in.Neighbor[f], in.Port[f], ports, g.Header.timer(proto, remotePort)
 	s.Flags &^= session.OnLink
 	for i := range g.OnLink {

@@ -203,6 +203,10 @@ func (b *builder) buildPorts() error {
 				b.OnLink = append(b.OnLink, Prefix{First: first, Last: last, Port: uint8(i)})
 			}
 		}
+		for _, p := range p.PrivateSources {
+			first, last := inet.PrefixRange(p)
+			b.Private = append(b.Private, Prefix{First: first, Last: last, Port: uint8(i)})
+		}
 		for _, h := range p.NextHops {
 			if err := b.addHop(i, h); err != nil {
 				return err

@@ -47,7 +47,7 @@ type Header struct {
 type section struct{ Off, Count, Cap uint64 }
 
 const (
-	numSections   = 21
+	numSections   = 22
 	sourceSection = numSections - 1
 )
 
@@ -55,6 +55,7 @@ const (
 type Tables struct {
 	Ports      table[Port]
 	OnLink     table[Prefix] // the outside ports' own prefixes
+	Private    table[Prefix] // private sources of the outside ports
 	Hops       table[Hop]    // next hops of the outside ports, and of attachments
 	VPCs       table[VPC]
 	Instances  table[Instance]
@@ -78,7 +79,7 @@ type Tables struct {
 
 // columns returns all sections in their order.
 func (t *Tables) columns() [numSections]column {
-	return [numSections]column{&t.Ports, &t.OnLink, &t.Hops, &t.VPCs, &t.Instances, &t.Selections, &t.Candidates, &t.Routes,
+	return [numSections]column{&t.Ports, &t.OnLink, &t.Private, &t.Hops, &t.VPCs, &t.Instances, &t.Selections, &t.Candidates, &t.Routes,
 		&t.ranges, &t.starts, &t.results, &t.Hosts, &t.SNAT, &t.PortRanges, &t.Sources, &t.Attached, &t.gateways, &t.sets, &t.names, &t.nameEnds, &t.source}
 }
 
@@ -96,7 +97,7 @@ type Port struct {
 	_    [2]uint8
 }
 
-// Prefix is an on-link prefix of a port.
+// Prefix is a prefix of an outside port: its own, or one of private sources.
 type Prefix struct {
 	First, Last inet.Addr
 	Port        uint8
@@ -180,7 +181,8 @@ type Route struct {
 	Index   int32  // the route's place in its VPC's list; -1: the implicit route of a subnet
 	Kind    uint8
 	Port    uint8
-	_       [2]uint8
+	All     uint8 // 1: it is to a /0
+	_       uint8
 }
 
 // rangeTable maps addresses to results by sorted, disjoint ranges: each starts where the one before it ends.

@@ -58,6 +58,9 @@ func (b *builder) buildRoutes(v *config.VPC) *routing {
 	for i, rt := range v.Routes {
 		e := entry{to: rt.To, custom: rt.Class == config.Custom, from: -1}
 		rec := Route{Index: int32(i)}
+		if rt.To.Bits() == 0 {
+			rec.All = 1
+		}
 		var port int
 		var hop config.NextHop
 		switch rt.Target {
