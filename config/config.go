@@ -36,16 +36,17 @@ const Version = 1
 
 // Bounds of a configuration.
 const (
-	MaxPorts    = 32
-	MaxWorkers  = 64
-	MaxVPCs     = 65535
-	MaxFloating = 64 // floating addresses of one instance and family
-	MinSessions = 1 << 10
-	MaxSessions = 1 << 27
-	MinMemory   = 64 << 20
-	MaxMemory   = 1 << 40
-	MaxMTU      = 9600
-	MaxUDPPorts = 254 // UDP ports with their own timeouts
+	MaxPorts     = 32
+	MaxWorkers   = 64
+	MaxVPCs      = 65535
+	MaxFloating  = 64 // floating addresses of one instance and family
+	MinSessions  = 1 << 10
+	MaxSessions  = 1 << 27
+	MinMemory    = 64 << 20
+	MaxMemory    = 1 << 40
+	MaxMTU       = 9600
+	MaxUDPPorts  = 254 // UDP ports with their own timeouts
+	MaxZeroPorts = 64  // UDP ports of sessions.allow_udp6_zero
 )
 
 // DefaultConfig is what holds for the keys that a configuration leaves out. It is read-only.
@@ -251,16 +252,17 @@ const (
 
 // Sessions holds the defaults of session handling.
 type Sessions struct {
-	Spread       Spread
-	OnMove       OnMove
-	DrainTimeout time.Duration
-	Translation                // already in Pool.Sessions where nothing overrides it
-	PortRest     time.Duration // before another internal endpoint gets a port; whole milliseconds
-	MSSClamp     int           // bytes, MSSClampAuto or MSSClampOff
-	UnknownTCP   UnknownTCP
-	PerInstance  int // sessions; 0: no limit. Already in Instance.PerInstance where nothing overrides it
-	PerVPC       int // sessions; 0: no limit. Already in VPC.PerVPC where nothing overrides it
-	Timeouts     Timeouts
+	Spread        Spread
+	OnMove        OnMove
+	DrainTimeout  time.Duration
+	Translation                 // already in Pool.Sessions where nothing overrides it
+	PortRest      time.Duration // before another internal endpoint gets a port; whole milliseconds
+	MSSClamp      int           // bytes, MSSClampAuto or MSSClampOff
+	UnknownTCP    UnknownTCP
+	AllowUDP6Zero []uint16 // sorted: ports of UDP over IPv6 that is translated without a checksum
+	PerInstance   int      // sessions; 0: no limit. Already in Instance.PerInstance where nothing overrides it
+	PerVPC        int      // sessions; 0: no limit. Already in VPC.PerVPC where nothing overrides it
+	Timeouts      Timeouts
 }
 
 // Values of Sessions.MSSClamp that are not sizes.

@@ -129,7 +129,7 @@ var (
 	nextHopKeys    = []string{"address", "mac"}
 	poolKeys       = []string{"name", "ranges", "ports", "sessions"}
 	gatewayKeys    = []string{"name", "id", "pools", "addresses", "vpc"}
-	sessionsKeys   = []string{"spread", "on_move", "drain_timeout", "mapping", "filtering", "port_rest", "mss_clamp", "unknown_tcp", "fragments", "limits", "timeouts", "rfc_unsafe"}
+	sessionsKeys   = []string{"spread", "on_move", "drain_timeout", "mapping", "filtering", "port_rest", "mss_clamp", "unknown_tcp", "fragments", "allow_udp6_zero", "limits", "timeouts", "rfc_unsafe"}
 	poolSessions   = []string{"mapping", "filtering", "fragments"}
 	limitsKeys     = []string{"per_instance", "per_vpc"}
 	instanceLimits = []string{"per_instance"}
@@ -311,6 +311,8 @@ func (r *reader) sessions(v value) {
 			c.MSSClamp = r.clamp(v)
 		case "unknown_tcp":
 			c.UnknownTCP = text(r, v, parseTCP).value
+		case "allow_udp6_zero":
+			c.AllowUDP6Zero = r.zeroPorts(v)
 		case "limits":
 			l := r.limits(v, limitsKeys)
 			c.PerInstance, c.PerVPC = l.perInstance.or(c.PerInstance), l.perVPC.or(c.PerVPC)
@@ -400,6 +402,25 @@ func (r *reader) timeout(v value, floor time.Duration, rule string, unsafe bool)
 		d.ok = false
 	}
 	return d
+}
+
+// zeroPorts reads the ports of UDP that needs no checksum.
+func (r *reader) zeroPorts(v value) (list []uint16) {
+	for e := range r.list(v, "UDP ports") {
+		port := r.integer(e, 1, 65535)
+		switch {
+		case !port.ok:
+		case slices.Contains(list, uint16(port.value)):
+			r.faults.add(e.spot, "port %d stands already in the list; expected it once", port.value)
+		default:
+			list = append(list, uint16(port.value))
+		}
+	}
+	if len(list) > MaxZeroPorts {
+		r.faults.add(v.spot, "there are %d UDP ports; expected at most %d", len(list), MaxZeroPorts)
+	}
+	slices.Sort(list)
+	return list
 }
 
 // portTimeouts reads a mapping of remote UDP ports to timeouts. Those of well-known ports may be

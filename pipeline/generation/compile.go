@@ -129,6 +129,7 @@ func (c *Compiler) Compile(cfg *config.Config) (*Generation, error) {
 	for _, s := range []session.State{session.TCPOpening, session.Unconfirmed} {
 		h.Timeouts[1][s] = min(h.Timeouts[1][s], uint32(PressedTimeout.Milliseconds()))
 	}
+	h.ZeroCount = uint16(copy(h.ZeroPorts[:], cfg.Sessions.AllowUDP6Zero))
 	h.UDPCount = uint16(len(t.UDPPorts))
 	for i, p := range t.UDPPorts {
 		h.UDPPorts[1+i], h.UDPTimeouts[1+i] = p.Port, uint32(p.Timeout.Milliseconds())

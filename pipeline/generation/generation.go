@@ -40,6 +40,9 @@ type Header struct {
 	// UDP timeouts by remote port, sorted by it; the first is at 1, for Session.Timer.
 	UDPPorts    [config.MaxUDPPorts + 2]uint16
 	UDPTimeouts [config.MaxUDPPorts + 2]uint32
+	ZeroPorts   [config.MaxZeroPorts]uint16 // UDP over IPv6 without a checksum is translated from and to these
+	ZeroCount   uint16
+	_           [6]uint8
 	Sections    [numSections]section
 }
 
@@ -412,4 +415,14 @@ func clampOf(n int) uint16 {
 		return ClampAuto
 	}
 	return uint16(n)
+}
+
+// ZeroSum reports whether UDP over IPv6 between two ports may be translated without a checksum.
+func (g *Generation) ZeroSum(a, b uint16) bool {
+	for _, port := range g.Header.ZeroPorts[:g.Header.ZeroCount] {
+		if port == a || port == b {
+			return true
+		}
+	}
+	return false
 }
