@@ -3,7 +3,7 @@
 # weir in a container. `make image` builds and tries it, also where no registry can be reached.
 #
 # To run: --network host, /dev/vfio and /dev/hugepages mounted, capabilities NET_RAW NET_ADMIN IPC_LOCK SYS_NICE, and
-# the configuration at /etc/weir/weir.yaml. The host itself is prepared by deploy/host-setup.
+# the configuration at /etc/weir/weir.yaml. The host itself is prepared by deploy/host/host-setup.
 ARG GO_IMAGE=docker.io/library/golang:1.26-bookworm
 ARG BASE_IMAGE=docker.io/library/debian:bookworm-slim
 
@@ -22,14 +22,15 @@ COPY dpdk dpdk
 COPY metrics metrics
 COPY pipeline pipeline
 ARG VERSION=dev
-RUN go build -trimpath -buildvcs=false -ldflags "-X main.version=${VERSION}" -o /out/weir ./appliance
+RUN CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-X main.version=${VERSION}" -o /out/weir ./appliance && \
+    go build -trimpath -buildvcs=false -ldflags "-X main.version=${VERSION}" -o /out/weir-dataplane ./appliance/weir-dataplane
 
 FROM ${BASE_IMAGE}
 # DPDK's drivers are loaded at run time, so nothing but their names would bring them in.
 RUN apt-get update -qq && \
     DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends librte-meta-bus librte-meta-mempool librte-meta-net >/dev/null && \
     rm -rf /var/lib/apt/lists/*
-COPY --from=build /out/weir /usr/local/bin/weir
-COPY LICENSE deploy/weir.example.yaml /usr/share/doc/weir/
+COPY --from=build /out/weir /out/weir-dataplane /usr/local/bin/
+COPY LICENSE deploy/host/weir.example.yaml /usr/share/doc/weir/
 ENTRYPOINT ["/usr/local/bin/weir"]
 CMD ["run", "--config", "/etc/weir/weir.yaml"]

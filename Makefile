@@ -28,17 +28,18 @@ help: ## list these words
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
-build: packages-build ## build bin/weir
-	$(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/weir ./appliance
+build: packages-build ## build bin/weir and, with libdpdk, bin/weir-dataplane
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/weir ./appliance
+	$(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/weir-dataplane ./appliance/weir-dataplane
 
 .PHONY: run
 run: need-root build ## play: two tenants, an Internet and a weir in namespaces (DURATION=10s: end by itself)
-	$(GO) build -o bin/quickstart ./deploy/quickstart
-	@exec bin/quickstart -duration $(DURATION)
+	$(GO) build -o bin/playground ./deploy/playground
+	@exec bin/playground -duration $(DURATION)
 
 .PHONY: replay
 replay: build ## replay captured packets through the playground's configuration; needs no privileges
-	deploy/make/replay "$(GO)"
+	deploy/project/make/replay "$(GO)"
 
 .PHONY: test
 test: need-root packages-test build lint ## everything: lint, tests, races, live tests, playground, deployment
@@ -52,28 +53,28 @@ test: need-root packages-test build lint ## everything: lint, tests, races, live
 	$(MAKE) --no-print-directory run DURATION=5s
 
 .PHONY: lint
-lint: packages-test ## gofmt, vet, layering, shell scripts, alert rules, units
-	deploy/make/lint "$(GO)"
+lint: packages-test ## gofmt, vet, staticcheck, layering, shell scripts, alert rules, units
+	deploy/project/make/lint "$(GO)"
 
 .PHONY: conformance
 conformance: need-root packages-test ## write docs/conformance.md from the outcome of the tests that each requirement names
-	$(GO) run ./deploy/conformance
+	$(GO) run ./deploy/project/conformance
 
 .PHONY: fuzz
 fuzz: packages-build ## run every fuzz target for FUZZTIME (10s)
-	deploy/make/fuzz "$(GO)" $(FUZZTIME)
+	deploy/project/make/fuzz "$(GO)" $(FUZZTIME)
 
 .PHONY: bench
 bench: packages-bench build ## measure on a quiet machine, beside dpdk-testpmd (RUNS=5); results in bin/bench-*.json
-	bin/weir bench --devices --runs $(RUNS) --time 100ms --out bin/bench-1.json
-	bin/weir bench --scenario 'established/(mixed|snat/v4/out)|handoff' --sessions 65536,1048576 --burst 8,32,64 --frame 64,imix,1500 --workers 1,2 --runs $(RUNS) --time 50ms --out bin/bench-2.json
-	bin/weir bench --scenario 'established/(floating|snat)/v4|mixed' --sessions 10000000 --runs $(RUNS) --time 500ms --out bin/bench-3.json
-	$(CC) -O2 -o bin/memory deploy/bench/memory/memory.c
+	bin/weir-dataplane bench --devices --runs $(RUNS) --time 100ms --out bin/bench-1.json
+	bin/weir-dataplane bench --scenario 'established/(mixed|snat/v4/out)|handoff' --sessions 65536,1048576 --burst 8,32,64 --frame 64,imix,1500 --workers 1,2 --runs $(RUNS) --time 50ms --out bin/bench-2.json
+	bin/weir-dataplane bench --scenario 'established/(floating|snat)/v4|mixed' --sessions 10000000 --runs $(RUNS) --time 500ms --out bin/bench-3.json
+	$(CC) -O2 -o bin/memory deploy/project/bench/memory/memory.c
 	bin/memory 1000 65536 1048576 10000000 > bin/bench-4.json
 
 .PHONY: image
 image: need-root packages-image ## build and try the container image (IMAGE=weir:latest)
-	deploy/make/image "$(GO)" $(IMAGE) $(VERSION)
+	deploy/project/make/image "$(GO)" $(IMAGE) $(VERSION)
 
 .PHONY: clean
 clean: ## remove what was built
@@ -81,13 +82,13 @@ clean: ## remove what was built
 
 .PHONY: packages-build packages-test packages-bench packages-image
 packages-build:
-	@deploy/make/packages $(BUILD_PACKAGES)
+	@deploy/project/make/packages $(BUILD_PACKAGES)
 packages-test:
-	@deploy/make/packages $(TEST_PACKAGES)
+	@deploy/project/make/packages $(TEST_PACKAGES)
 packages-bench:
-	@deploy/make/packages $(BENCH_PACKAGES)
+	@deploy/project/make/packages $(BENCH_PACKAGES)
 packages-image:
-	@deploy/make/packages $(IMAGE_PACKAGES)
+	@deploy/project/make/packages $(IMAGE_PACKAGES)
 
 .PHONY: need-root
 need-root:

@@ -4,7 +4,10 @@ package main_test
 
 import (
 	"encoding/json"
+	"os"
 	"os/exec"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -48,10 +51,53 @@ func bench(t *testing.T, p *program, args ...string) []benchResult {
 	return results
 }
 
-// Every scenario, in every size that takes little time: the fields are there, every packet meets its fate (weir bench
-// itself fails when one does not), nothing is allocated for it.
+// weir finds weir-dataplane beside itself, else in PATH, and says where it looked if it is in
+// neither; its flags and exit codes are the other program's.
+func TestDataplaneProgram(t *testing.T) {
+	p := buildProgram(t)
+	elsewhere := scratch(t)
+	dataplane := buildDataplane(t, elsewhere)
+	for _, c := range []struct {
+		name   string
+		path   string // PATH
+		beside bool
+		args   []string
+		code   int
+		stdout string // regular expressions
+		stderr string
+	}{
+		{"its version", "", false, []string{dataplane, "version"}, 0, `^weir-dataplane v0.0.0-test.* linux/`, `^$`},
+		{"bench without it", "/", false, []string{p.path, "bench", "--help"}, 1, `^$`, `^weir: there is no program \S+/weir-dataplane, and none of this name in PATH: install it beside weir\n$`},
+		{"run without it", "/", false, []string{p.path, "run", "--config", "CONFIG", "--socket", filepath.Join(elsewhere, "s")}, 1, `^$`, `cannot start the data plane: there is no program \S+/weir-dataplane`},
+		{"in PATH", elsewhere, false, []string{p.path, "bench", "--help"}, 0, `weir-dataplane bench \[flags\]`, `^$`},
+		{"beside", "/", true, []string{p.path, "bench", "--help"}, 0, `weir-dataplane bench \[flags\]`, `^$`},
+		{"a flag that it does not know", "/", true, []string{p.path, "bench", "--fast"}, 2, `^$`, `^weir-dataplane: unknown flag: --fast\n`},
+		{"an argument", "/", true, []string{dataplane, "bench", "x"}, 2, `^$`, `^weir-dataplane: unknown command "x"`},
+	} {
+		if beside := filepath.Join(filepath.Dir(p.path), "weir-dataplane"); c.beside && !exists(beside) {
+			if err := os.Link(dataplane, beside); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if i := slices.Index(c.args, "CONFIG"); i >= 0 {
+			c.args[i] = filepath.Join(put(t, map[string][]byte{"weir.yaml": []byte(replayConfig)}), "weir.yaml")
+		}
+		var stdout, stderr strings.Builder
+		cmd := exec.Command(c.args[0], c.args[1:]...)
+		cmd.SysProcAttr, cmd.Env, cmd.Stdout, cmd.Stderr = p.account, []string{"PATH=" + c.path}, &stdout, &stderr
+		cmd.Run()
+		if code := cmd.ProcessState.ExitCode(); code != c.code || !regexp.MustCompile(c.stdout).MatchString(stdout.String()) || !regexp.MustCompile(c.stderr).MatchString(stderr.String()) {
+			t.Errorf("%s: %s\nexit %d, expected %d\nstdout %q\nexpected %s\nstderr %q\nexpected %s",
+				c.name, strings.Join(c.args, " "), code, c.code, &stdout, c.stdout, &stderr, c.stderr)
+		}
+	}
+}
+
+// Every scenario, in every size that takes little time: the fields are there, every packet meets
+// its fate (weir bench itself fails when one does not), nothing is allocated for it.
 func TestBench(t *testing.T) {
 	p := buildProgram(t)
+	buildDataplane(t, filepath.Dir(p.path))
 	results := bench(t, p, "--time", "1ms", "--sessions", "16384")
 	results = append(results, bench(t, p, "--time", "1ms", "--sessions", "1024", "--burst", "8,32,64", "--frame", "64,imix,1500", "--scenario", "established|fragments|unknown")...)
 	results = append(results, bench(t, p, "--time", "1ms", "--sessions", "32768", "--workers", "2", "--scenario", "mixed|new/floating|snat-50|handoff", "--runs", "2")...)
@@ -79,7 +125,8 @@ func TestBench(t *testing.T) {
 		if begins := strings.HasPrefix(*r.Name, "new/"); begins != (r.SessionsPerSecond > 0) {
 			t.Errorf("%s: %v sessions a second", *r.Name, r.SessionsPerSecond)
 		}
-		// What a measurement itself allocates is a few objects; a burst of the pipeline allocates none.
+		// What a measurement itself allocates is a few objects; a burst of the pipeline allocates
+		// none.
 		if perBurst := r.Allocations * float64(*r.Burst); perBurst > 0.1 && r.Allocations*float64(r.Packets) > 30 {
 			t.Errorf("%s: %v allocations a burst", *r.Name, perBurst)
 		}
@@ -95,10 +142,11 @@ func TestBench(t *testing.T) {
 	}
 }
 
-// With devices: the worker as it is between two, a generator beside it; only a queue that the generator does not empty may
-// cost a packet, which weir bench checks itself.
+// With devices: the worker as it is between two, a generator beside it; only a queue that the
+// generator does not empty may cost a packet, which weir bench checks itself.
 func TestBenchDevices(t *testing.T) {
 	p := buildProgram(t)
+	buildDataplane(t, filepath.Dir(p.path))
 	names := map[string]bool{}
 	for _, r := range bench(t, p, "--devices", "--time", "10ms", "--sessions", "1024", "--scenario", "^(ring|memif/weir|latency/weir|idle/(busy|sleep/200-8-20us-700us))") {
 		names[*r.Name] = true

@@ -10,6 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"weir/appliance/command"
+	"weir/appliance/control"
 	"weir/config"
 )
 
@@ -18,16 +20,16 @@ func checkCommand() *cobra.Command {
 	var target string
 	cmd := &cobra.Command{
 		Use:   "check PATH",
-		Short: "Check a configuration: all faults and warnings, with file and line",
-		Long:  "Check reads a configuration, a file or a directory of files, as weir run does.\nIt exits 0 if there is no fault, 1 otherwise; with --strict also on warnings.",
+		Short: "Check a configuration and print all faults and warnings, with file and line",
+		Long:  "Check reads a configuration (a file, or a directory of files) as weir run does.\nIt exits with 0 if there are no faults and with 1 otherwise; --strict makes warnings fail too.",
 		Args:  cobra.ExactArgs(1),
-		RunE: work(func(cmd *cobra.Command, args []string) error {
+		RunE: command.Work(func(cmd *cobra.Command, args []string) error {
 			return check(cmd.OutOrStdout(), args[0], target, asJSON, strict)
 		}),
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
-	cmd.Flags().StringVar(&target, "against", "", "also say what would change: `ADDR|PATH` of a running weir's API, with its sessions, or of another configuration")
-	cmd.Flags().BoolVar(&strict, "strict", false, "warnings fail too")
+	cmd.Flags().StringVar(&target, "against", "", "also print what would change. `ADDR|PATH` is the API address of a running weir, whose live sessions are counted, or the path of another configuration")
+	cmd.Flags().BoolVar(&strict, "strict", false, "fail on warnings")
 	return cmd
 }
 
@@ -37,10 +39,10 @@ func check(out io.Writer, path, target string, asJSON, strict bool) error {
 	if err != nil && !errors.As(err, &faults) {
 		return err
 	}
-	var p *preview
+	var p *control.Preview
 	if target != "" && err == nil {
 		var failed error
-		if p, failed = against(path, target, cfg); failed != nil {
+		if p, failed = control.Against(path, target, cfg); failed != nil {
 			return failed
 		}
 	}
@@ -51,7 +53,7 @@ func check(out io.Writer, path, target string, asJSON, strict bool) error {
 			OK       bool             `json:"ok"`
 			Faults   []config.Fault   `json:"faults"`
 			Warnings []config.Warning `json:"warnings"`
-			Against  *preview         `json:"against,omitempty"`
+			Against  *control.Preview `json:"against,omitempty"`
 		}{err == nil, append([]config.Fault{}, faults...), append([]config.Warning{}, warnings...), p}); err != nil {
 			return err
 		}
@@ -70,12 +72,12 @@ func check(out io.Writer, path, target string, asJSON, strict bool) error {
 			fmt.Fprintf(out, "%s: good: %d ports, %d pools, %d gateways, %d VPCs, %d instances\n",
 				path, len(cfg.Ports), len(cfg.Pools), len(cfg.Gateways), len(cfg.VPCs), instances)
 			if p != nil {
-				p.print(out)
+				p.Print(out)
 			}
 		}
 	}
 	if err != nil || strict && len(warnings) > 0 {
-		return failure{} // said already
+		return command.Failed(nil) // said already
 	}
 	return nil
 }

@@ -3,11 +3,12 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,16 +17,18 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/spf13/cobra"
-
-	"weir/config"
-	"weir/dpdk"
-	"weir/pipeline"
 	"weir/pipeline/drop"
 	"weir/pipeline/generation"
-	"weir/pipeline/packettext"
 	"weir/pipeline/respond"
 	"weir/pipeline/state"
+
+	"github.com/spf13/cobra"
+
+	"weir/appliance/command"
+	"weir/appliance/control"
+	"weir/config"
+	"weir/pipeline"
+	"weir/pipeline/packettext"
 )
 
 func replayCommand() *cobra.Command {
@@ -33,25 +36,25 @@ func replayCommand() *cobra.Command {
 	var in, reloads []string
 	cmd := &cobra.Command{
 		Use:   "replay --config PATH --in PORT=FILE.pcap... --out DIR",
-		Short: "Send captures through the real pipeline and write what comes out",
-		Long: "Replay replaces every port of the configuration by a capture file: frames enter in the order of their times over all\n" +
-			"ports, the clock is the captures' own, and what weir sends is written to DIR/PORT.pcap. It needs no privileges. Neighbors\n" +
-			"without a configured MAC count as resolved, with " + assumedMAC.String() + ", so that the same input gives the same output.",
+		Short: "Send captured packets through the real pipeline and write what comes out",
+		Long: "Replay replaces every port of the configuration with a capture file. Frames enter in the order of their time stamps over\n" +
+			"all ports, the clock follows the captures, and what weir sends goes to DIR/PORT.pcap. Replay needs no privileges.\n" +
+			"Neighbors without a configured MAC count as resolved, with " + assumedMAC.String() + ", so that the same input gives the same output.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := r.parse(in, reloads); err != nil {
 				return err
 			}
 			if err := r.run(cmd.OutOrStdout()); err != nil {
-				return failure{err}
+				return command.Failed(err)
 			}
 			return nil
 		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&r.config, "config", "", "configuration: a file, or a directory of files")
-	f.StringArrayVar(&in, "in", nil, "`PORT=FILE`: what the port receives; ports without one receive nothing")
-	f.StringArrayVar(&reloads, "reload", nil, "`SECONDS=PATH`: another configuration from so many seconds after the first frame on")
+	f.StringArrayVar(&in, "in", nil, "`PORT=FILE`: capture that the port receives; ports without one receive nothing")
+	f.StringArrayVar(&reloads, "reload", nil, "`SECONDS=PATH`: load another configuration this many seconds after the first frame")
 	f.StringVar(&r.out, "out", "", "directory for what the ports send")
 	f.BoolVar(&r.json, "json", false, "print the counters as one JSON object")
 	cmd.MarkFlagRequired("config")
@@ -65,8 +68,8 @@ var assumedMAC = config.MAC{0x02, 0x77, 0x65, 0x69, 0x72, 0x00}
 // replaySeed makes the choices of a replay, such as SNAT ports, always the same.
 var replaySeed = [32]byte{'w', 'e', 'i', 'r'}
 
-// maxPcapFrame is the longest frame that net_pcap can take: from a longer one it makes an mbuf that crashes.
-const maxPcapFrame = 65535
+// maxFrame is the longest frame that a device can deliver.
+const maxFrame = 65535
 
 type replay struct {
 	config, out string
@@ -88,7 +91,7 @@ func (r *replay) parse(in, reloads []string) error {
 			return fmt.Errorf("--in %q: expected PORT=FILE", s)
 		}
 		if r.in[port] != "" {
-			return fmt.Errorf("--in %q: the port has a file already", s)
+			return fmt.Errorf("--in %q: the port already has a file", s)
 		}
 		r.in[port] = file
 	}
@@ -106,15 +109,17 @@ func (r *replay) parse(in, reloads []string) error {
 
 // arrival is one frame on the schedule.
 type arrival struct {
-	at   time.Duration
-	port int
+	at    time.Duration
+	port  int
+	frame []byte
 }
 
-// schedule reads when which port has a frame. Within a port the order is the file's, whatever its times say.
+// schedule reads what each port receives, and when. Within a port the order is the file's, whatever
+// its times say.
 func (r *replay) schedule(cfg *config.Config) ([]arrival, error) {
 	for name := range r.in {
 		if !slices.ContainsFunc(cfg.Ports, func(p config.Port) bool { return p.Name == name }) {
-			return nil, fmt.Errorf("--in %s: the configuration has no port of this name", name)
+			return nil, fmt.Errorf("--in %s: the configuration has no port with this name", name)
 		}
 	}
 	var all []arrival
@@ -129,11 +134,11 @@ func (r *replay) schedule(cfg *config.Config) ([]arrival, error) {
 		}
 		var at time.Duration
 		for n, rec := range records {
-			if len(rec.Frame) > maxPcapFrame {
-				return nil, fmt.Errorf("%s: frame %d has %d bytes; net_pcap takes %d at the most: leave it out of the capture", file, n+1, len(rec.Frame), maxPcapFrame)
+			if len(rec.Frame) > maxFrame {
+				return nil, fmt.Errorf("%s: frame %d has %d bytes; expected %d at the most, as no device delivers more: leave it out of the capture", file, n+1, len(rec.Frame), maxFrame)
 			}
 			at = max(at, rec.Time)
-			all = append(all, arrival{at, i})
+			all = append(all, arrival{at, i, rec.Frame})
 		}
 	}
 	slices.SortStableFunc(all, func(a, b arrival) int {
@@ -176,46 +181,12 @@ func (r *replay) run(out io.Writer) (err error) {
 	}
 	defer func() { gen.Close() }()
 
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))
-	if err := dpdk.Init(dpdk.EALConfig{Memory: 64 << 20, NoHuge: true, Log: log}); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, dpdk.Cleanup()) }()
-	mtu := 0
-	for _, p := range cfg.Ports {
-		mtu = max(mtu, p.MTU)
-	}
-	pool, err := dpdk.NewMempool("packets", 4095, dpdk.DataRoom(mtu), -1)
-	if err != nil {
-		return err
-	}
-	ports, err := r.open(cfg, pool)
-	defer func() {
-		for _, p := range ports {
-			err = errors.Join(err, p.Close())
-		}
-		err = errors.Join(err, pool.Free())
-	}()
-	if err != nil {
-		return err
-	}
-	macs := portMACs(ports)
-	for i, p := range cfg.Ports {
-		if p.MAC != (config.MAC{}) {
-			macs[i] = p.MAC
-		}
-	}
-	w := &worker{
-		ports: ports, pool: pool, state: state, inject: state.Inject(0),
-		pipe: pipeline.NewWorker(state, 0, gen, pipeline.WorkerConfig{MACs: macs, AnyMAC: true, AssumeMAC: assumedMAC, Seed: &replaySeed}),
-	}
-	defer w.finish()
-	respond := respond.New(state, macs)
+	w := newReplayWorker(cfg, state, gen)
+	respond := respond.New(state, w.macs)
 	respond.Passive = true
 	respond.Configure(cfg, gen)
 
 	counters := state.Counters(0)
-	stamps := make([][]time.Duration, len(ports)) // of what each port has sent
 	var first time.Duration
 	if len(arrivals) > 0 {
 		first = arrivals[0].at
@@ -235,29 +206,12 @@ func (r *replay) run(out io.Writer) (err error) {
 			cfg, gen = next.cfg, next.gen
 		}
 		now := int64(start + a.at - first)
-		w.pipe.SetClock(now)
-		w.pipe.Expire(w.pipe.Capacity())
-		w.pipe.Release()
-		w.free()
-		if n := ports[a.port].Receive(0, &w.rx, 1); n != 1 {
-			return fmt.Errorf("port %q: net_pcap gave %d frames where the capture has one more", cfg.Ports[a.port].Name, n)
-		}
-		w.process(a.port)
+		w.receive(now, a)
 		respond.Poll(now)
-		w.originate()
-		for p := range ports {
-			for uint64(len(stamps[p])) < counters.Transmitted[p] {
-				stamps[p] = append(stamps[p], a.at)
-			}
-		}
-	}
-	for _, p := range ports { // writes the files
-		if err := p.Close(); err != nil {
-			return err
-		}
+		w.originate(a.at)
 	}
 	for i, p := range cfg.Ports {
-		if err := restamp(r.outFile(p.Name), stamps[i]); err != nil {
+		if err := writePcap(r.outFile(p.Name), w.sent[i]); err != nil {
 			return err
 		}
 	}
@@ -265,29 +219,6 @@ func (r *replay) run(out io.Writer) (err error) {
 }
 
 func (r *replay) outFile(port string) string { return filepath.Join(r.out, port+".pcap") }
-
-// open replaces every device by a net_pcap one.
-func (r *replay) open(cfg *config.Config, pool *dpdk.Mempool) ([]*dpdk.Port, error) {
-	var ports []*dpdk.Port
-	for i, p := range cfg.Ports {
-		device := fmt.Sprintf("net_pcap%d,tx_pcap=%s", i, r.outFile(p.Name))
-		if file := r.in[p.Name]; file != "" {
-			device += ",rx_pcap=" + file
-		}
-		if strings.ContainsAny(r.outFile(p.Name)+r.in[p.Name], ",=[]") {
-			return ports, fmt.Errorf("port %q: DPDK's device arguments cannot hold a path with , = [ or ]", p.Name)
-		}
-		port, err := dpdk.OpenPort(dpdk.PortConfig{Name: p.Name, Device: device, MTU: p.MTU, Mempool: func(int) (*dpdk.Mempool, error) { return pool, nil }})
-		if err != nil {
-			return ports, err
-		}
-		ports = append(ports, port)
-		if err := port.Start(); err != nil {
-			return ports, err
-		}
-	}
-	return ports, nil
-}
 
 type reloaded struct {
 	cfg *config.Config
@@ -300,30 +231,104 @@ func (r *replay) reload(cfg *config.Config, c *generation.Compiler, path string)
 	if err != nil {
 		return reloaded{}, err
 	}
-	if keys := config.RestartOnly(cfg, next); len(keys) > 0 && !keepRestartOnly(next, cfg) {
-		return reloaded{}, fmt.Errorf("%s: %v changed, which takes a restart", path, keys)
+	if keys := config.RestartOnly(cfg, next); len(keys) > 0 && !control.KeepRestartOnly(next, cfg) {
+		return reloaded{}, fmt.Errorf("%s: %v changed, which needs a restart", path, keys)
 	}
 	g, err := c.Compile(next)
 	return reloaded{next, g}, err
 }
 
-// restamp gives the frames that net_pcap wrote, with the wall clock's time, those of the captures' clock.
-func restamp(name string, stamps []time.Duration) error {
-	records, err := packettext.ReadPcapFile(name)
-	if err != nil {
-		return err
-	}
-	if len(records) != len(stamps) {
-		return fmt.Errorf("%s: %d frames were written, %d sent", name, len(records), len(stamps))
-	}
-	for i := range records {
-		records[i].Time = stamps[i]
-	}
+func writePcap(name string, records []packettext.Record) error {
 	f, err := os.Create(name)
 	if err != nil {
 		return err
 	}
 	return errors.Join(packettext.WritePcap(f, records), f.Close())
+}
+
+// replayWorker drives the pipeline as the data plane's worker does, with captures for devices.
+// Packet buffers are ordinary memory: the pipeline's handles of them mean nothing, and nobody frees
+// them.
+type replayWorker struct {
+	pipe   *pipeline.Worker
+	inject state.Ring
+	macs   []config.MAC
+	room   int // of a packet buffer
+	burst  pipeline.Burst
+	sent   [][]packettext.Record // by port
+}
+
+func newReplayWorker(cfg *config.Config, state *state.State, gen *generation.Generation) *replayWorker {
+	w := &replayWorker{inject: state.Inject(0), sent: make([][]packettext.Record, len(cfg.Ports))}
+	mtu := 0
+	for i, p := range cfg.Ports {
+		mtu = max(mtu, p.MTU)
+		if p.MAC == (config.MAC{}) { // that of a device
+			p.MAC = config.MAC{0x02, 'p', 'c', 'a', 'p', byte(i)}
+		}
+		w.macs = append(w.macs, p.MAC)
+	}
+	w.room = bufferRoom(mtu)
+	w.pipe = pipeline.NewWorker(state, 0, gen, pipeline.WorkerConfig{MACs: w.macs, AnyMAC: true, AssumeMAC: assumedMAC, Seed: &replaySeed})
+	return w
+}
+
+// bufferRoom is how much of a frame a packet buffer of the data plane takes: Ethernet header, two
+// VLAN tags, CRC, and at least 2 KiB, in whole KiB; and a buffer with its headroom has a length of
+// 16 bits.
+func bufferRoom(mtu int) int {
+	const overhead, headroom = 14 + 2*4 + 4, 128
+	return min((max(mtu+overhead, 2048)+1023)/1024*1024, math.MaxUint16-headroom)
+}
+
+// receive is a turn of the worker with one frame.
+func (w *replayWorker) receive(now int64, a arrival) {
+	w.pipe.SetClock(now)
+	w.pipe.Expire(w.pipe.Capacity())
+	w.pipe.Release()
+	w.pipe.Done = w.pipe.Done[:0]
+	for s := &w.pipe.Spare; s.N < pipeline.MaxSpare; s.N++ {
+		s.Data[s.N] = make([]byte, w.room)
+	}
+	n := min(len(a.frame), w.room)
+	w.burst.Port, w.burst.N = a.port, 1
+	k := &w.burst.Packets[0]
+	k.Data, k.Handle, k.Long = a.frame[:n:n], anyHandle, len(a.frame) > w.room
+	w.pipe.Process(&w.burst)
+	for port := range w.sent {
+		q := &w.pipe.Out[port]
+		for _, frame := range q.Frames[:q.N] {
+			w.send(port, a.at, frame)
+		}
+		w.pipe.Sent(port, q.N)
+	}
+	w.pipe.Done = w.pipe.Done[:0]
+}
+
+// anyHandle is the handle of every buffer.
+const anyHandle = 1
+
+// mostOriginated is how many frames of control's leave in a turn, as in the data plane.
+const mostOriginated = 32
+
+// originate sends what control has to say.
+func (w *replayWorker) originate(at time.Duration) {
+	for range mostOriginated {
+		m := w.inject.Peek()
+		if m == nil {
+			return
+		}
+		if m.Kind == state.InjectFrame && m.At.Port() < len(w.sent) {
+			w.send(m.At.Port(), at, m.Data())
+			w.pipe.Originated(m.At.Port(), 1, uint64(len(m.Data())))
+		}
+		w.inject.Pop()
+	}
+}
+
+// send notes a copy of a frame: the pipeline uses its memory again.
+func (w *replayWorker) send(port int, at time.Duration, frame []byte) {
+	w.sent[port] = append(w.sent[port], packettext.Record{Time: at, Frame: bytes.Clone(frame)})
 }
 
 func (r *replay) print(out io.Writer, cfg *config.Config, c *state.Counters) error {

@@ -120,7 +120,7 @@ func readInto(w io.Writer, name string) (int, error) {
 		return 0, errors.New("it is not a regular file; expected a YAML file")
 	}
 	if info.Size() > MaxFileSize {
-		return 0, tooLarge
+		return 0, errTooLarge
 	}
 	f, err := os.Open(name)
 	if err != nil {
@@ -129,12 +129,12 @@ func readInto(w io.Writer, name string) (int, error) {
 	defer f.Close()
 	n, err := io.Copy(w, io.LimitReader(f, MaxFileSize+1))
 	if err == nil && n > MaxFileSize {
-		err = tooLarge
+		err = errTooLarge
 	}
 	return int(n), err
 }
 
-var tooLarge = fmt.Errorf("it is larger than %d MiB; expected it split into a directory of files", MaxFileSize>>20)
+var errTooLarge = fmt.Errorf("it is larger than %d MiB; expected it split into a directory of files", MaxFileSize>>20)
 
 // tooMuch is about files that are larger than MaxSize together.
 func tooMuch(path string) Faults {

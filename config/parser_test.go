@@ -212,8 +212,8 @@ func BenchmarkParser(b *testing.B) {
 	}
 }
 
-// spread returns instances of many VPCs over files of their own, as deploy/scale does; mac is that
-// of the first.
+// spread returns instances of many VPCs over files of their own, as deploy/project/scale does; mac
+// is that of the first.
 func spread(instances, vpcs, files, mac int) []File {
 	var b strings.Builder
 	b.WriteString("version: 1\npools: [{name: p, ranges: [100.64.0.0/10]}]\ngateways: [{name: g, id: 00000000-0000-4000-8000-000000000001, pools: [p]}]\n" +

@@ -54,7 +54,7 @@ func (r *reader) parseDocument(f File) (value, bool) {
 	root := value{spot: &spot{file: f.Name, line: 1}}
 	if len(f.Data) > MaxFileSize {
 		root.spot.line = 0
-		r.faults.add(root.spot, "cannot be read: %v", tooLarge)
+		r.faults.add(root.spot, "cannot be read: %v", errTooLarge)
 		return root, false
 	}
 	if i := firstUnreadable(f.Data); i >= 0 {

@@ -46,9 +46,10 @@ var (
 	errNotRunning = errors.New("EAL: not running: call Init first")
 )
 
-// Init starts EAL. It works once a process, even when it fails. Neither the caller's thread nor the process's affinity
-// changes: EAL gets a thread of its own, which may run on any core that the caller may run on, and nothing is left in
-// the file system. Memory is huge pages when enough are free, else plain pages, with a warning.
+// Init starts EAL. It works once a process, even when it fails. Neither the caller's thread nor the
+// process's affinity changes: EAL gets a thread of its own, which may run on any core that the
+// caller may run on, and nothing is left in the file system. Memory is huge pages when enough are
+// free, else plain pages, with a warning.
 func Init(cfg EALConfig) error {
 	eal.mu.Lock()
 	defer eal.mu.Unlock()
@@ -76,7 +77,8 @@ func Init(cfg EALConfig) error {
 	}
 	args := ealArgs(cfg, huge, coreList(&cpus), os.Getpid())
 
-	// EAL makes a directory for what it shares with other processes, and leaves it. We share nothing.
+	// EAL makes a directory for what it shares with other processes, and leaves it. We share
+	// nothing.
 	dir, err := os.MkdirTemp("", "weir-eal-")
 	if err != nil {
 		return fmt.Errorf("EAL: directory for its start: %w: point TMPDIR to one that can be written", err)
@@ -99,7 +101,8 @@ func Init(cfg EALConfig) error {
 	eal.begun = true
 	work := make(chan func())
 	go func() {
-		// Never unlocked: the thread has EAL's affinity and lcore number, and ends with this goroutine.
+		// Never unlocked: the thread has EAL's affinity and lcore number, and ends with this
+		// goroutine.
 		runtime.LockOSThread()
 		for f := range work {
 			f()
@@ -119,8 +122,8 @@ func Init(cfg EALConfig) error {
 	return err
 }
 
-// ealArgs is EAL's command line. EAL's main thread is the only lcore, allowed on all cores, so that EAL neither pins it
-// nor starts others; our workers register themselves.
+// ealArgs is EAL's command line. EAL's main thread is the only lcore, allowed on all cores, so that
+// EAL neither pins it nor starts others; our workers register themselves.
 func ealArgs(cfg EALConfig, huge bool, cores string, pid int) []string {
 	args := []string{"weir", "--no-telemetry", "--file-prefix", fmt.Sprintf("weir-%d", pid)}
 	if cores != "" {
@@ -152,7 +155,8 @@ func coreList(cpus *unix.CPUSet) string {
 	return strings.Join(list, ",")
 }
 
-// freeHugeMemory returns how many bytes of huge pages, of all sizes and nodes, nobody has taken or reserved.
+// freeHugeMemory returns how many bytes of huge pages, of all sizes and nodes, nobody has taken or
+// reserved.
 func freeHugeMemory(sys string) uint64 {
 	sizes, _ := filepath.Glob(sys + "/kernel/mm/hugepages/hugepages-*kB")
 	var sum uint64
@@ -182,7 +186,8 @@ func readUint(path string) uint64 {
 // HugePages tells whether EAL runs on huge pages.
 func HugePages() bool { return C.rte_eal_has_hugepages() == 1 }
 
-// Cleanup ends EAL and frees its memory. Ports are closed and pools freed before. EAL cannot be started again.
+// Cleanup ends EAL and frees its memory. Ports are closed and pools freed before. EAL cannot be
+// started again.
 func Cleanup() error {
 	eal.mu.Lock()
 	defer eal.mu.Unlock()

@@ -18,7 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// alone runs body in a process of its own, because EAL starts once a process. Setup, if any, may change that process.
+// alone runs body in a process of its own, because EAL starts once a process. Setup, if any, may
+// change that process.
 func alone(t *testing.T, setup func(*exec.Cmd), body func(*testing.T)) {
 	t.Helper()
 	const env = "WEIR_DPDK_ALONE"

@@ -13,8 +13,8 @@ import (
 	"unsafe"
 )
 
-// Error is DPDK's refusal of one call. It unwraps to its syscall.Errno, which is often misleading: DPDK says "Operation
-// not permitted" of an interface that does not exist. The reason is in Log.
+// Error is DPDK's refusal of one call. It unwraps to its syscall.Errno, which is often misleading:
+// DPDK says "Operation not permitted" of an interface that does not exist. The reason is in Log.
 type Error struct {
 	Object string        // what the call was about: `port "inside": device "net_null0"`
 	Call   string        // DPDK's function: "rte_dev_probe"
@@ -50,7 +50,8 @@ func (e *Error) Unwrap() error {
 	return e.Errno
 }
 
-// hints say what to do about something that DPDK says, in its log or by error number. The first that occurs wins.
+// hints say what to do about something that DPDK says, in its log or by error number. The first
+// that occurs wins.
 var hints = []struct{ said, do string }{
 	{"ioctl failed (SIOCGIFINDEX)", "no such interface in this network namespace: create it, or correct iface="},
 	{"No such device exists", "no such interface in this network namespace: create it, or correct iface="},

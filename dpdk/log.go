@@ -60,8 +60,8 @@ func (g *eallog) forward(r *os.File, l *slog.Logger) {
 	}
 }
 
-// logLevel maps DPDK's level, a digit from '1' (emergency) to '8' (debug), to ours. What DPDK calls information is
-// ten lines at every start: debug here.
+// logLevel maps DPDK's level, a digit from '1' (emergency) to '8' (debug), to ours. What DPDK calls
+// information is ten lines at every start: debug here.
 func logLevel(b byte) slog.Level {
 	switch {
 	case b <= '4':

@@ -12,7 +12,8 @@ import "unsafe"
 // Mbuf is the address of an rte_mbuf; 0 is none. Its methods are loads and stores, no calls of C.
 type Mbuf uintptr
 
-// field returns the address of the field at an offset. The mbuf is C's memory: no Go pointer comes of the conversion.
+// field returns the address of the field at an offset. The mbuf is C's memory: no Go pointer comes
+// of the conversion.
 func (m Mbuf) field(offset uintptr) unsafe.Pointer {
 	return unsafe.Add(*(*unsafe.Pointer)(unsafe.Pointer(&m)), offset)
 }
@@ -22,8 +23,8 @@ func (m Mbuf) dataLen() *uint16 { return (*uint16)(m.field(C.WEIR_MBUF_DATA_LEN)
 func (m Mbuf) pktLen() *uint32  { return (*uint32)(m.field(C.WEIR_MBUF_PKT_LEN)) }
 func (m Mbuf) bufLen() int      { return int(*(*uint16)(m.field(C.WEIR_MBUF_BUF_LEN))) }
 
-// Bytes returns the data of the first segment. It aliases the mbuf. Its capacity is the rest of the buffer, so that
-// append(b[:0], ...) within it, followed by SetLen, writes a packet.
+// Bytes returns the data of the first segment. It aliases the mbuf. Its capacity is the rest of the
+// buffer, so that append(b[:0], ...) within it, followed by SetLen, writes a packet.
 func (m Mbuf) Bytes() []byte {
 	off := int(*m.dataOff())
 	data := unsafe.Add(*(*unsafe.Pointer)(m.field(C.WEIR_MBUF_BUF_ADDR)), off)
@@ -39,14 +40,16 @@ func (m Mbuf) SetLen(n int) {
 // Headroom returns how many bytes are free before the data.
 func (m Mbuf) Headroom() int { return int(*m.dataOff()) }
 
-// Prepend moves the start of the data n bytes to the front, into the headroom; n < 0 cuts bytes off the front (DPDK's
-// rte_pktmbuf_adj). It is for mbufs of one segment; n is at most Headroom, -n at most the length.
+// Prepend moves the start of the data n bytes to the front, into the headroom; n < 0 cuts bytes off
+// the front (DPDK's rte_pktmbuf_adj). It is for mbufs of one segment; n is at most Headroom, -n at
+// most the length.
 func (m Mbuf) Prepend(n int) {
 	*m.dataOff() = uint16(int(*m.dataOff()) - n)
 	m.SetLen(int(*m.dataLen()) + n)
 }
 
-// Free gives mbufs, with all their segments, back to their pools, in one C call. Entries that are 0 are skipped.
+// Free gives mbufs, with all their segments, back to their pools, in one C call. Entries that are 0
+// are skipped.
 func Free(mbufs []Mbuf) {
 	if len(mbufs) == 0 {
 		return

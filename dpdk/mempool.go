@@ -30,17 +30,19 @@ type Mempool struct {
 	pool     *C.struct_rte_mempool
 }
 
-// DataRoom returns the data room that keeps every frame of an MTU in one mbuf: headroom, Ethernet header, two VLAN
-// tags, CRC. Devices count their receive buffers in KiB, and drivers expect 2 KiB, so it is rounded up to these.
+// DataRoom returns the data room that keeps every frame of an MTU in one mbuf: headroom, Ethernet
+// header, two VLAN tags, CRC. Devices count their receive buffers in KiB, and drivers expect 2 KiB,
+// so it is rounded up to these.
 func DataRoom(mtu int) int {
 	const overhead = 14 + 2*4 + 4
 	frame := max(mtu+overhead, 2048)
 	return min(Headroom+(frame+1023)/1024*1024, math.MaxUint16)
 }
 
-// NewMempool makes a pool of n mbufs of dataRoom bytes each, headroom included, on a NUMA node (-1: any). The best n
-// for DPDK is a power of two less one. A registered thread caches up to n/8 of them, at most 256, and half as much again
-// for a moment: plan n for what ports' queues hold plus that for each thread.
+// NewMempool makes a pool of n mbufs of dataRoom bytes each, headroom included, on a NUMA node (-1:
+// any). The best n for DPDK is a power of two less one. A registered thread caches up to n/8 of
+// them, at most 256, and half as much again for a moment: plan n for what ports' queues hold plus
+// that for each thread.
 func NewMempool(name string, n int, dataRoom int, socket int) (*Mempool, error) {
 	if n < 1 || n > math.MaxInt32 {
 		return nil, fmt.Errorf("mempool %q: %d mbufs, expected 1 to %d", name, n, math.MaxInt32)
@@ -61,7 +63,8 @@ func NewMempool(name string, n int, dataRoom int, socket int) (*Mempool, error) 
 	return p, nil
 }
 
-// Alloc fills mbufs with empty ones from the pool, which the caller owns then: all, or none and ErrNoMbufs.
+// Alloc fills mbufs with empty ones from the pool, which the caller owns then: all, or none and
+// ErrNoMbufs.
 func (p *Mempool) Alloc(mbufs []Mbuf) error {
 	if len(mbufs) == 0 {
 		return nil
@@ -72,14 +75,16 @@ func (p *Mempool) Alloc(mbufs []Mbuf) error {
 	return nil
 }
 
-// InUse returns how many mbufs are with callers and devices. It is exact only while nobody takes or frees any.
+// InUse returns how many mbufs are with callers and devices. It is exact only while nobody takes or
+// frees any.
 func (p *Mempool) InUse() int { return int(C.rte_mempool_in_use_count(p.pool)) }
 
-// Available returns how many mbufs are in the pool or cached by threads. Another thread's cache is of no use to Alloc.
+// Available returns how many mbufs are in the pool or cached by threads. Another thread's cache is
+// of no use to Alloc.
 func (p *Mempool) Available() int { return int(C.rte_mempool_avail_count(p.pool)) }
 
-// Free returns the pool's memory to EAL. It refuses while mbufs are in use: whoever has them would write into memory
-// that is somebody else's. Close the ports and free what is held first.
+// Free returns the pool's memory to EAL. It refuses while mbufs are in use: whoever has them would
+// write into memory that is somebody else's. Close the ports and free what is held first.
 func (p *Mempool) Free() error {
 	if n := p.InUse(); n > 0 {
 		return fmt.Errorf("mempool %q: %d mbufs are still in use: close the ports and free what is held first", p.name, n)

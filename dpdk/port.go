@@ -38,12 +38,13 @@ type PortConfig struct {
 
 	RxInterrupts bool // that a Waiter can wait for packets
 
-	// Mempool gives the pool that the port receives into, made for the NUMA node of its device (-1 if that is unknown).
-	// The port borrows it until Close.
+	// Mempool gives the pool that the port receives into, made for the NUMA node of its device (-1
+	// if that is unknown). The port borrows it until Close.
 	Mempool func(socket int) (*Mempool, error)
 }
 
-// RSSConfig asks a device to choose the queue Table[Toeplitz(Key, address) mod len(Table)] for every IP packet.
+// RSSConfig asks a device to choose the queue Table[Toeplitz(Key, address) mod len(Table)] for
+// every IP packet.
 type RSSConfig struct {
 	Key         []byte   // at least as long as the device's, of which the first bytes are used: 52 are enough for all known
 	Destination bool     // hash the destination address only (L3_DST_ONLY); else the source only
@@ -77,8 +78,8 @@ const (
 	defaultDescs = 1024
 )
 
-// OpenPort plugs the device in and sets it up, stopped. On failure the device is unplugged again. One device, or one
-// kernel interface, may be open once.
+// OpenPort plugs the device in and sets it up, stopped. On failure the device is unplugged again.
+// One device, or one kernel interface, may be open once.
 func OpenPort(cfg PortConfig) (*Port, error) {
 	p := &Port{
 		cfg:    cfg,
@@ -129,9 +130,9 @@ func orElse(v, d int) int {
 	return v
 }
 
-// checkFrameSize refuses a net_af_packet device whose ring slots are smaller than the MTU's frames: the kernel would cut
-// them silently. A slot holds 66 bytes of the kernel's own (TPACKET2_HDRLEN and alignment) before the frame; the outer
-// VLAN tag travels in them, an inner one in the frame.
+// checkFrameSize refuses a net_af_packet device whose ring slots are smaller than the MTU's frames:
+// the kernel would cut them silently. A slot holds 66 bytes of the kernel's own (TPACKET2_HDRLEN
+// and alignment) before the frame; the outer VLAN tag travels in them, an inner one in the frame.
 func checkFrameSize(device string, mtu int) error {
 	const overhead = 66 + 14 + 4
 	framesz := 2048
@@ -157,7 +158,8 @@ func checkFrameSize(device string, mtu int) error {
 
 var pciAddress = regexp.MustCompile(`^(?i)([0-9a-f]{4,8}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$`)
 
-// deviceName returns the name that DPDK gives the device: what stands before the arguments, a PCI address with its domain.
+// deviceName returns the name that DPDK gives the device: what stands before the arguments, a PCI
+// address with its domain.
 func deviceName(device string) string {
 	name, _, _ := strings.Cut(device, ",")
 	if pciAddress.MatchString(name) {
@@ -169,7 +171,8 @@ func deviceName(device string) string {
 	return name
 }
 
-// claims holds what is open, device names and kernel interfaces. DPDK reports success for a device that is open already.
+// claims holds what is open, device names and kernel interfaces. DPDK reports success for a device
+// that is open already.
 var claims = struct {
 	mu    sync.Mutex
 	holds map[string]*Port
@@ -262,7 +265,8 @@ func (p *Port) configure() error {
 	}
 	p.rxQueues = min(p.rxQueues, int(p.info.max_rx_queues))
 	p.info.rx_ring, p.info.tx_ring = descs(p.cfg.RxDescs, p.info.rx_ring), descs(p.cfg.TxDescs, p.info.tx_ring)
-	// Interrupts and RSS are optimisations: without them the port works, and RxInterruptsRefused and RSSRefused say why.
+	// Interrupts and RSS are optimisations: without them the port works, and RxInterruptsRefused
+	// and RSSRefused say why.
 	if p.RxInterrupts() {
 		if p.interruptErr = p.configureWith(true); p.interruptErr == nil {
 			return nil
@@ -312,8 +316,9 @@ func (p *Port) checkRSS() error {
 	return nil
 }
 
-// setMTU sets the device's MTU. Where a kernel interface is behind the device, the MTU is that interface's: it is left
-// alone when it is right already, and drivers that cannot change it (net_af_packet beyond 1518) need it large enough.
+// setMTU sets the device's MTU. Where a kernel interface is behind the device, the MTU is that
+// interface's: it is left alone when it is right already, and drivers that cannot change it
+// (net_af_packet beyond 1518) need it large enough.
 func (p *Port) setMTU() error {
 	var kernel *net.Interface
 	if p.info.if_index != 0 {
@@ -450,7 +455,8 @@ func (p *Port) Stop() error {
 	return nil
 }
 
-// drain frees what waits to be received. Other drivers do so themselves; net_ring forgets the mbufs in its rings.
+// drain frees what waits to be received. Other drivers do so themselves; net_ring forgets the mbufs
+// in its rings.
 func (p *Port) drain() {
 	var b RxBurst
 	for q := range p.rxQueues {
@@ -460,7 +466,8 @@ func (p *Port) drain() {
 	}
 }
 
-// Close stops the port, closes it and unplugs its device. Its mempool may be freed then, and the device opened again.
+// Close stops the port, closes it and unplugs its device. Its mempool may be freed then, and the
+// device opened again.
 func (p *Port) Close() error {
 	if p.closed {
 		return nil
@@ -477,23 +484,27 @@ func (p *Port) Close() error {
 	return nil
 }
 
-// MAC returns the port's address: the configured one, taken by the device or not, else the device's own.
+// MAC returns the port's address: the configured one, taken by the device or not, else the device's
+// own.
 func (p *Port) MAC() [6]byte { return p.mac }
 
-// MACRefused tells why the device did not take the configured address, nil if it did or none was configured. Such
-// a device sends what it is given, but may receive only with PortConfig.Promiscuous.
+// MACRefused tells why the device did not take the configured address, nil if it did or none was
+// configured. Such a device sends what it is given, but may receive only with
+// PortConfig.Promiscuous.
 func (p *Port) MACRefused() error { return p.macErr }
 
 // RxQueues returns how many receive queues the port has.
 func (p *Port) RxQueues() int { return p.rxQueues }
 
-// RSSRefused tells, after Start, why the device does not spread packets by PortConfig.RSS; nil if it does, or none was asked.
+// RSSRefused tells, after Start, why the device does not spread packets by PortConfig.RSS; nil if
+// it does, or none was asked.
 func (p *Port) RSSRefused() error { return p.rssErr }
 
 // RxInterrupts tells, after Start, whether a Waiter can wait for the port's receive queues.
 func (p *Port) RxInterrupts() bool { return p.cfg.RxInterrupts && p.interruptErr == nil }
 
-// RxInterruptsRefused tells, after Start, why there are no interrupts; nil if there are, or none were asked.
+// RxInterruptsRefused tells, after Start, why there are no interrupts; nil if there are, or none
+// were asked.
 func (p *Port) RxInterruptsRefused() error { return p.interruptErr }
 
 // MTU returns the configured MTU.

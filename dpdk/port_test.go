@@ -208,7 +208,8 @@ func TestAllocationFailure(t *testing.T) {
 	dpdk.Free(b.Mbufs[:b.N])
 }
 
-// A port stops with packets waiting, starts again, closes, and its device opens again. Nothing leaks.
+// A port stops with packets waiting, starts again, closes, and its device opens again. Nothing
+// leaks.
 func TestRestart(t *testing.T) {
 	pool := dpdktest.Mempool(t, 255)
 	cfg := dpdk.PortConfig{Name: "again", Device: "net_ring900", Mempool: dpdktest.From(pool)}
@@ -324,7 +325,8 @@ func TestOpenPortRefused(t *testing.T) {
 	}
 }
 
-// A device that refuses an address, an MTU, RSS or promiscuous mode it has no use for still works, and says so.
+// A device that refuses an address, an MTU, RSS or promiscuous mode it has no use for still works,
+// and says so.
 func TestOptional(t *testing.T) {
 	pool := dpdktest.MempoolFor(t, 127, 9000)
 	mac := [6]byte{2, 0, 0, 0, 0, 1}

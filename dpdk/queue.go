@@ -14,8 +14,9 @@ import "unsafe"
 // MaxBurst is the most that one Receive returns.
 const MaxBurst = C.WEIR_MAX_BURST
 
-// RxBurst is what one Receive fills in: the first N entries of each array. Len is of the first segment; a packet with
-// Segs > 1 was longer than one mbuf, and PktLen is all of it, as the driver claims.
+// RxBurst is what one Receive fills in: the first N entries of each array. Len is of the first
+// segment; a packet with Segs > 1 was longer than one mbuf, and PktLen is all of it, as the driver
+// claims.
 type RxBurst struct { // struct weir_rx_burst in C
 	N      int
 	Mbufs  [MaxBurst]Mbuf
@@ -25,8 +26,9 @@ type RxBurst struct { // struct weir_rx_burst in C
 	PktLen [MaxBurst]uint32
 }
 
-// Receive takes up to max packets, at most MaxBurst, from a queue, in one C call, and returns how many. Their first cache
-// lines are on their way to the cache. The caller owns the mbufs. Some drivers give nothing for a max below 8.
+// Receive takes up to max packets, at most MaxBurst, from a queue, in one C call, and returns how
+// many. Their first cache lines are on their way to the cache. The caller owns the mbufs. Some
+// drivers give nothing for a max below 8.
 func (p *Port) Receive(queue int, b *RxBurst, max int) int {
 	if uint(queue) >= uint(p.rxQueues) {
 		panic("dpdk: " + p.object + ": no such receive queue")
@@ -35,8 +37,9 @@ func (p *Port) Receive(queue int, b *RxBurst, max int) int {
 	return b.N
 }
 
-// Transmit hands packets to a queue, in one C call, and returns how many were taken, from the front. They are the
-// device's; the rest is still the caller's. Taken is not sent: see TxErrors in Stats.
+// Transmit hands packets to a queue, in one C call, and returns how many were taken, from the
+// front. They are the device's; the rest is still the caller's. Taken is not sent: see TxErrors in
+// Stats.
 func (p *Port) Transmit(queue int, mbufs []Mbuf) int {
 	if uint(queue) >= uint(p.txQueues) {
 		panic("dpdk: " + p.object + ": no such transmit queue")

@@ -78,7 +78,8 @@ func (p *Port) XStats(list []XStat) ([]XStat, error) {
 	}
 }
 
-// nameXStats makes room for n extended statistics and learns their names, which stay while the port is open.
+// nameXStats makes room for n extended statistics and learns their names, which stay while the port
+// is open.
 func (p *Port) nameXStats(n int) error {
 	p.xstats = make([]C.struct_weir_xstat, n)
 	p.xstatNames = make([]string, n)

@@ -13,9 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// RegisterThread locks the calling goroutine to its thread, pins that to the core, and makes it known to DPDK, which
-// gives it caches of mbufs. The goroutine stays locked, also after UnregisterThread: the pinned thread ends with it and
-// no other goroutine meets it. So call it from a goroutine that ends when its work does.
+// RegisterThread locks the calling goroutine to its thread, pins that to the core, and makes it
+// known to DPDK, which gives it caches of mbufs. The goroutine stays locked, also after
+// UnregisterThread: the pinned thread ends with it and no other goroutine meets it. So call it from
+// a goroutine that ends when its work does.
 func RegisterThread(core int) error {
 	runtime.LockOSThread()
 	err := register(core)
@@ -50,5 +51,6 @@ func register(core int) error {
 	return nil
 }
 
-// UnregisterThread gives the calling thread's caches and its number back to DPDK. No burst may be moved on it after.
+// UnregisterThread gives the calling thread's caches and its number back to DPDK. No burst may be
+// moved on it after.
 func UnregisterThread() { C.rte_thread_unregister() }

@@ -19,8 +19,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Waiter waits for packets on receive queues that one thread polls. A packet that came before Enable rings no bell, so the thread
-// switches on, polls once more, and only then waits:
+// Waiter waits for packets on receive queues that one thread polls. A packet that came before
+// Enable rings no bell, so the thread switches on, polls once more, and only then waits:
 //
 //	w.Enable()
 //	if port.Receive(0, &b, 32) == 0 {
@@ -47,7 +47,8 @@ func NewWaiter() (*Waiter, error) {
 	return &Waiter{epfd: fd}, nil
 }
 
-// Add waits for a queue of a started port with RxInterrupts, too. The port stops after the waiter is closed.
+// Add waits for a queue of a started port with RxInterrupts, too. The port stops after the waiter
+// is closed.
 func (w *Waiter) Add(p *Port, queue int) error {
 	if err := w.control(p, queue, C.RTE_INTR_EVENT_ADD); err != nil {
 		return err
@@ -65,7 +66,8 @@ func (w *Waiter) control(p *Port, queue int, op C.int) error {
 	})
 }
 
-// Enable switches the queues' interrupts on. A device that does not obey wakes nobody; Wait ends all the same.
+// Enable switches the queues' interrupts on. A device that does not obey wakes nobody; Wait ends
+// all the same.
 func (w *Waiter) Enable() { w.turn(true) }
 
 // Disable switches them off, so that packets which are polled for cost no interrupts.
@@ -77,8 +79,8 @@ func (w *Waiter) turn(on bool) {
 	}
 }
 
-// Wait returns true when an interrupt came, or had come since the last Wait, and false after d, or earlier for a signal. It
-// blocks the thread in C.
+// Wait returns true when an interrupt came, or had come since the last Wait, and false after d, or
+// earlier for a signal. It blocks the thread in C.
 func (w *Waiter) Wait(d time.Duration) bool {
 	return bool(C.weir_wait(C.int(w.epfd), C.int64_t(d)))
 }

@@ -126,7 +126,8 @@ func TestWaitForTap(t *testing.T) {
 	})
 }
 
-// virtio's interrupts can be switched. The other end of its queues is net_vhost, in the same process.
+// virtio's interrupts can be switched. The other end of its queues is net_vhost, in the same
+// process.
 func TestWaitSwitched(t *testing.T) {
 	alone(t, ownNetwork, func(t *testing.T) {
 		socket := filepath.Join(t.TempDir(), "s")

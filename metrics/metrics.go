@@ -47,6 +47,7 @@ var (
 	forwarded   = desc("forwarded_packets_total", "Packets forwarded.", nil)
 	punted      = desc("punted_packets_total", "Frames for weir itself: ARP, neighbor discovery, pings to its addresses.", nil)
 	originated  = desc("originated_packets_total", "Frames that weir itself sent.", nil)
+	unsent      = desc("unsent_packets_total", "Frames of weir itself that could not be sent: the ring to the worker was full, there was no packet buffer, or the port took no more.", nil)
 	fragmented  = desc("fragmented_packets_total", "Extra pieces of fragmented packets.", nil)
 	dropped     = desc("dropped_packets_total", "Packets dropped, by reason.", []string{"reason"})
 	held        = desc("held_packets", "Packets that wait for a neighbor, a fragment or a worker.", nil)
@@ -128,6 +129,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	count(forwarded, sum.Forwarded)
 	count(punted, sum.Punted)
 	count(originated, sum.Originated)
+	count(unsent, sum.Unsent+c.state.Lost())
 	count(fragmented, sum.Fragmented)
 	for r := drop.Pass + 1; r < drop.NumReasons; r++ {
 		count(dropped, sum.Dropped[r], r.String())

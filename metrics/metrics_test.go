@@ -51,6 +51,8 @@ func newState(t *testing.T) (*state.State, *Status) {
 		d.LinkUp = p == 0
 		d.RxMissed, d.RxErrors, d.RxNoMbuf, d.TxErrors = next(), next(), next(), next()
 	}
+	s.Counters(0).Unsent, s.Counters(1).Unsent = 300, 400
+	s.CountLost()
 	s.Runtime().Collections, s.Runtime().HeapBytes = 0, 1<<20
 	status := new(Status)
 	status.Up.Store(true)
@@ -117,7 +119,7 @@ func TestPage(t *testing.T) {
 	}
 
 	// Naming and units as Prometheus wants them.
-	lint := exec.Command("../deploy/make/promtool", "check", "metrics")
+	lint := exec.Command("../deploy/project/make/promtool", "check", "metrics")
 	lint.Stdin = strings.NewReader(ours.String())
 	if out, err := lint.CombinedOutput(); err != nil {
 		t.Errorf("promtool check metrics: %v\n%s", err, out)

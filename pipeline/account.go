@@ -22,37 +22,6 @@ func (q *Queue) sentExtras(n int) (extras int) {
 	return extras
 }
 
-// received counts the burst at once, so that what a dying process had in hand can be told.
-func (w *Worker) received(b *Burst) {
-	w.counters.Received[b.Port] += uint64(b.N)
-	b.begin(w.gen.Ports[b.Port].Side == uint8(config.Inside))
-}
-
-// drop ends a packet's way under a reason.
-func (w *Worker) drop(p *Packet, r drop.Reason) {
-	if p.fragmented {
-		p.condemn(r)
-	}
-	w.dropped[r]++
-	w.Done = append(w.Done, p.Handle)
-}
-
-// flush adds what was counted in this turn to the shared counters.
-func (w *Worker) flush() {
-	c := w.counters
-	for r, n := range w.dropped {
-		if n != 0 {
-			c.Dropped[r] += n
-			w.dropped[r] = 0
-		}
-	}
-	c.Punted += w.counts.punted
-	c.Stateless += w.counts.stateless
-	w.counts.punted, w.counts.stateless = 0, 0
-	c.Held = uint64(w.holding + w.pieces.waiting())
-	c.Sessions = uint64(w.sessions.Len())
-}
-
 // Sent books the fate of queue port: its first n frames were sent, bytes long in all, the others refused. It
 // empties the queue, and leaves what was refused in Done.
 func (w *Worker) Sent(port, n int) {
@@ -70,8 +39,7 @@ func (w *Worker) Sent(port, n int) {
 	w.counters.Forwarded += uint64(n - extras)
 	w.counters.Fragmented += uint64(extras)
 	if n < q.N {
-		w.counters.Dropped[drop.TxFull] += uint64(q.N - n - (q.extras - extras))
-		w.Done = append(w.Done, q.Handles[n:q.N]...)
+		w.refused(q, port, n)
 	}
 	if q.extras > 0 {
 		q.extra, q.extras = [len(q.extra)]uint64{}, 0
@@ -79,12 +47,28 @@ func (w *Worker) Sent(port, n int) {
 	q.N, q.bytes = 0, 0
 }
 
-// Originated books frames of weir's own that the driver sent by port.
+// refused ends the frames of a queue from the n-th on, which port did not take.
+func (w *Worker) refused(q *Queue, port, n int) {
+	inside := w.gen.Ports[port].Side == uint8(config.Inside)
+	for i := n; i < q.N; i++ {
+		if q.extra[i/64]>>(i%64)&1 != 0 { // no packet that was received
+			w.Done = append(w.Done, q.Handles[i])
+			continue
+		}
+		w.outFrame(q.Frames[i], q.Handles[i], port, inside, refuse(drop.TxFull))
+	}
+	w.flush()
+}
+
+// Originated books frames of weir's own that the driver sent through port.
 func (w *Worker) Originated(port, frames int, bytes uint64) {
 	w.counters.Originated += uint64(frames)
 	w.counters.Transmitted[port] += uint64(frames)
 	w.counters.TransmittedBytes[port] += bytes
 }
+
+// Unsent counts frames of weir's own for which the driver had no buffer, or the port no room.
+func (w *Worker) Unsent(frames int) { w.counters.Unsent += uint64(frames) }
 
 // Turned counts one turn of the loop that took so many nanoseconds.
 func (w *Worker) Turned(nanos int64) {

@@ -3,6 +3,7 @@
 package pipeline
 
 import (
+	"weir/pipeline/inet"
 	"weir/pipeline/session"
 )
 
@@ -57,14 +58,12 @@ func (w *Worker) late(k session.Key, p *Packet) (*session.Session, bool) {
 	if !w.created || p.stray() {
 		return nil, false
 	}
-	ref := w.sessions.Find(&k)
-	if ref == session.None || !w.usable(ref, w.sessions.At(ref)) {
-		return nil, false
-	}
-	return w.sessions.At(ref), true
+	s := w.liveSession(k)
+	return s, s != nil
 }
 
 // fromInside applies a session to a packet from its instance. Only these refresh it (RFC 4787 REQ-6).
+// Its twin is short.
 func (w *Worker) fromInside(s *session.Session, p *Packet) {
 	if p.tcpFlags&tcpRST == 0 { // which may answer what came from outside (RFC 7857 §8)
 		s.Last = w.tick
@@ -72,9 +71,15 @@ func (w *Worker) fromInside(s *session.Session, p *Packet) {
 	if p.kind == kindTCP {
 		w.trackTCP(s, p, true)
 	}
-	p.act, p.hairpin = actOut, s.Flags&session.Hairpin != 0
-	p.newAddr, p.newPort, p.ports, p.shared = s.External, s.ExternalPort(), s.Ports, s.Flags&session.SNAT != 0
+	p.hairpin = s.Flags&session.Hairpin != 0
+	p.leaveAs(s.External, s.ExternalPort(), w.gen.Groups[s.HopGroup].Ports, s.Flags&session.SNAT != 0)
 	p.delta, p.headerDelta = s.Delta, s.HeaderDelta
+}
+
+// leaveAs notes that a packet leaves as from an external address and port, by one of ports; shared: other
+// instances have the address too.
+func (p *Packet) leaveAs(external inet.Addr, port uint16, ports uint32, shared bool) {
+	p.act, p.newAddr, p.newPort, p.ports, p.shared = actOut, external, port, ports, shared
 }
 
 // confirm lets the first packet from inside, but a reset, confirm a session that began outside. Through SNAT it holds the mapping
@@ -104,7 +109,7 @@ func (w *Worker) confirm(ref uint32, s *session.Session, p *Packet) bool {
 	return true
 }
 
-// fromOutside applies a session to a packet from the Internet.
+// fromOutside applies a session to a packet from the Internet. Its twin is short.
 func (w *Worker) fromOutside(s *session.Session, p *Packet) {
 	if p.kind == kindTCP && !w.trackTCP(s, p, false) {
 		p.act = actReset
@@ -113,7 +118,7 @@ func (w *Worker) fromOutside(s *session.Session, p *Packet) {
 	p.act = actIn
 	p.newAddr, p.newPort = s.Private, s.PrivatePort()
 	p.delta, p.headerDelta = s.Delta.Invert(), s.HeaderDelta.Invert()
-	p.outPort, p.neighbor = s.InPort, s.Neighbor
+	p.to, p.neighbor = way{s.At, s.Link}, s.Neighbor
 }
 
 // firstState is the state of a session's first packet from inside.

@@ -157,12 +157,12 @@ func (r *rig) parserAgrees(frame []byte) error {
 		copy(frame, []byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 1, 9})
 	}
 	p := Packet{Data: frame}
-	reason := r.parse(&p, true, r.macs[0])
+	v := r.parse(&p, true, r.macs[0])
 	if strange != "" {
 		return nil
 	}
-	switch reason {
-	case drop.Pass:
+	switch v {
+	case goesOn:
 		got := tuple{src: p.local.Netip(), dst: p.remote.Netip(), proto: p.proto}
 		if p.kind == kindTCP || p.kind == kindUDP {
 			got.sport, got.dport = p.localPort, p.remotePort
@@ -173,9 +173,9 @@ func (r *rig) parserAgrees(frame []byte) error {
 		if !ok || got != want {
 			return fmt.Errorf("weir reads %+v, gopacket %+v (%t)", got, want, ok)
 		}
-	case drop.ShortFrame, drop.BadIPHeader, drop.BadTransport:
+	case refuse(drop.ShortFrame), refuse(drop.BadIPHeader), refuse(drop.BadTransport):
 		if ok && !cut {
-			return fmt.Errorf("weir drops it as %v, gopacket reads %+v", reason, want)
+			return fmt.Errorf("weir drops it as %v, gopacket reads %+v", v.reason(), want)
 		}
 	}
 	return nil

@@ -239,7 +239,7 @@ func (a *arena) everyError(flow, outer, quote string) {
 // only0 is the one session of the attackers.
 func (a *arena) only0() *session.Session {
 	a.t.Helper()
-	calm := a.gen.VPCs[a.gen.Ports[2].VPC].Slot
+	calm := a.gen.VPCs[a.gen.Attachments[a.gen.Ports[2].Own.Index].VPC].Slot
 	return a.onlyOf(func(s *session.Session) bool { return s.VPC != calm })
 }
 

@@ -203,7 +203,7 @@ func (a *arena) rule(sessions int) {
 
 // restart ends the sessions of everybody but the other tenant.
 func (a *arena) restart() {
-	calm := a.gen.VPCs[a.gen.Ports[2].VPC].Slot
+	calm := a.gen.VPCs[a.gen.Attachments[a.gen.Ports[2].Own.Index].VPC].Slot
 	for ref := range uint32(a.sessions.Capacity()) {
 		if s := a.sessions.At(ref); s.State() != session.Free && s.VPC != calm {
 			a.end(ref)

@@ -3,6 +3,8 @@
 package pipeline
 
 import (
+	"weir/pipeline/attach"
+	"weir/pipeline/generation"
 	"weir/pipeline/header"
 	"weir/pipeline/inet"
 	"weir/pipeline/session"
@@ -43,6 +45,7 @@ type Packet struct {
 	marks
 
 	// classify
+	from       generation.Place
 	family     inet.Family
 	proto      uint8
 	kind       kind
@@ -60,8 +63,8 @@ type Packet struct {
 	delta       header.Delta // what rewrite does to the transport's checksum
 	headerDelta header.Delta // and to the IPv4 header's
 	newAddr     inet.Addr
-	ports       uint32    // actOut: outside ports it may leave by
-	outPort     uint8     // actIn, actInternal
+	ports       uint32 // actOut: outside ports it may leave by
+	to          way
 	neighbor    uint32    // actIn: slot; NoNeighbor: look hop up
 	hop         inet.Addr // next hop's address where neighbor is NoNeighbor
 
@@ -72,6 +75,12 @@ type Packet struct {
 	at, size uint16    // its bytes in the datagram
 	id       uint32    // the datagram's identification
 	datagram *datagram // what is known of it; nil: it is not tracked
+}
+
+// way is where a packet goes: an attachment, or an outside port, and the link on it.
+type way struct {
+	at   attach.Word // attach.None: nowhere
+	link uint16
 }
 
 // marks are what is true of a packet or not; one store clears them.

@@ -11,21 +11,19 @@ import (
 	"weir/pipeline/state"
 )
 
-// punted marks, among classify's results, a frame that is weir's own to read.
-const punted = drop.NumReasons
-
 // classify finds the headers of packets from to to, or drops them, or hands them to control. It returns how many bytes they have.
 func (w *Worker) classify(b *Burst, from, to int) (bytes uint64) {
-	mac := w.macs[b.Port]
+	mac, own := w.macs[b.Port], w.gen.Ports[b.Port].Own
 	for i := from; i < to; i++ {
 		p := &b.Packets[i]
+		p.from = own
 		bytes += uint64(len(p.Data))
 		if p.parsePlain(b.inside, mac) {
 			b.live = append(b.live, uint8(i))
 			continue
 		}
-		switch r := w.parse(p, b.inside, mac); r {
-		case drop.Pass:
+		switch v := w.parse(p, b.inside, mac); v {
+		case goesOn:
 			b.fragments = b.fragments || p.fragmented
 			// Without a checksum nothing tells whether the addresses are the sender's. A router forwards such UDP as it is; a translation
 			// would vouch for it, and does so for the tunnels that the configuration names (RFC 6935 §5, RFC 6936 §5).
@@ -34,79 +32,81 @@ func (w *Worker) classify(b *Burst, from, to int) (bytes uint64) {
 			}
 			b.live = append(b.live, uint8(i))
 		case punted:
-			w.punt(b.Port, p, discovery)
+			w.punt(b, p, discovery)
 		default:
-			w.drop(p, r)
+			w.out(p, b.Port, b.inside, v)
 		}
 	}
 	return bytes
 }
 
-func (w *Worker) parse(p *Packet, inside bool, mac uint64) drop.Reason {
+// parse takes in any packet, or says what becomes of it. The twin of it, of parse4, parse6 and
+// parseTransport is parsePlain, for most packets.
+func (w *Worker) parse(p *Packet, inside bool, mac uint64) verdict {
 	p.act, p.headerDelta, p.marks = actNone, 0, marks{}
 	d := p.Data
 	if p.Long {
-		return drop.Oversized
+		return refuse(drop.Oversized)
 	}
 	if len(d) < header.EthernetSize {
-		return drop.ShortFrame
+		return refuse(drop.ShortFrame)
 	}
 	e := (*[header.EthernetSize]byte)(d)
 	// Source: not a group, not zero, not our own (a loop).
 	dst, src := binary.LittleEndian.Uint64(e[:])&state.MACMask, binary.LittleEndian.Uint64(e[4:])>>16
 	if src&state.MACGroup != 0 || src == 0 || src == mac {
-		return drop.Martian
+		return refuse(drop.Martian)
 	}
 	group := dst&state.MACGroup != 0
 	if dst != mac && !group && !w.anyMAC {
-		return drop.NotOurMAC
+		return refuse(drop.NotOurMAC)
 	}
 	switch binary.BigEndian.Uint16(e[12:]) {
 	case header.EtherTypeIPv4:
 		if group {
-			return drop.NotOurMAC
+			return refuse(drop.NotOurMAC)
 		}
 		return p.parse4(inside)
 	case header.EtherTypeIPv6:
-		r := p.parse6(inside)
-		if group && r == drop.Pass {
-			return drop.NotOurMAC // neighbor discovery is all that weir hears on a group address
+		v := p.parse6(inside)
+		if group && v == goesOn {
+			return refuse(drop.NotOurMAC) // neighbor discovery is all that weir hears on a group address
 		}
-		return r
+		return v
 	case header.EtherTypeARP:
 		return punted
 	case 0x8100, 0x88a8, 0x9100:
-		return drop.VLANTag
+		return refuse(drop.VLANTag)
 	}
-	return drop.BadEtherType
+	return refuse(drop.BadEtherType)
 }
 
-func (p *Packet) parse4(inside bool) drop.Reason {
+func (p *Packet) parse4(inside bool) verdict {
 	d := p.Data[header.EthernetSize:]
 	if len(d) < header.IPv4Size {
-		return drop.ShortFrame
+		return refuse(drop.ShortFrame)
 	}
 	h := (*[header.IPv4Size]byte)(d)
 	hlen, total := int(h[0]&0x0f)*4, int(binary.BigEndian.Uint16(h[2:]))
 	if h[0]>>4 != 4 || hlen < header.IPv4Size || total < hlen {
-		return drop.BadIPHeader
+		return refuse(drop.BadIPHeader)
 	}
 	if total > len(d) {
-		return drop.ShortFrame
+		return refuse(drop.ShortFrame)
 	}
 	p.Data = p.Data[:header.EthernetSize+total] // Ethernet padding ends here
 	if hlen == header.IPv4Size {
 		if !sumOK(h) {
-			return drop.BadIPChecksum
+			return refuse(drop.BadIPChecksum)
 		}
 	} else if header.Checksum(d[:hlen], 0) != 0xffff {
-		return drop.BadIPChecksum
+		return refuse(drop.BadIPChecksum)
 	} else if !optionsForwardable(d[header.IPv4Size:hlen]) {
-		return drop.BadIPHeader
+		return refuse(drop.BadIPHeader)
 	}
 	if word := binary.BigEndian.Uint16(h[6:]); word&0x3fff != 0 { // MF or an offset
-		if r := p.parseFragment(uint32(binary.BigEndian.Uint16(h[4:])), int(word&0x1fff)*8, total-hlen, hlen, word&0x2000 != 0); r != drop.Pass {
-			return r
+		if v := p.parseFragment(uint32(binary.BigEndian.Uint16(h[4:])), int(word&0x1fff)*8, total-hlen, hlen, word&0x2000 != 0); v != goesOn {
+			return v
 		}
 	}
 	p.family = inet.V4
@@ -117,30 +117,27 @@ func (p *Packet) parse4(inside bool) drop.Reason {
 		p.local, p.remote = dst, src
 	}
 	p.expired, p.pinned = h[8] <= 1, h[9] == header.ProtocolAH
-	if r := p.parseTransport(h[9], header.EthernetSize+hlen, inside); r != drop.Pass {
-		return r
-	}
-	return drop.Pass
+	return p.parseTransport(h[9], header.EthernetSize+hlen, inside)
 }
 
-func (p *Packet) parse6(inside bool) drop.Reason {
+func (p *Packet) parse6(inside bool) verdict {
 	d := p.Data[header.EthernetSize:]
 	if len(d) < 40 {
-		return drop.ShortFrame
+		return refuse(drop.ShortFrame)
 	}
 	if d[0]>>4 != 6 {
-		return drop.BadIPHeader
+		return refuse(drop.BadIPHeader)
 	}
 	total := 40 + int(binary.BigEndian.Uint16(d[4:]))
 	if total > len(d) {
-		return drop.ShortFrame
+		return refuse(drop.ShortFrame)
 	}
 	d = d[:total]
 	p.Data = p.Data[:header.EthernetSize+total]
 	p.family = inet.V6
 	src, dst := inet.From16(d[8:24]), inet.From16(d[24:40])
 	if src.Is4() || dst.Is4() { // IPv4-mapped addresses are never on a wire (RFC 4291 §2.5.5.2)
-		return drop.Martian
+		return refuse(drop.Martian)
 	}
 	if inside {
 		p.local, p.remote = src, dst
@@ -152,49 +149,49 @@ func (p *Packet) parse6(inside bool) drop.Reason {
 		chain, fault := header.IPv6(d).Walk()
 		switch {
 		case fault == header.ChainTruncated && chain.IsFragment(): // RFC 7112 §5
-			return drop.BadFragment
+			return refuse(drop.BadFragment)
 		case fault != header.ChainOK:
-			return drop.BadExtension
+			return refuse(drop.BadExtension)
 		case chain.IsFragment():
 			size := total - chain.Fragment - header.IPv6FragmentSize
-			if r := p.parseFragment(chain.ID, chain.FragmentOffset, size, 0, chain.MoreFragments); r != drop.Pass {
-				return r
+			if v := p.parseFragment(chain.ID, chain.FragmentOffset, size, 0, chain.MoreFragments); v != goesOn {
+				return v
 			}
 		}
 		proto, offset, pinned = chain.Protocol, chain.Offset, chain.Pinned
 	}
-	if r := p.parseTransport(proto, header.EthernetSize+offset, inside); r != drop.Pass {
-		return r
+	if v := p.parseTransport(proto, header.EthernetSize+offset, inside); v != goesOn {
+		return v
 	}
 	p.expired, p.pinned = d[7] <= 1, pinned
-	return drop.Pass
+	return goesOn
 }
 
 // parseFragment notes where in its datagram a piece of size bytes, behind a header of head bytes, belongs.
-func (p *Packet) parseFragment(id uint32, at, size, head int, more bool) drop.Reason {
+func (p *Packet) parseFragment(id uint32, at, size, head int, more bool) verdict {
 	if size == 0 || more && size%8 != 0 || head+at+size > 65535 {
-		return drop.BadFragment
+		return refuse(drop.BadFragment)
 	}
 	p.fragmented, p.more, p.at, p.size, p.id, p.datagram = true, more, uint16(at), uint16(size), id, nil
-	return drop.Pass
+	return goesOn
 }
 
 // parseTransport finds ports, identifier and flags, or reports what of the transport header is wrong. The first fragment
 // of a datagram has all of the header (RFC 1858, RFC 7112), but not all that the header tells the length of.
-func (p *Packet) parseTransport(proto uint8, offset int, inside bool) drop.Reason {
+func (p *Packet) parseTransport(proto uint8, offset int, inside bool) verdict {
 	d := p.Data[offset:]
 	p.proto, p.transport = proto, uint16(offset)
 	p.localPort, p.remotePort, p.kind, p.tcpFlags = 0, 0, kindOther, 0
-	cut := drop.BadTransport
+	cut := refuse(drop.BadTransport)
 	if p.fragmented {
 		if p.at != 0 {
 			p.kind = kindPiece
 			if proto == header.ProtocolTCP && p.at == 8 { // it would lie over the flags
-				return drop.BadFragment
+				return refuse(drop.BadFragment)
 			}
-			return drop.Pass
+			return goesOn
 		}
-		cut = drop.BadFragment
+		cut = refuse(drop.BadFragment)
 	}
 	switch {
 	case proto == header.ProtocolTCP:
@@ -203,7 +200,7 @@ func (p *Packet) parseTransport(proto uint8, offset int, inside bool) drop.Reaso
 		}
 		switch dataOffset := int(d[12]>>4) * 4; {
 		case dataOffset < 20:
-			return drop.BadTransport
+			return refuse(drop.BadTransport)
 		case dataOffset > len(d):
 			return cut
 		}
@@ -213,7 +210,7 @@ func (p *Packet) parseTransport(proto uint8, offset int, inside bool) drop.Reaso
 			return cut
 		}
 		if n := int(binary.BigEndian.Uint16(d[4:])); n < 8 || n > len(d) && !p.fragmented {
-			return drop.BadTransport
+			return refuse(drop.BadTransport)
 		}
 		p.noSum = p.family == inet.V6 && d[6]|d[7] == 0
 		p.kind = kindUDP
@@ -223,9 +220,9 @@ func (p *Packet) parseTransport(proto uint8, offset int, inside bool) drop.Reaso
 		if len(d) < 8 {
 			return cut
 		}
-		return drop.Pass
+		return goesOn
 	default:
-		return drop.Pass
+		return goesOn
 	}
 	ports := binary.BigEndian.Uint32(d)
 	a, b := uint16(ports>>16), uint16(ports)
@@ -234,33 +231,33 @@ func (p *Packet) parseTransport(proto uint8, offset int, inside bool) drop.Reaso
 	} else {
 		p.localPort, p.remotePort = b, a
 	}
-	return drop.Pass
+	return goesOn
 }
 
-func (p *Packet) parseICMP(d []byte, inside bool) drop.Reason {
+func (p *Packet) parseICMP(d []byte, inside bool) verdict {
 	if len(d) < 8 {
 		if p.fragmented {
-			return drop.BadFragment
+			return refuse(drop.BadFragment)
 		}
-		return drop.BadTransport
+		return refuse(drop.BadTransport)
 	}
 	t := d[0]
 	switch p.kind = icmpKind(p.family, t); {
 	case p.kind == kindEchoRequest || p.kind == kindEchoReply:
 		p.localPort = binary.BigEndian.Uint16(d[4:])
 	case p.fragmented: // errors, which quote too little for it, and neighbor discovery (RFC 6980)
-		return drop.BadFragment
+		return refuse(drop.BadFragment)
 	case p.kind == kindError:
 		p.parseError(d, inside)
 	case p.family == inet.V6 && t >= 133 && t <= 137:
 		// Neighbor discovery (RFC 4861 §6.1, §7.1): from this link, which a hop limit of 255 proves. weir is a
 		// router that is told its neighbors; it hears solicitations and advertisements only.
 		if p.Data[header.EthernetSize+7] != 255 || t != 135 && t != 136 {
-			return drop.ICMPUnsupported
+			return refuse(drop.ICMPUnsupported)
 		}
 		return punted
 	}
-	return drop.Pass
+	return goesOn
 }
 
 // optionsForwardable walks IPv4 options: their lengths must be right, and none may be a source route (RFC 7126 §4.3, §4.4).

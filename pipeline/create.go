@@ -11,7 +11,8 @@ import (
 	"weir/pipeline/session"
 )
 
-// end removes a session and everything that counts it.
+// end removes a session and everything that counts it. Every session that ends, ends here, as every
+// one begins in create: a log of sessions hangs on these two.
 func (w *Worker) end(ref uint32) {
 	s := w.sessions.At(ref)
 	if s.State() == session.Unconfirmed {
@@ -47,7 +48,7 @@ type flow struct {
 	mapping                   uint32 // that it holds, or session.None
 }
 
-// create makes a session for the flow of p.
+// create makes a session for the flow of p. Every session begins here: see end.
 func (w *Worker) create(p *Packet, f *flow) drop.Reason {
 	in := f.in
 	if r := w.limited(in); r != drop.Pass {

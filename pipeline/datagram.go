@@ -16,14 +16,14 @@ import (
 // (RFC 1858, RFC 3128, RFC 5722) end their datagram.
 //
 // All of it is bounded, and who floods displaces himself (REQ-14a): packets from inside and from outside have tables of
-// their own; within one, a datagram's owner is its VPC or the external address that it is for, and each owner has a share.
+// their own; within one, a datagram's holder is its VPC or the external address that it is for, and each holder has a share.
 
 // Bounds on one side, inside or outside, of a worker.
 const (
 	maxDatagrams     = 2048 // in pieces at the same time
-	maxDatagramsEach = 512  // of one owner
+	maxDatagramsEach = 512  // of one holder
 	maxWaiting       = 128  // pieces that wait for their first one; with the other side's 3 % of the smallest mempool
-	maxWaitingEach   = 32   // of one owner
+	maxWaitingEach   = 32   // of one holder
 	maxWaitingPieces = 16   // of one datagram
 	maxRanges        = 32   // of a datagram, seen and not adjoining
 
@@ -32,7 +32,7 @@ const (
 
 	maxFollowing    = maxDatagrams - maxWaiting - 1 // so that there is an entry for every piece that waits, and one more
 	datagramBuckets = maxDatagrams
-	owners          = 4096
+	holders         = 4096
 	lookBack        = 8 // of the oldest datagrams, how many are looked at for one to displace
 )
 
@@ -54,18 +54,18 @@ const (
 
 // datagram is what is known of a datagram in pieces.
 type datagram struct {
-	key   datagramKey
-	hash  uint32
-	chain uint16 // the next one in its bucket, or free
-	links [2]link
-	owner uint16
-	class uint8
-	began bool // the first piece has come
-	dead  bool // pieces overlapped
-	named bool // id is set
+	key    datagramKey
+	hash   uint32
+	chain  uint16 // the next one in its bucket, or free
+	links  [2]link
+	holder uint16
+	class  uint8
+	began  bool // the first piece has come
+	dead   bool // pieces overlapped
+	named  bool // id is set
 
-	proto                 uint8 // of the transport
-	verdict               drop.Reason
+	proto                 uint8       // of the transport
+	refusal               drop.Reason // of the first piece: the others share its fate
 	localPort, remotePort uint16
 	id                    uint16 // that all pieces leave with through SNAT
 	since                 uint32 // millisecond of the class's begin
@@ -82,19 +82,19 @@ type datagram struct {
 
 type byteRange struct{ from, to uint16 }
 
-// fifo is a list of datagrams, oldest first; 0 is none. A datagram is in two: its side's and its owner's.
+// fifo is a list of datagrams, oldest first; 0 is none. A datagram is in two: its side's and its holder's.
 type (
 	fifo struct{ head, tail, n uint16 }
-	link struct{ before, behind uint16 }
+	link struct{ prev, next uint16 }
 )
 
 const (
 	ofSide = iota
-	ofOwner
+	ofHolder
 )
 
-// owner counts what a VPC, or packets to an external address, have in the table. Owners share an entry by chance only.
-type owner struct {
+// holder counts what a VPC, or packets to an external address, have in the table. Holders share an entry by chance only.
+type holder struct {
 	lists   [numDatagramClasses]fifo
 	waiting uint16
 }
@@ -102,23 +102,25 @@ type owner struct {
 // heldPiece is a piece that waits for its first one.
 type heldPiece struct {
 	packet Packet
+	port   uint8  // by which it came
 	next   uint16 // of the same datagram, or free
 }
 
 // fragments are the datagrams in pieces of one side. Index 0 of datagrams and held is nobody.
 type fragments struct {
+	inside    bool
 	datagrams [maxDatagrams + 1]datagram
 	held      [maxWaiting + 1]heldPiece
 	buckets   [datagramBuckets]uint16
-	owners    [owners]owner
+	holders   [holders]holder
 	lists     [numDatagramClasses]fifo
 	free      uint16 // datagrams
 	freeHeld  uint16
 	waiting   int // how many of held are in use
 }
 
-func newFragments() *fragments {
-	t := new(fragments)
+func newFragments(inside bool) *fragments {
+	t := &fragments{inside: inside}
 	for i := maxDatagrams; i > 0; i-- {
 		t.datagrams[i].chain, t.free = t.free, uint16(i)
 	}
@@ -142,12 +144,12 @@ type virtualReassembly struct {
 	call       uint32 // counts calls of reassemble
 	followers  []followingPiece
 	complete   []*datagram // in this call
-	behind     Burst       // of followers
+	later      Burst       // of followers
 	ids        [idCounters]uint16
 }
 
 func (v *virtualReassembly) init(r *rand.ChaCha8) {
-	v.sides = [2]*fragments{newFragments(), newFragments()}
+	v.sides = [2]*fragments{newFragments(true), newFragments(false)}
 	v.secret, v.multiplier = r.Uint64(), r.Uint64()|1
 	v.followers = make([]followingPiece, 0, MaxBurst+maxWaiting)
 	v.complete = make([]*datagram, 0, MaxBurst)
@@ -172,34 +174,31 @@ func (t *fragments) find(k *datagramKey, hash uint32) uint16 {
 	return 0
 }
 
-// duplicate is, among add's results, a piece that has been seen before.
-const duplicate = drop.NumReasons
-
 // add notes the bytes that a piece brings, or says why it may not pass.
-func (d *datagram) add(p *Packet) drop.Reason {
+func (d *datagram) add(p *Packet) verdict {
 	from, to := p.at, p.at+p.size
 	for _, r := range d.ranges[:d.numRanges] {
 		if from == r.from && to == r.to {
 			return duplicate // RFC 8200 §4.5: may be dropped alone
 		}
 		if from < r.to && r.from < to {
-			return drop.FragmentOverlap
+			return refuse(drop.FragmentOverlap)
 		}
 	}
 	// Behind the last piece, or a last piece before another: lengths that contradict each other.
 	if d.total != 0 && (uint32(to) > d.total || !p.more) {
-		return drop.FragmentOverlap
+		return refuse(drop.FragmentOverlap)
 	}
 	if !p.more {
 		for _, r := range d.ranges[:d.numRanges] {
 			if r.from >= to {
-				return drop.FragmentOverlap
+				return refuse(drop.FragmentOverlap)
 			}
 		}
 	}
 	if d.numRanges == maxRanges {
 		if d.join(); d.numRanges == maxRanges {
-			return drop.FragmentLimit
+			return refuse(drop.FragmentLimit)
 		}
 	}
 	if !p.more {
@@ -208,7 +207,7 @@ func (d *datagram) add(p *Packet) drop.Reason {
 	d.ranges[d.numRanges] = byteRange{from, to}
 	d.numRanges++
 	d.seen += uint32(p.size)
-	return drop.Pass
+	return goesOn
 }
 
 // join makes one range of those that adjoin.
@@ -242,7 +241,7 @@ func (w *Worker) completed(d *datagram) {
 	}
 }
 
-// newDatagram returns the entry of a datagram of owner o; 0: there is no room.
+// newDatagram returns the entry of a datagram of holder o; 0: there is no room.
 func (w *Worker) newDatagram(t *fragments, k *datagramKey, hash uint32, o uint16, class uint8) uint16 {
 	if class == following && !w.room(t, o) {
 		return 0
@@ -251,16 +250,16 @@ func (w *Worker) newDatagram(t *fragments, k *datagramKey, hash uint32, o uint16
 	d := &t.datagrams[i]
 	t.free = d.chain
 	bucket := &t.buckets[hash%datagramBuckets]
-	*d = datagram{key: *k, hash: hash, owner: o, chain: *bucket}
+	*d = datagram{key: *k, hash: hash, holder: o, chain: *bucket}
 	*bucket = i
 	w.enlist(t, i, class)
 	return i
 }
 
-// room makes sure that owner o may have one more datagram whose first piece has come. If need be the oldest gives way: the owner's
+// room makes sure that holder o may have one more datagram whose first piece has come. If need be the oldest gives way: the holder's
 // own, when he has his share or as many as anybody who would have to give.
 func (w *Worker) room(t *fragments, o uint16) bool {
-	own := &t.owners[o].lists[following]
+	own := &t.holders[o].lists[following]
 	all := &t.lists[following]
 	victim := uint16(0)
 	switch {
@@ -275,10 +274,10 @@ func (w *Worker) room(t *fragments, o uint16) bool {
 				break
 			}
 			d := &t.datagrams[i]
-			if n := t.owners[d.owner].lists[following].n; n > most {
+			if n := t.holders[d.holder].lists[following].n; n > most {
 				victim, most = i, n
 			}
-			i = d.links[ofSide].behind
+			i = d.links[ofSide].next
 		}
 		if victim == 0 {
 			victim = all.head
@@ -294,17 +293,17 @@ func (w *Worker) room(t *fragments, o uint16) bool {
 }
 
 // wait keeps a copy of a piece until the first of its datagram comes.
-func (w *Worker) wait(t *fragments, i uint16, p *Packet) drop.Reason {
+func (w *Worker) wait(t *fragments, i uint16, port int, p *Packet) verdict {
 	d := &t.datagrams[i]
-	o := &t.owners[d.owner]
-	refuse := func() drop.Reason {
+	o := &t.holders[d.holder]
+	full := func() verdict {
 		if d.numWaiting == 0 {
 			t.forget(i)
 		}
-		return drop.FragmentLimit
+		return refuse(drop.FragmentLimit)
 	}
 	if d.numWaiting == maxWaitingPieces {
-		return drop.FragmentLimit
+		return refuse(drop.FragmentLimit)
 	}
 	for o.waiting >= maxWaitingEach || t.freeHeld == 0 {
 		victim := o.lists[waiting].head
@@ -314,17 +313,17 @@ func (w *Worker) wait(t *fragments, i uint16, p *Packet) drop.Reason {
 			if victim == i {
 				most = 0
 			}
-			for v := t.lists[waiting].head; v != 0; v = t.datagrams[v].links[ofSide].behind {
-				if n := t.owners[t.datagrams[v].owner].waiting; n > most && v != i {
+			for v := t.lists[waiting].head; v != 0; v = t.datagrams[v].links[ofSide].next {
+				if n := t.holders[t.datagrams[v].holder].waiting; n > most && v != i {
 					victim, most = v, n
 				}
 			}
 		}
 		if victim == i {
-			victim = d.links[ofOwner].behind
+			victim = d.links[ofHolder].next
 		}
 		if victim == 0 {
-			return refuse()
+			return full()
 		}
 		w.dropWaiting(t, victim, drop.FragmentLimit)
 		t.forget(victim)
@@ -332,7 +331,7 @@ func (w *Worker) wait(t *fragments, i uint16, p *Packet) drop.Reason {
 	slot := t.freeHeld
 	h := &t.held[slot]
 	t.freeHeld = h.next
-	h.packet, h.next = *p, 0
+	h.packet, h.port, h.next = *p, uint8(port), 0
 	if d.tail != 0 {
 		t.held[d.tail].next = slot
 	} else {
@@ -342,13 +341,13 @@ func (w *Worker) wait(t *fragments, i uint16, p *Packet) drop.Reason {
 	d.numWaiting++
 	o.waiting++
 	t.waiting++
-	return waits
+	return held
 }
 
-// release lets the pieces that waited for datagram i's first follow it. It reports false when there is no room to remember it.
-func (w *Worker) release(t *fragments, i uint16) bool {
+// resume lets the pieces that waited for datagram i's first follow it. It reports false when there is no room to remember it.
+func (w *Worker) resume(t *fragments, i uint16) bool {
 	d := &t.datagrams[i]
-	if !w.room(t, d.owner) {
+	if !w.room(t, d.holder) {
 		w.dropWaiting(t, i, drop.FragmentLimit)
 		t.forget(i)
 		return false
@@ -358,7 +357,7 @@ func (w *Worker) release(t *fragments, i uint16) bool {
 		p.proto, p.localPort, p.remotePort = d.proto, d.localPort, d.remotePort
 		w.pieces.followers = append(w.pieces.followers, followingPiece{p, slot})
 	}
-	t.owners[d.owner].waiting -= uint16(d.numWaiting)
+	t.holders[d.holder].waiting -= uint16(d.numWaiting)
 	d.head, d.tail, d.numWaiting = 0, 0, 0
 	t.delist(i)
 	w.enlist(t, i, following)
@@ -372,7 +371,7 @@ func (w *Worker) kill(t *fragments, i uint16) {
 	if d.class == waiting {
 		w.dropWaiting(t, i, drop.FragmentOverlap)
 		t.delist(i)
-		if !w.room(t, d.owner) {
+		if !w.room(t, d.holder) {
 			w.enlist(t, i, waiting)
 			t.forget(i)
 			return
@@ -385,13 +384,13 @@ func (w *Worker) kill(t *fragments, i uint16) {
 func (w *Worker) dropWaiting(t *fragments, i uint16, r drop.Reason) {
 	d := &t.datagrams[i]
 	for slot := d.head; slot != 0; {
-		next := t.held[slot].next
-		w.dropped[r]++
-		w.Done = append(w.Done, t.held[slot].packet.Handle)
+		h := &t.held[slot]
+		next := h.next
+		w.out(&h.packet, int(h.port), t.inside, refuse(r))
 		t.vacate(slot)
 		slot = next
 	}
-	t.owners[d.owner].waiting -= uint16(d.numWaiting)
+	t.holders[d.holder].waiting -= uint16(d.numWaiting)
 	d.head, d.tail, d.numWaiting = 0, 0, 0
 }
 
@@ -420,19 +419,19 @@ func (w *Worker) enlist(t *fragments, i uint16, class uint8) {
 	d := &t.datagrams[i]
 	d.class, d.since = class, w.tick
 	t.append(&t.lists[class], i, ofSide)
-	t.append(&t.owners[d.owner].lists[class], i, ofOwner)
+	t.append(&t.holders[d.holder].lists[class], i, ofHolder)
 }
 
 func (t *fragments) delist(i uint16) {
 	d := &t.datagrams[i]
 	t.remove(&t.lists[d.class], i, ofSide)
-	t.remove(&t.owners[d.owner].lists[d.class], i, ofOwner)
+	t.remove(&t.holders[d.holder].lists[d.class], i, ofHolder)
 }
 
 func (t *fragments) append(l *fifo, i uint16, of int) {
-	t.datagrams[i].links[of] = link{before: l.tail}
+	t.datagrams[i].links[of] = link{prev: l.tail}
 	if l.tail != 0 {
-		t.datagrams[l.tail].links[of].behind = i
+		t.datagrams[l.tail].links[of].next = i
 	} else {
 		l.head = i
 	}
@@ -442,15 +441,15 @@ func (t *fragments) append(l *fifo, i uint16, of int) {
 
 func (t *fragments) remove(l *fifo, i uint16, of int) {
 	k := t.datagrams[i].links[of]
-	if k.before != 0 {
-		t.datagrams[k.before].links[of].behind = k.behind
+	if k.prev != 0 {
+		t.datagrams[k.prev].links[of].next = k.next
 	} else {
-		l.head = k.behind
+		l.head = k.next
 	}
-	if k.behind != 0 {
-		t.datagrams[k.behind].links[of].before = k.before
+	if k.next != 0 {
+		t.datagrams[k.next].links[of].prev = k.prev
 	} else {
-		l.tail = k.before
+		l.tail = k.prev
 	}
 	l.n--
 }

@@ -3,6 +3,7 @@
 package pipeline
 
 import (
+	"weir/pipeline/attach"
 	"weir/pipeline/drop"
 	"weir/pipeline/generation"
 	"weir/pipeline/header"
@@ -17,14 +18,14 @@ func (w *Worker) egress(b *Burst) {
 	for _, i := range b.live {
 		p := &b.Packets[i]
 		if p.fragmented && w.refusesFragment(p) {
-			w.drop(p, drop.Fragment)
+			w.out(p, b.Port, b.inside, refuse(drop.Fragment))
 			continue
 		}
 		if p.hairpin {
 			// Only now does the packet still say who sent it.
 			if mtu := w.gen.Beyond(p.remote); len(p.Data)-header.EthernetSize > int(mtu) && (p.family == inet.V6 || p.Data[header.EthernetSize+6]&0x40 != 0) {
-				w.answer(b.Port, p, drop.TooBig, mtu)
-				w.drop(p, drop.TooBig)
+				w.answer(p, drop.TooBig, mtu)
+				w.out(p, b.Port, b.inside, refuse(drop.TooBig))
 				continue
 			}
 			keep = append(keep, i)
@@ -32,19 +33,19 @@ func (w *Worker) egress(b *Burst) {
 		}
 		if p.act == actOut || p.act == actOutPlain {
 			if !w.nextHop(p) {
-				w.drop(p, drop.NoNextHop)
+				w.out(p, b.Port, b.inside, refuse(drop.NoNextHop))
 				continue
 			}
-		} else if p.outPort == generation.NoPort {
-			w.drop(p, drop.NoNextHop)
+		} else if p.to.at == attach.None {
+			w.out(p, b.Port, b.inside, refuse(drop.NoNextHop))
 			continue
 		} else if p.neighbor == state.NoNeighbor {
-			p.neighbor = w.neighbors.Find(p.outPort, p.hop)
+			p.neighbor = w.neighbors.Find(p.to.at, p.hop)
 		}
-		if mtu := w.gen.Ports[p.outPort].MTU; len(p.Data)-header.EthernetSize > int(mtu) {
+		if mtu := w.gen.Links[p.to.link].MTU; len(p.Data)-header.EthernetSize > int(mtu) {
 			if p.family == inet.V6 || p.Data[header.EthernetSize+6]&0x40 != 0 { // DF
-				w.answer(b.Port, p, drop.TooBig, mtu)
-				w.drop(p, drop.TooBig)
+				w.answer(p, drop.TooBig, mtu)
+				w.out(p, b.Port, b.inside, refuse(drop.TooBig))
 				continue
 			}
 			p.long = true
@@ -52,4 +53,10 @@ func (w *Worker) egress(b *Burst) {
 		keep = append(keep, i)
 	}
 	b.live = keep
+}
+
+// reach notes the way to an instance.
+func (p *Packet) reach(in *generation.Instance) {
+	f := p.family
+	p.to, p.neighbor = way{in.At[f], in.Link[f]}, in.Neighbor[f]
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"weir/config"
+	"weir/pipeline/attach"
 	"weir/pipeline/drop"
 	"weir/pipeline/generation"
 	"weir/pipeline/inet"
@@ -111,7 +112,7 @@ func TestFloodIsNobodyElsesOutage(t *testing.T) {
 				r.Poll(r.nanos)
 				ring := r.state().Inject(0)
 				for m := ring.Peek(); m != nil; m = ring.Peek() {
-					port, what := m.Port, asks(m.Data())
+					port, what := m.At.Port(), asks(m.Data())
 					ring.Pop()
 					switch {
 					case port == 2:
@@ -202,10 +203,10 @@ func TestNoService(t *testing.T) {
 }
 
 // wanted takes the next message to control, which has to ask for an address on a port.
-func (r *rig) wanted(port uint8, addr inet.Addr) {
+func (r *rig) wanted(port int, addr inet.Addr) {
 	r.t.Helper()
 	m := r.punts.Peek()
-	if m == nil || m.Kind != state.PuntResolve || m.Port != port || m.Addr != addr {
+	if m == nil || m.Kind != state.PuntResolve || m.At != attach.Port(port) || m.Addr != addr {
 		r.t.Fatalf("control is not asked for %s on port %d: %+v", addr.Netip(), port, m)
 	}
 	r.punts.Pop()
@@ -252,19 +253,19 @@ func TestHeldAsksAgain(t *testing.T) {
 }
 
 // ask4 lets a packet want 10.0.hi.lo on a port.
-func (c *control) ask4(port uint8, n int) {
-	c.Handle(&state.Message{Kind: state.PuntResolve, Port: port, Addr: inside4(n)}, c.nanos)
+func (c *control) ask4(port int, n int) {
+	c.Handle(&state.Message{Kind: state.PuntResolve, At: attach.Port(port), Addr: inside4(n)}, c.nanos)
 	c.state().Inject(0).Reset()
 }
 
 // answer4 lets 10.0.hi.lo on a port answer.
-func (c *control) answer4(port uint8, n int) {
-	c.Learn(port, inside4(n).Netip(), [6]byte{2, 0, 0, 0, 3, byte(n)}, c.nanos)
+func (c *control) answer4(port int, n int) {
+	c.Learn(attach.Port(port), inside4(n).Netip(), [6]byte{2, 0, 0, 0, 3, byte(n)}, c.nanos)
 }
 
 // known is the state of 10.0.hi.lo on a port.
-func (c *control) known(port uint8, n int) state.NeighborState {
-	slot := c.state().Neighbors.Find(port, inside4(n))
+func (c *control) known(port int, n int) state.NeighborState {
+	slot := c.state().Neighbors.Find(attach.Port(port), inside4(n))
 	if slot == state.NoNeighbor {
 		return state.NeighborNone
 	}
@@ -377,7 +378,7 @@ func TestResponderInherits(t *testing.T) {
 				ring := c.state().Inject(0)
 				for m := ring.Peek(); m != nil; m = ring.Peek() {
 					words := strings.Fields(packettext.Format(m.Data()))
-					port := m.Port
+					port := m.At.Port()
 					ring.Pop()
 					if words[3] != "arp" {
 						continue
@@ -389,7 +390,7 @@ func TestResponderInherits(t *testing.T) {
 					}
 				}
 			}
-			if n := c.Lost(); n != 0 {
+			if n := c.state().Lost(); n != 0 {
 				t.Errorf("%d questions found no room", n)
 			}
 			gone := 0

@@ -346,7 +346,7 @@ func (p *post) consistent() {
 		var entries, held, free, freeHeld int
 		for class := range f.lists {
 			n := 0
-			for i := f.lists[class].head; i != 0; i = f.datagrams[i].links[ofSide].behind {
+			for i := f.lists[class].head; i != 0; i = f.datagrams[i].links[ofSide].next {
 				d := &f.datagrams[i]
 				n++
 				if int(d.class) != class || f.find(&d.key, d.hash) != i {
@@ -367,8 +367,8 @@ func (p *post) consistent() {
 			entries += n
 		}
 		owned, ownedWaiting := 0, 0
-		for i := range f.owners {
-			o := &f.owners[i]
+		for i := range f.holders {
+			o := &f.holders[i]
 			ownedWaiting += int(o.waiting)
 			for class := range o.lists {
 				owned += int(o.lists[class].n)

@@ -3,6 +3,7 @@
 package pipeline
 
 import (
+	"weir/pipeline/attach"
 	"weir/pipeline/drop"
 	"weir/pipeline/header"
 	"weir/pipeline/inet"
@@ -22,20 +23,22 @@ type heldPacket struct {
 	frame  []byte
 	handle uintptr
 	hop    inet.Addr
-	port   uint8
+	to     way
 	since  uint32 // millisecond
 	asked  uint32 // millisecond
+	from   uint8  // the port by which it came
+	inside bool   // likewise
 }
 
 // hold keeps a packet until its neighbor is resolved, and asks control to resolve it.
-func (w *Worker) hold(p *Packet) {
+func (w *Worker) hold(b *Burst, p *Packet) {
 	hop := p.hop
 	if p.neighbor != state.NoNeighbor {
 		_, hop = w.neighbors.At(p.neighbor)
 	}
 	same, here := 0, 0
 	for i := range w.holding {
-		if h := &w.held[i]; h.port == p.outPort {
+		if h := &w.held[i]; h.to.at == p.to.at {
 			here++
 			if h.hop == hop {
 				same++
@@ -44,20 +47,21 @@ func (w *Worker) hold(p *Packet) {
 	}
 	// Held or not, the neighbor is asked for: the next packet shall find it.
 	if same == 0 {
-		w.resolve(p.outPort, hop)
+		w.resolve(p.to.at, hop)
 	}
 	if share := max(minHeldPerPort, maxHeld/len(w.gen.Ports)); w.holding == maxHeld || here >= share || same == maxHeldPerNeighbor {
-		w.drop(p, drop.NeighborUnresolved)
+		w.out(p, b.Port, b.inside, refuse(drop.NeighborUnresolved))
 		return
 	}
-	w.held[w.holding] = heldPacket{p.Data, p.Handle, hop, p.outPort, w.tick, w.tick}
+	w.held[w.holding] = heldPacket{p.Data, p.Handle, hop, p.to, w.tick, w.tick, uint8(b.Port), b.inside}
 	w.holding++
+	w.out(p, b.Port, b.inside, held)
 }
 
 // resolve asks control for a neighbor.
-func (w *Worker) resolve(port uint8, hop inet.Addr) {
-	if w.allowed(port, resolution) {
-		w.punts.Put(state.PuntResolve, port, drop.Pass, 0, hop, nil)
+func (w *Worker) resolve(at attach.Word, hop inet.Addr) {
+	if w.allowed(at, resolution) {
+		w.punts.Put(state.PuntResolve, at, drop.Pass, 0, hop, nil)
 	}
 }
 
@@ -72,22 +76,20 @@ func (w *Worker) Release() {
 	keep := 0
 	for i := range w.holding {
 		h := w.held[i]
-		mac := w.resolved(w.neighbors.Find(h.port, h.hop))
+		mac := w.resolved(w.neighbors.Find(h.to.at, h.hop))
 		switch {
-		case mac != 0 && w.Out[h.port].N+w.Spare.N < queueSize:
-			if len(h.frame)-header.EthernetSize <= int(w.gen.Ports[h.port].MTU) {
-				w.queue(h.port, mac, h.handle, h.frame)
-			} else if !w.split(h.port, mac, h.handle, h.frame) {
-				w.dropped[drop.TooBig]++
-				w.Done = append(w.Done, h.handle)
+		case mac != 0 && w.Out[h.to.at.Port()].N+w.Spare.N < queueSize:
+			if len(h.frame)-header.EthernetSize <= int(w.gen.Links[h.to.link].MTU) {
+				w.queue(h.to.at.Port(), mac, h.handle, h.frame)
+			} else if !w.split(h.to, mac, h.handle, h.frame) {
+				w.outHeld(&h, drop.TooBig)
 			}
 		case w.tick-h.since > holdMillis:
-			w.dropped[drop.NeighborUnresolved]++
-			w.Done = append(w.Done, h.handle)
+			w.outHeld(&h, drop.NeighborUnresolved)
 		default:
 			if w.tick-h.asked >= 1000 { // the question may have been lost
 				h.asked = w.tick
-				w.resolve(h.port, h.hop)
+				w.resolve(h.to.at, h.hop)
 			}
 			w.held[keep] = h
 			keep++
@@ -97,14 +99,18 @@ func (w *Worker) Release() {
 	w.flush()
 }
 
+// outHeld drops a packet that was held.
+func (w *Worker) outHeld(h *heldPacket, r drop.Reason) {
+	w.outFrame(h.frame, h.handle, int(h.from), h.inside, refuse(r))
+}
+
 // Abandon drops all held packets, and gives the spare buffers back: the worker stops.
 func (w *Worker) Abandon() {
 	w.abandonFragments()
 	w.Done = append(w.Done, w.Spare.Handles[:w.Spare.N]...)
 	w.Spare.N = 0
 	for i := range w.holding {
-		w.dropped[drop.NeighborUnresolved]++
-		w.Done = append(w.Done, w.held[i].handle)
+		w.outHeld(&w.held[i], drop.NeighborUnresolved)
 	}
 	w.holding = 0
 	w.flush()

@@ -8,14 +8,15 @@ import (
 	"time"
 
 	"weir/config"
+	"weir/pipeline/attach"
 	"weir/pipeline/inet"
 	"weir/pipeline/state"
 )
 
 // resolve makes a neighbor known.
-func (r *rig) resolve(port uint8, addr inet.Addr) {
+func (r *rig) resolve(port int, addr inet.Addr) {
 	r.t.Helper()
-	if _, err := r.state.Neighbors.Set(port, addr, state.NeighborReachable, config.MAC{2, 0, 0, 0, 7, 7}); err != nil {
+	if _, err := r.state.Neighbors.Set(attach.Port(port), addr, state.NeighborReachable, config.MAC{2, 0, 0, 0, 7, 7}); err != nil {
 		r.t.Fatal(err)
 	}
 }
@@ -46,7 +47,7 @@ func TestHoldBounds(t *testing.T) {
 			}
 			if n == 0 {
 				m := r.punts.Peek()
-				if m == nil || m.Kind != state.PuntResolve || m.Addr != inside4(host) || m.Port != 0 {
+				if m == nil || m.Kind != state.PuntResolve || m.Addr != inside4(host) || m.At != attach.Port(0) {
 					t.Fatalf("control was not asked for host %d: %+v", host, m)
 				}
 				r.punts.Pop()

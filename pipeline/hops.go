@@ -5,6 +5,7 @@ package pipeline
 import (
 	"sync/atomic"
 
+	"weir/pipeline/attach"
 	"weir/pipeline/generation"
 	"weir/pipeline/inet"
 	"weir/pipeline/state"
@@ -15,9 +16,9 @@ import (
 func (w *Worker) nextHop(p *Packet) bool {
 	g := w.gen
 	for i := range g.OnLink {
-		if l := &g.OnLink[i]; l.Holds(p.remote) && p.ports>>l.Port&1 != 0 {
-			p.outPort, p.hop = l.Port, p.remote
-			p.neighbor = w.neighbors.Find(l.Port, p.remote)
+		if l := &g.OnLink[i]; l.Holds(p.remote) && p.ports>>l.At.Port()&1 != 0 {
+			p.to, p.hop = wayOut(l.At), p.remote
+			p.neighbor = w.neighbors.Find(l.At, p.remote)
 			return true
 		}
 	}
@@ -27,9 +28,12 @@ func (w *Worker) nextHop(p *Packet) bool {
 		return w.deadHop(p)
 	}
 	h := l.hop(p.ports, share(p.hash, n))
-	p.outPort, p.hop, p.neighbor = h.Port, h.Addr, h.Neighbor
+	p.to, p.hop, p.neighbor = wayOut(h.At), h.Addr, h.Neighbor
 	return true
 }
+
+// wayOut is the way through an outside port, whose link has its number.
+func wayOut(at attach.Word) way { return way{at, uint16(at.Port())} }
 
 // share divides hashes into n equal shares.
 func share(hash uint64, n int) int { return int(uint64(uint32(hash>>16)) * uint64(n) >> 32) }
@@ -52,7 +56,7 @@ type liveHop struct {
 
 // liveHops returns the next hops of a family.
 func (w *Worker) liveHops(f inet.Family) *liveHops {
-	l := &w.live[f]
+	l := &w.hops[f]
 	if !l.known {
 		l.find(w, f)
 	}
@@ -69,7 +73,7 @@ func (l *liveHops) find(w *Worker, f inet.Family) {
 		if mac := w.resolved(h.Neighbor); mac != 0 {
 			l.hops[l.n] = liveHop{mac, h}
 			l.n++
-			l.ports |= 1 << h.Port
+			l.ports |= 1 << h.At.Port()
 		}
 	}
 }
@@ -81,7 +85,7 @@ func (l *liveHops) count(ports uint32) int {
 	}
 	n := 0
 	for i := range l.n {
-		n += int(ports >> l.hops[i].Port & 1)
+		n += int(ports >> l.hops[i].At.Port() & 1)
 	}
 	return n
 }
@@ -92,7 +96,7 @@ func (l *liveHops) hop(ports uint32, n int) *generation.Hop {
 		return l.hops[n].Hop
 	}
 	for i := range l.n {
-		if ports>>l.hops[i].Port&1 == 0 {
+		if ports>>l.hops[i].At.Port()&1 == 0 {
 			continue
 		}
 		if n == 0 {
@@ -106,8 +110,8 @@ func (l *liveHops) hop(ports uint32, n int) *generation.Hop {
 // deadHop sends a packet towards a next hop that is not resolved: it waits there.
 func (w *Worker) deadHop(p *Packet) bool {
 	for i := range w.gen.Hops {
-		if h := &w.gen.Hops[i]; h.Family == uint8(p.family) && p.ports>>h.Port&1 != 0 {
-			p.outPort, p.hop, p.neighbor = h.Port, h.Addr, h.Neighbor
+		if h := &w.gen.Hops[i]; h.Family == uint8(p.family) && p.ports>>h.At.Port()&1 != 0 {
+			p.to, p.hop, p.neighbor = wayOut(h.At), h.Addr, h.Neighbor
 			return true
 		}
 	}

@@ -149,8 +149,8 @@ func (p *Packet) remoteOwner() inet.Addr {
 	return p.remote
 }
 
-// turn looks at the quote of p from the other side, as Packet.turn does at p.
-func (q *quote) turn(p *Packet) {
+// reverse looks at the quote of p from the other side, as Packet.reverse does at p.
+func (q *quote) reverse(p *Packet) {
 	local, port := q.local, q.localPort
 	if p.act == actOut && !q.plain {
 		local, port = p.newAddr, p.newPort
@@ -174,15 +174,6 @@ func (p *Packet) refused() drop.Reason {
 	return p.quote.fault
 }
 
-// liveSession returns the live session that a key names, or nil.
-func (w *Worker) liveSession(k session.Key) *session.Session {
-	ref := w.sessions.Find(&k)
-	if ref == session.None || !w.usable(ref, w.sessions.At(ref)) {
-		return nil
-	}
-	return w.sessions.At(ref)
-}
-
 // errorOut gives an ICMP error from inside the address under which the remote knows its instance (RFC 5508 REQ-5): that of the quoted
 // packet's session, which may come with another port; without one, for 1:1, the address that its reply would get.
 func (w *Worker) errorOut(p *Packet, in *generation.Instance, tag uint32) drop.Reason {
@@ -200,7 +191,7 @@ func (w *Worker) errorOut(p *Packet, in *generation.Instance, tag uint32) drop.R
 	case q.local == p.local:
 		s := w.liveSession(session.InsideKey(w.gen.VPCs[in.VPC].Slot, q.local, q.remote, q.localPort, q.remotePort, q.proto))
 		if s != nil {
-			p.act, p.newAddr, p.newPort, p.ports, p.shared = actOut, s.External, s.ExternalPort(), s.Ports, s.Flags&session.SNAT != 0
+			p.leaveAs(s.External, s.ExternalPort(), w.gen.Groups[s.HopGroup].Ports, s.Flags&session.SNAT != 0)
 			p.setDeltas(p.local, s.External, q.localPort, p.newPort)
 			return drop.Pass
 		}
@@ -216,7 +207,7 @@ func (w *Worker) errorOut(p *Packet, in *generation.Instance, tag uint32) drop.R
 		return drop.ICMPUnrelated
 	}
 	c := w.pick(&rendezvous.Flow{Proto: q.proto, Private: in.Addr[p.family], Remote: q.remote, PrivatePort: q.localPort, RemotePort: q.remotePort}, sel)
-	p.act, p.newAddr, p.newPort, p.ports, p.shared = actOut, c.Addr, q.localPort, c.Ports, sel.Kind == generation.SelectSNAT
+	p.leaveAs(c.Addr, q.localPort, c.Ports, sel.Kind == generation.SelectSNAT)
 	p.setDeltas(p.local, c.Addr, q.localPort, q.localPort)
 	w.counts.stateless++
 	return drop.Pass
@@ -237,13 +228,14 @@ func (w *Worker) errorIn(p *Packet, h *generation.Host) drop.Reason {
 	}
 	p.act = actIn
 	if s := w.liveSession(session.OutsideKey(q.local, q.remote, q.localPort, q.remotePort, q.proto)); s != nil {
-		p.newAddr, p.newPort, p.outPort, p.neighbor = s.Private, s.PrivatePort(), s.InPort, s.Neighbor
+		p.newAddr, p.newPort, p.to, p.neighbor = s.Private, s.PrivatePort(), way{s.At, s.Link}, s.Neighbor
 	} else {
 		if h.Kind == generation.HostSNAT {
 			return drop.ICMPUnrelated
 		}
 		in := &w.gen.Instances[h.Index]
-		p.newAddr, p.newPort, p.outPort, p.neighbor = in.Addr[p.family], q.localPort, in.Port[p.family], in.Neighbor[p.family]
+		p.newAddr, p.newPort = in.Addr[p.family], q.localPort
+		p.reach(in)
 		w.counts.stateless++
 	}
 	p.setDeltas(p.local, p.newAddr, q.localPort, p.newPort)
@@ -251,7 +243,7 @@ func (w *Worker) errorIn(p *Packet, h *generation.Host) drop.Reason {
 }
 
 // translateError replaces the local address and port of the quoted packet, mends its checksums as far as they are quoted, and then
-// the error's own. What RFC 4884 puts behind the quote, with a checksum of its own, is not touched.
+// the error's own. What RFC 4884 puts after the quote, with its checksum, is not touched.
 func (p *Packet) translateError(icmp []byte, out bool) {
 	q := &p.quote
 	var sum header.Delta // what happens to the error's checksum
@@ -263,9 +255,9 @@ func (p *Packet) translateError(icmp []byte, out bool) {
 	}
 	field := icmp[header.ICMPChecksumOffset:]
 	if p.family == inet.V4 {
-		putSum(field, sum.ApplyICMP(binary.BigEndian.Uint16(field)))
+		binary.BigEndian.PutUint16(field, sum.ApplyICMP(binary.BigEndian.Uint16(field)))
 	} else {
-		putSum(field, sum.Apply(binary.BigEndian.Uint16(field)))
+		binary.BigEndian.PutUint16(field, sum.Apply(binary.BigEndian.Uint16(field)))
 	}
 }
 

@@ -13,7 +13,6 @@ import (
 	"testing"
 
 	"weir/config"
-	"weir/pipeline/drop"
 	"weir/pipeline/header"
 	"weir/pipeline/packettext"
 	"weir/pipeline/session"
@@ -450,8 +449,8 @@ func TestRemoteOwner(t *testing.T) {
 		{true, "udp 10.0.0.5:4 > 8.8.8.8:5", "8.8.8.8"},
 	} {
 		p := &Packet{Data: parseLine(t, 1, c.line)}
-		if reason := p.parse4(c.inside); reason != drop.Pass {
-			t.Fatalf("%s: %v", c.line, reason)
+		if v := p.parse4(c.inside); v != goesOn {
+			t.Fatalf("%s: %v", c.line, v.reason())
 		}
 		if got := p.remoteOwner().Netip().String(); got != c.want {
 			t.Errorf("%s: %s, want %s", c.line, got, c.want)

@@ -14,7 +14,8 @@ import (
 // reply, would not give the address it arrived on: 1:1 never needs state to be possible.
 func (w *Worker) inbound(p *Packet, in *generation.Instance, h *generation.Host) {
 	f := p.family
-	p.act, p.newAddr, p.newPort, p.outPort, p.neighbor = actIn, in.Addr[f], p.localPort, in.Port[f], in.Neighbor[f]
+	p.act, p.newAddr, p.newPort = actIn, in.Addr[f], p.localPort
+	p.reach(in)
 	p.setDeltas(p.local, in.Addr[f], p.localPort, p.localPort)
 	w.counts.stateless++
 	r := w.gen.Find(in.Routes[f], p.remote)
@@ -61,7 +62,8 @@ func (w *Worker) invited(p *Packet, h *generation.Host) drop.Reason {
 	case p.pinned:
 		return drop.Untranslatable
 	}
-	p.act, p.newAddr, p.newPort, p.outPort, p.neighbor = actIn, m.Private, m.PrivatePort, in.Port[f], in.Neighbor[f]
+	p.act, p.newAddr, p.newPort = actIn, m.Private, m.PrivatePort
+	p.reach(in)
 	p.setDeltas(p.local, m.Private, p.localPort, m.PrivatePort)
 	if r := w.gen.Find(in.Routes[f], p.remote); !piece && r != 0 && w.gen.Routes[r-1].Kind == generation.RouteGateway {
 		w.beginOutside(p, in, h, session.FromOutside|session.SNAT)

@@ -16,13 +16,13 @@ func (w *Worker) usable(ref uint32, s *session.Session) bool {
 	return true
 }
 
-// over reports whether the time of a session is over.
-func (w *Worker) over(s *session.Session) bool {
-	limit := w.timeouts[s.State()%session.NumStates]
-	if s.Timer != 0 && s.State() == session.UDP {
-		limit = w.gen.Header.UDPTimeouts[s.Timer]
+// liveSession returns the live session that a key names, or nil.
+func (w *Worker) liveSession(k session.Key) *session.Session {
+	ref := w.sessions.Find(&k)
+	if ref == session.None || !w.usable(ref, w.sessions.At(ref)) {
+		return nil
 	}
-	return w.tick-s.Last > limit || s.Flags&session.Draining != 0 && int32(w.tick-s.Drain) >= 0
+	return w.sessions.At(ref)
 }
 
 // Under pressure from three quarters of the table on, and until it is down to five eighths.

@@ -4,6 +4,7 @@ package pipeline
 
 import (
 	"weir/pipeline/drop"
+	"weir/pipeline/generation"
 )
 
 // lookup asks for the sessions of the packets from the first-th live one on: first for the buckets that they are found by, and for the
@@ -12,15 +13,15 @@ func (w *Worker) lookup(b *Burst, first int) {
 	live := b.live[first:]
 	vpc := uint32(0)
 	if b.inside {
-		v := w.gen.Ports[b.Port].VPC
-		if v < 0 {
+		at := w.gen.Ports[b.Port].Own.Index
+		if at == generation.Unattached {
 			for _, i := range live {
-				w.drop(&b.Packets[i], drop.AntiSpoof)
+				w.out(&b.Packets[i], b.Port, b.inside, refuse(drop.AntiSpoof))
 			}
 			b.live = b.live[:first]
 			return
 		}
-		vpc = w.gen.VPCs[v].Slot
+		vpc = w.gen.VPCs[w.gen.Attachments[at].VPC].Slot
 	}
 	keys := w.batch.Keys[first:][:len(live)]
 	for k, i := range live {

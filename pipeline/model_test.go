@@ -51,15 +51,15 @@ func (q question) begins() bool {
 }
 
 // toWeir is what becomes of a packet to an address of weir's own: pings are answered.
-func (q question) toWeir() verdict {
+func (q question) toWeir() forecast {
 	if q.proto == "ping" {
-		return verdict{fate: "punt"}
+		return forecast{fate: "punt"}
 	}
 	return droppedAs(drop.NoService)
 }
 
-// verdict is what is to become of a packet. Of two kinds with ports, any in the list will do.
-type verdict struct {
+// forecast is what is to become of a packet. Of two kinds with ports, any in the list will do.
+type forecast struct {
 	fate     string        // "punt", "drop REASON", "out", "snat", "in", "plain"
 	kind     string        // "out", "snat": also of a packet that then has no next hop
 	src, dst netip.Addr    // when it leaves
@@ -68,7 +68,7 @@ type verdict struct {
 	session  bool
 }
 
-func droppedAs(r drop.Reason) verdict { return verdict{fate: "drop " + r.String()} }
+func droppedAs(r drop.Reason) forecast { return forecast{fate: "drop " + r.String()} }
 
 var modelMartians = prefixes("0.0.0.0/8 127.0.0.0/8 169.254.0.0/16 224.0.0.0/4 240.0.0.0/4 ::/64 fe80::/10 ff00::/8")
 var modelLinkLocal = prefixes("169.254.0.0/16 fe80::/10")
@@ -86,7 +86,7 @@ func within(list []netip.Prefix, a netip.Addr) bool {
 }
 
 // leaving is what becomes of a packet from inside up to the side it leaves by. Does it turn back there, to an address of weir's own?
-func (m model) leaving(q question) (v verdict, turns bool) {
+func (m model) leaving(q question) (v forecast, turns bool) {
 	vi := slices.IndexFunc(m.VPCs, func(v config.VPC) bool {
 		return slices.ContainsFunc(v.Attach, func(a config.Attachment) bool { return a.Port == q.port })
 	})
@@ -124,7 +124,7 @@ func (m model) leaving(q question) (v verdict, turns bool) {
 		if attached.IsValid() && !own {
 			return droppedAs(drop.PublicSource), false
 		}
-		return verdict{fate: "plain", src: q.src, dst: q.dst, ports: m.internalPorts(vpc, route, q.dst)}, false
+		return forecast{fate: "plain", src: q.src, dst: q.dst, ports: m.internalPorts(vpc, route, q.dst)}, false
 	case transit:
 		return droppedAs(drop.PublicSource), false
 	}
@@ -162,7 +162,7 @@ func (m model) beside(a netip.Addr) (ports []int) {
 	return ports
 }
 
-func (m model) inside(q question) verdict {
+func (m model) inside(q question) forecast {
 	tagged, turns := m.leaving(q)
 	if !turns {
 		return tagged
@@ -185,11 +185,11 @@ func (m model) inside(q question) verdict {
 }
 
 // tagged is what becomes of a packet that a route led to a gateway, up to the side it leaves by.
-func (m model) tagged(q question, in *config.Instance, own bool, attached netip.Prefix, route config.Route) verdict {
+func (m model) tagged(q question, in *config.Instance, own bool, attached netip.Prefix, route config.Route) forecast {
 	if attached.IsValid() {
 		pool := m.pool(attached.Addr())
 		if slices.Contains(m.gatewaysOfPool(pool), route.Gateway) {
-			return m.leaves(verdict{fate: "plain", src: q.src, dst: q.dst}, attached.Addr(), q.dst, route)
+			return m.leaves(forecast{fate: "plain", src: q.src, dst: q.dst}, attached.Addr(), q.dst, route)
 		}
 		if !own {
 			return droppedAs(drop.NoEligible)
@@ -328,7 +328,7 @@ func (m model) ours(a netip.Addr) bool {
 
 // leaves fills in the outside ports: the one whose own prefix has the destination, else those with a next hop; of
 // the pool's ports, if it names some.
-func (m model) leaves(v verdict, external, dst netip.Addr, route config.Route) verdict {
+func (m model) leaves(v forecast, external, dst netip.Addr, route config.Route) forecast {
 	if m.ours(dst) {
 		return v
 	}
@@ -410,7 +410,7 @@ func (m model) oneToOne(q question, in *config.Instance, private netip.Addr, por
 	return netip.Addr{}
 }
 
-func (m model) selects(q question, in *config.Instance, route config.Route) verdict {
+func (m model) selects(q question, in *config.Instance, route config.Route) forecast {
 	gateway := route.Gateway
 	flow := q
 	if q.proto == "error" { // the address is that of the flow which it quotes, seen from the other side
@@ -419,7 +419,7 @@ func (m model) selects(q question, in *config.Instance, route config.Route) verd
 	}
 	one := m.oneToOne(flow, in, q.src, flow.sport, flow.dst, flow.dport, gateway)
 	if one.IsValid() {
-		return m.leaves(verdict{fate: "out", kind: "out", src: one, dst: q.dst, session: q.begins()}, one, q.dst, route)
+		return m.leaves(forecast{fate: "out", kind: "out", src: one, dst: q.dst, session: q.begins()}, one, q.dst, route)
 	}
 	var shares []config.SNAT
 	var most uint64
@@ -446,11 +446,11 @@ func (m model) selects(q question, in *config.Instance, route config.Route) verd
 	case !q.begins():
 		return droppedAs(drop.NoSession)
 	}
-	return m.leaves(verdict{fate: "snat", kind: "snat", src: shares[0].Address, dst: q.dst, shares: shares, session: true}, shares[0].Address, q.dst, route)
+	return m.leaves(forecast{fate: "snat", kind: "snat", src: shares[0].Address, dst: q.dst, shares: shares, session: true}, shares[0].Address, q.dst, route)
 }
 
 // outside is what becomes of a packet from outside, or of one from inside that turned back.
-func (m model) outside(q question, turned bool) verdict {
+func (m model) outside(q question, turned bool) forecast {
 	switch {
 	case q.src == q.dst && !turned:
 		return droppedAs(drop.Martian)
@@ -479,7 +479,7 @@ func (m model) outside(q question, turned bool) verdict {
 				if q.expired {
 					return droppedAs(drop.TTLExceeded)
 				}
-				return verdict{fate: "plain", src: q.src, dst: q.dst, ports: m.instancePort(v, in, q.dst)}
+				return forecast{fate: "plain", src: q.src, dst: q.dst, ports: m.instancePort(v, in, q.dst)}
 			}
 			if slices.ContainsFunc(in.SNAT, func(s config.SNAT) bool { return s.Address == q.dst }) {
 				switch {
@@ -500,7 +500,7 @@ func (m model) outside(q question, turned bool) verdict {
 			if q.dst.Is6() {
 				private = in.Address6
 			}
-			r := verdict{fate: "in", src: q.src, dst: private, ports: m.instancePort(v, in, private)}
+			r := forecast{fate: "in", src: q.src, dst: private, ports: m.instancePort(v, in, private)}
 			if route, ok := m.route(v, in, q.src); ok && route.Target == config.TargetGateway && q.begins() {
 				r.session = m.oneToOne(q, in, private, q.dport, q.src, q.sport, route.Gateway) != q.dst
 			}
@@ -831,8 +831,8 @@ func (q question) text() string {
 	return fmt.Sprintf("ip proto=47 %v > %v len=12", q.src, q.dst)
 }
 
-// check compares what the worker did with the verdict.
-func (v verdict) check(r *rig, q question) error {
+// check compares what the worker did with the forecast.
+func (v forecast) check(r *rig, q question) error {
 	frame := parseLine(r.t, q.port, q.line())
 	sessions := r.sessions.Len()
 	dropped, punted := r.counters.Dropped, r.counters.Punted
@@ -913,7 +913,7 @@ func TestAgreesWithModel(t *testing.T) {
 		m := model{r.cfg}
 		for range 40 {
 			q := g.question(m)
-			var v verdict
+			var v forecast
 			if m.Ports[q.port].Side == config.Inside {
 				v = m.inside(q)
 			} else {

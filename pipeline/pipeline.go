@@ -3,24 +3,52 @@
 // Package pipeline is what happens to a packet between receive and transmit. It takes plain memory and gives
 // verdicts; it knows nothing of DPDK.
 //
-// A packet's way, in the order of the files:
+// The stages, in the order of a packet's way. Each is a method of Worker in the file of its name:
 //
-//	classify   is it whole and ours to handle, and where are its headers
-//	steer      to the worker that owns the flow, if that is another one
-//	reassemble bursts with fragments only: those behind the first get its ports, and go on behind it
-//	lookup     the session of every packet of the burst at once
-//	short      what is in the middle of its session goes from it to a queue in one step
-//	apply      the rewriting of other packets that have a session
-//	route      longest prefix match; tags the packet with an Internet gateway, or keeps it in the VPC
-//	select     the external address for that tag, and a session; no eligible address, no packet
-//	egress     the port and next hop, and whether the packet fits
-//	rewrite    addresses, ports, TTL, checksums
-//	transmit   the neighbor's MAC; one queue per port
-//	turn       what goes to an external address of weir's own comes back, as if from outside, to lookup
+//	classify    is it whole and ours to handle, and where are its headers
+//	steer       to the worker that owns the flow, if that is another one
+//	lookup      the sessions of the burst's packets
+//	reassemble  bursts with fragments only: later fragments get the ports of the first, and follow it
+//	short       what is in the middle of its session goes from it to a queue in one step
+//	apply       other packets that have a session get its rewriting
+//	route       from inside: longest prefix match; on inside the VPC, or tagged with a gateway
+//	select      the external address for that tag, and a session; no eligible address, no packet
+//	deliver     from outside: which instance the packet is for, and a session
+//	egress      the port and next hop, and whether the packet fits
+//	rewrite     addresses, ports, TTL, checksums
+//	transmit    the neighbor's MAC; one queue per port
+//	hairpin     what goes to an external address of weir itself comes back, as if from outside, to lookup
+//	follow      the fragments whose first one has just gone this way go it too
+//	flush       what was counted goes to the shared counters
 //
-// The first three take a few packets at a time, so that what look-ups ask of memory comes meanwhile. The others are one loop each over
-// packets that are still alive: those of the burst, or those between two that went the short way. Every packet that leaves the way does so
-// through drop, punt or hold, which count it.
+// The other files serve them:
+//
+//	pipeline    the worker, and the order of the stages
+//	burst       a burst, its packets, the queues
+//	out         verdicts, and the one way out for packets that are not sent
+//	account     what the driver tells of: frames sent and refused, turns
+//	plain       classify for the short way
+//	create      the begin and the end of sessions
+//	lifetime    whether a session still lives, and the walk that ends those that do not
+//	inbound     deliver: 1:1 addresses and SNAT mappings
+//	ports       select: a port that other sessions use too
+//	icmp        errors, which are translated by what they quote
+//	tcp         a connection's state
+//	mss         rewrite: the segment size that a SYN offers
+//	identify    rewrite: IPv4 identifications through SNAT
+//	datagram    reassemble: what is known of datagrams in pieces
+//	addresses   addresses that nobody may have on the Internet's side
+//	hops        egress: next hops, and whether a neighbor is resolved
+//	hold        transmit: packets that wait for a neighbor
+//	split       transmit: IPv4 packets that are longer than their link takes
+//	punt        frames and questions for control
+//	limit       token buckets
+//	handoff     steer: lanes between workers
+//	timed       what each stage takes
+//
+// The first three take a few packets at a time, so that what look-ups ask of memory comes meanwhile. The
+// others are one loop each over the packets that still go on: those of the burst, or those between two that
+// went the short way. A packet ends in a queue, by queue, or with a verdict, by out: there are no others.
 package pipeline
 
 import (
@@ -70,11 +98,11 @@ type Worker struct {
 
 	batch   session.Batch
 	created bool        // a session began in this burst, after its look-up
-	live    [2]liveHops // per family: the next hops that are resolved, of this burst
+	hops    [2]liveHops // per family: the next hops that are resolved, of this burst
 	dropped [drop.NumReasons]uint64
 	counts  struct{ punted, stateless uint64 }
 
-	punted     [state.MaxPorts][numClasses]bucket
+	puntRates  [puntSets][numClasses]bucket
 	errorRate  bucket
 	errorRates []bucket // per VPC slot
 
@@ -177,6 +205,12 @@ func (w *Worker) Process(b *Burst) {
 	w.finish(b)
 }
 
+// received counts the burst at once, so that what a dying process had in hand can be told.
+func (w *Worker) received(b *Burst) {
+	w.counters.Received[b.Port] += uint64(b.N)
+	b.begin(w.gen.Ports[b.Port].Side == uint8(config.Inside))
+}
+
 // intake takes the packets of a burst as far as their look-up can be begun, some at a time, and returns how many bytes they have.
 func (w *Worker) intake(b *Burst, steer bool) (bytes uint64) {
 	w.batch.Reset()
@@ -200,10 +234,26 @@ func (w *Worker) intake(b *Burst, steer bool) (bytes uint64) {
 // finish takes the packets that are left the rest of their way.
 func (w *Worker) finish(b *Burst) {
 	w.forward(b)
-	w.turnBack(b)
+	w.hairpin(b)
 	w.follow(b)
 	w.flush()
 	w.Timed.end(stageFlush)
+}
+
+// flush adds what was counted in this turn to the shared counters.
+func (w *Worker) flush() {
+	c := w.counters
+	for r, n := range w.dropped {
+		if n != 0 {
+			c.Dropped[r] += n
+			w.dropped[r] = 0
+		}
+	}
+	c.Punted += w.counts.punted
+	c.Stateless += w.counts.stateless
+	w.counts.punted, w.counts.stateless = 0, 0
+	c.Held = uint64(w.holding + w.pieces.waiting())
+	c.Sessions = uint64(w.sessions.Len())
 }
 
 // lookupAll begins the look-up anew, of all packets of a burst.
@@ -216,12 +266,9 @@ func (w *Worker) lookupAll(b *Burst) {
 // between them go the long one first, run by run: everything leaves in the order in which it came.
 func (w *Worker) forward(b *Burst) {
 	w.created = false
-	w.live[inet.V4].known, w.live[inet.V6].known = false, false
+	w.hops[inet.V4].known, w.hops[inet.V6].known = false, false
 	all, done := b.live, 0
-	long := uint16(session.Hairpin | session.Asked)
-	if b.inside {
-		long |= session.OnLink
-	}
+	long := longFlags(b.inside)
 	for k, i := range all {
 		if k%step == 0 {
 			w.sessions.Match(&w.batch, k+ahead)
@@ -235,7 +282,7 @@ func (w *Worker) forward(b *Burst) {
 			continue
 		}
 		if done < k {
-			w.run(b, all[done:k], done)
+			w.longWay(b, all[done:k], done)
 			done = k
 			if ref = w.sessions.Found(&w.batch, k); ref == session.None || !w.settled(ref, long) { // not any more
 				continue
@@ -245,12 +292,12 @@ func (w *Worker) forward(b *Burst) {
 			done = k + 1
 		}
 	}
-	w.run(b, all[done:], done)
+	w.longWay(b, all[done:], done)
 	w.Timed.end(stageShort)
 }
 
-// run takes packets that lie side by side in a burst through the stages. The first is the first-th of the look-up.
-func (w *Worker) run(b *Burst, live []uint8, first int) {
+// longWay takes packets that lie side by side in a burst through the stages. The first is the first-th of the look-up.
+func (w *Worker) longWay(b *Burst, live []uint8, first int) {
 	if len(live) == 0 {
 		return
 	}

@@ -20,9 +20,10 @@ const (
 	plain6 = header.EthernetSize + header.IPv6Size
 )
 
-// parsePlain takes in a packet that parse would let pass, and that is for this station, UDP or TCP, without options and extension headers, no
-// fragment, with hops to go; of TCP neither beginning nor end. Anything else is parse's to judge: then it returns false, and what it
-// noted does not matter.
+// parsePlain takes in a packet that parse would let pass, and that is for this station, UDP or TCP,
+// without options and extension headers, no fragment, with hops to go; of TCP neither beginning nor end.
+// Anything else is parse's to judge: then it returns false, and what it noted does not matter. Its twins
+// are parse, parse4, parse6 and parseTransport: what they refuse, it must not take.
 func (p *Packet) parsePlain(inside bool, mac uint64) bool {
 	d := p.Data
 	if len(d) < plain4+header.UDPSize || p.Long {

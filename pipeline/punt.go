@@ -6,13 +6,15 @@ import (
 	"encoding/binary"
 
 	"weir/config"
+	"weir/pipeline/attach"
 	"weir/pipeline/drop"
+	"weir/pipeline/generation"
 	"weir/pipeline/header"
 	"weir/pipeline/inet"
 	"weir/pipeline/state"
 )
 
-// class is a kind of message to control. Each has a rate of its own on each port, so that a flood of one, or on one port,
+// class is a kind of message to control. Each has its own rate on each attachment, so that a flood of one, or on one attachment,
 // takes nothing from the others.
 type class uint8
 
@@ -26,7 +28,7 @@ const (
 
 // What a worker may hand to control.
 const (
-	puntsPerSecond  = 500 // of a class, by a port
+	puntsPerSecond  = 500 // of a class, from an attachment
 	puntBurst       = 200
 	errorsPerSecond = 1000 // ICMP errors, all together
 	errorBurst      = 200
@@ -36,28 +38,38 @@ const (
 
 // allowed reports whether one more message of a class may go to control. The last quarter of the ring is kept for outside
 // ports: what tenants say never fills it.
-func (w *Worker) allowed(port uint8, c class) bool {
-	if w.gen.Ports[port].Side == uint8(config.Inside) && w.punts.Used() > state.RingSlots*3/4 {
+func (w *Worker) allowed(at attach.Word, c class) bool {
+	if w.gen.Ports[at.Port()].Side == uint8(config.Inside) && w.punts.Used() > state.RingSlots*3/4 {
 		return false
 	}
-	return w.punted[port][c].take(w.nanos, puntsPerSecond, puntBurst)
+	return w.puntRates[puntSet(at)][c].take(w.nanos, puntsPerSecond, puntBurst)
+}
+
+// puntSets is how many sets of rates there are: one for the plain frames of each port, and some that
+// tagged attachments share.
+const puntSets = 1024
+
+func puntSet(at attach.Word) int {
+	if at.Plain() {
+		return at.Port()
+	}
+	return state.MaxPorts + int(uint32(at)*0x9e3779b1>>16)%(puntSets-state.MaxPorts)
 }
 
 // punt hands a frame to control.
-func (w *Worker) punt(port int, p *Packet, c class) {
-	if c == discovery && w.fromNextHop(port, p) {
+func (w *Worker) punt(b *Burst, p *Packet, c class) {
+	if c == discovery && w.fromNextHop(p) {
 		c = nextHops
 	}
-	if len(p.Data) > state.RingFrame || !w.allowed(uint8(port), c) || !w.punts.Put(state.PuntFrame, uint8(port), drop.Pass, 0, inet.Addr{}, p.Data) {
-		w.drop(p, drop.PuntLimited)
+	if len(p.Data) > state.RingFrame || !w.allowed(p.from.At, c) || !w.punts.Put(state.PuntFrame, p.from.At, drop.Pass, 0, inet.Addr{}, p.Data) {
+		w.out(p, b.Port, b.inside, refuse(drop.PuntLimited))
 		return
 	}
-	w.counts.punted++
-	w.Done = append(w.Done, p.Handle)
+	w.out(p, b.Port, b.inside, punted)
 }
 
-// fromNextHop reports whether an ARP message or advertisement claims to come from a next hop of the port.
-func (w *Worker) fromNextHop(port int, p *Packet) bool {
+// fromNextHop reports whether an ARP message or advertisement claims to come from a next hop of its attachment.
+func (w *Worker) fromNextHop(p *Packet) bool {
 	var from inet.Addr
 	switch d := p.Data; {
 	case binary.BigEndian.Uint16(d[12:]) == header.EtherTypeARP && len(d) >= header.EthernetSize+18:
@@ -65,8 +77,12 @@ func (w *Worker) fromNextHop(port int, p *Packet) bool {
 	case binary.BigEndian.Uint16(d[12:]) == header.EtherTypeIPv6 && len(d) >= header.EthernetSize+24:
 		from = inet.From16(d[header.EthernetSize+8:])
 	}
-	for i := range w.gen.Hops {
-		if h := &w.gen.Hops[i]; int(h.Port) == port && h.Addr == from {
+	hops := w.gen.Hops
+	if p.from.Index != generation.Unattached {
+		hops = w.gen.Routers
+	}
+	for i := range hops {
+		if h := &hops[i]; h.At == p.from.At && h.Addr == from {
 			return true
 		}
 	}
@@ -74,17 +90,17 @@ func (w *Worker) fromNextHop(port int, p *Packet) bool {
 }
 
 // serve hands what is addressed to weir itself to control: pings. Nothing else has an answer.
-func (w *Worker) serve(port int, p *Packet) {
+func (w *Worker) serve(b *Burst, p *Packet) {
 	if p.kind != kindEchoRequest || p.fragmented || p.Data[p.transport] == header.ICMPv4Timestamp {
-		w.drop(p, drop.NoService)
+		w.out(p, b.Port, b.inside, refuse(drop.NoService))
 		return
 	}
-	w.punt(port, p, echo)
+	w.punt(b, p, echo)
 }
 
 // answer asks control for the ICMP error that a drop calls for, if any; the packet itself is dropped by the caller. The
 // rate is limited per VPC and in all (RFC 1812 §4.3.2.8, RFC 4443 §2.4(f)).
-func (w *Worker) answer(port int, p *Packet, r drop.Reason, mtu uint16) {
+func (w *Worker) answer(p *Packet, r drop.Reason, mtu uint16) {
 	switch r {
 	case drop.TTLExceeded, drop.SNATProtocol, drop.TooBig, drop.LimitInstance, drop.LimitVPC, drop.TableFull, drop.PortsExhausted:
 	case drop.NoEligible, drop.PrivateDestination: // TCP takes the error that this is else for a passing fault, and goes on for minutes (RFC 5461 §2)
@@ -103,16 +119,17 @@ func (w *Worker) answer(port int, p *Packet, r drop.Reason, mtu uint16) {
 		return
 	}
 	vpc := uint32(0) // slot 0 is no VPC's: the outside's
-	if v := w.gen.Ports[port].VPC; v >= 0 {
-		vpc = w.gen.VPCs[v].Slot
+	inside := p.from.Index != generation.Unattached
+	if inside {
+		vpc = w.gen.VPCs[w.vpc(p)].Slot
 	}
-	if w.gen.Ports[port].Side == uint8(config.Inside) && w.punts.Used() > state.RingSlots*3/4 {
+	if inside && w.punts.Used() > state.RingSlots*3/4 {
 		return
 	}
 	share := 1 / float64(w.state.Workers()) // each worker has its own
 	if w.errorRates[vpc].takeAbout(w.nanos, errorsPerVPC*share, max(1, errorVPCBurst*share), w.noise.Uint64()) &&
 		w.errorRate.takeAbout(w.nanos, errorsPerSecond*share, max(1, errorBurst*share), w.noise.Uint64()) {
-		w.punts.Put(state.PuntError, uint8(port), r, mtu, inet.Addr{}, p.Data)
+		w.punts.Put(state.PuntError, p.from.At, r, mtu, inet.Addr{}, p.Data)
 	}
 }
 

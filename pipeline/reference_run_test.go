@@ -303,7 +303,7 @@ func (r *run) arrive(e event) error {
 	}
 	for _, w := range r.workers {
 		w.punts.Reset()
-		w.punted = [state.MaxPorts][numClasses]bucket{}
+		w.puntRates = [puntSets][numClasses]bucket{}
 	}
 	was := r.sum()
 	fates := r.process(port, bursts...)
@@ -377,7 +377,7 @@ func (r *run) notice(o *outcome, drops, wanted map[string]int) {
 		return
 	}
 	if reset := "drop " + drop.TCPReset.String(); o.mayDrop && drops[reset] > wanted[reset] {
-		o.verdict, o.turns = droppedAs(drop.TCPReset), false
+		o.forecast, o.turns = droppedAs(drop.TCPReset), false
 	}
 	if f := r.sessionOf(o.of); f != nil {
 		if o.of.state = f.State(); f.Last == uint32(o.last) {

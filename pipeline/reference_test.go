@@ -84,7 +84,7 @@ const (
 
 // outcome is what is to become of a packet, and the session it begins.
 type outcome struct {
-	verdict
+	forecast
 	sport, dport uint16 // when it leaves; of echo the identifier, as in a question
 	begins       *refSession
 	may          []uint16               // external ports that begins may get, if that is SNAT
@@ -97,7 +97,7 @@ type outcome struct {
 	orExhausted bool        // a refusal of a moment ago may still hold
 }
 
-func refused(r drop.Reason) outcome { return outcome{verdict: droppedAs(r)} }
+func refused(r drop.Reason) outcome { return outcome{forecast: droppedAs(r)} }
 
 // find returns the session of a packet, that comes from inside, from outside, or turns back as if from outside. ICMP errors and packets
 // whose TTL is used up take no part in sessions.
@@ -175,7 +175,7 @@ func (n *reference) fromOutside(q question, from origin) outcome {
 	o := n.in(s, q)
 	o.tracked, o.of = n.track(s, q, from), s
 	if o.dropped {
-		o.verdict = droppedAs(drop.TCPReset)
+		o.forecast = droppedAs(drop.TCPReset)
 	}
 	return o
 }
@@ -350,8 +350,8 @@ func (n *reference) goOn(s *refSession, q question, from origin, r *tracked) {
 
 // out and in are a packet's way through its session.
 func (n *reference) out(s *refSession, q question) outcome {
-	v := n.leaves(verdict{fate: "out", src: s.external, dst: q.dst}, s.external, q.dst, n.routeOf(s))
-	return outcome{verdict: v, sport: s.externalPort, dport: q.dport, turns: s.hairpin}
+	v := n.leaves(forecast{fate: "out", src: s.external, dst: q.dst}, s.external, q.dst, n.routeOf(s))
+	return outcome{forecast: v, sport: s.externalPort, dport: q.dport, turns: s.hairpin}
 }
 
 // routeOf is the route of a session's packets from inside.
@@ -363,13 +363,13 @@ func (n *reference) routeOf(s *refSession) config.Route {
 
 func (n *reference) in(s *refSession, q question) outcome {
 	vpc, in := n.instanceOf(s.instance)
-	return outcome{verdict: verdict{fate: "in", src: q.src, dst: s.private, ports: n.instancePort(vpc, in, s.private)}, sport: q.sport, dport: s.privatePort}
+	return outcome{forecast: forecast{fate: "in", src: q.src, dst: s.private, ports: n.instancePort(vpc, in, s.private)}, sport: q.sport, dport: s.privatePort}
 }
 
 // leaving decides on a packet from inside without a session.
 func (n *reference) leaving(q question) outcome {
 	v, turns := n.model.leaving(q)
-	o := outcome{verdict: v, sport: q.sport, dport: q.dport, turns: turns}
+	o := outcome{forecast: v, sport: q.sport, dport: q.dport, turns: turns}
 	if q.proto == "error" && (v.kind != "" || v.fate == "drop "+drop.ICMPUnrelated.String() || v.fate == "drop "+drop.NoEligible.String()) {
 		return n.errorOut(q, o)
 	}
@@ -408,7 +408,7 @@ func (n *reference) errorOut(q question, o outcome) outcome {
 	for _, s := range n.sessions {
 		if s.vpc == n.vpcOf(q.port) && s.private == a.dst && s.privatePort == a.dport && s.remote == a.src && s.remotePort == a.sport && s.proto == a.number() {
 			a.dst, a.dport = s.external, s.externalPort
-			return outcome{verdict: n.leaves(verdict{fate: "out", src: s.external, dst: q.dst}, s.external, q.dst, n.routeOf(s)), quoted: &a, turns: n.ours(q.dst)}
+			return outcome{forecast: n.leaves(forecast{fate: "out", src: s.external, dst: q.dst}, s.external, q.dst, n.routeOf(s)), quoted: &a, turns: n.ours(q.dst)}
 		}
 	}
 	if o.kind != "" { // 1:1 needs no session
@@ -579,7 +579,7 @@ func (n *reference) rules(a netip.Addr) config.Translation { return n.Pools[n.po
 // arriving decides on a packet from outside without a session.
 func (n *reference) arriving(q question, from origin) outcome {
 	v := n.model.outside(q, from == turned)
-	o := outcome{verdict: v, sport: q.sport, dport: q.dport}
+	o := outcome{forecast: v, sport: q.sport, dport: q.dport}
 	if q.proto == "error" && (v.fate == "in" || v.fate == "drop "+drop.ICMPUnrelated.String()) {
 		return n.errorIn(q, o)
 	}
@@ -625,7 +625,7 @@ func (n *reference) invited(q question) outcome {
 	s := n.begin(m.private, q.src, m.privatePort, q.sport, q)
 	s.vpc, s.snat = m.vpc, true
 	vpc, in := n.owner(s)
-	o := outcome{verdict: verdict{fate: "in", src: q.src, dst: m.private, ports: n.instancePort(vpc, in, m.private)}, sport: q.sport, dport: m.privatePort}
+	o := outcome{forecast: forecast{fate: "in", src: q.src, dst: m.private, ports: n.instancePort(vpc, in, m.private)}, sport: q.sport, dport: m.privatePort}
 	if route, ok := n.route(vpc, in, q.src); ok && route.Target == config.TargetGateway && n.admit(s, q, vpc, in) {
 		o.begins = s
 	}

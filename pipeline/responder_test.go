@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"weir/config"
+	"weir/pipeline/attach"
+	"weir/pipeline/drop"
 	"weir/pipeline/inet"
 	"weir/pipeline/packettext"
 	"weir/pipeline/respond"
@@ -47,7 +49,7 @@ func (c *control) poll() (said []string) {
 		if err := packettext.Verify(m.Data()); err != nil {
 			c.t.Fatalf("%s: %v", packettext.Format(m.Data()), err)
 		}
-		said = append(said, fmt.Sprintf("%d: %s", m.Port, packettext.Format(m.Data())))
+		said = append(said, fmt.Sprintf("%d: %s", m.At.Port(), packettext.Format(m.Data())))
 		ring.Pop()
 	}
 	slices.Sort(said)
@@ -68,7 +70,7 @@ func (c *control) quiet() {
 	c.poll()
 	for i := range c.rig.gen.Hops {
 		h := &c.rig.gen.Hops[i]
-		c.Learn(h.Port, h.Addr.Netip(), [6]byte{2, 0, 0, 0, 2, 1}, c.nanos)
+		c.Learn(h.At, h.Addr.Netip(), [6]byte{2, 0, 0, 0, 2, 1}, c.nanos)
 	}
 	c.poll()
 }
@@ -277,7 +279,7 @@ func TestDynamicNeighbors(t *testing.T) {
 	c.quiet()
 	used := c.state().Neighbors.Used
 	for i := range respond.MaxDynamic + 500 {
-		c.Handle(&state.Message{Kind: state.PuntResolve, Port: 0, Addr: inside4(1000 + i)}, c.nanos)
+		c.Handle(&state.Message{Kind: state.PuntResolve, At: attach.Port(0), Addr: inside4(1000 + i)}, c.nanos)
 	}
 	made := c.state().Neighbors.Used - used
 	if made == 0 || made > respond.MaxDynamic {
@@ -325,8 +327,32 @@ func TestAttachmentsRouterIsKeptResolved(t *testing.T) {
 	if !asked() {
 		t.Error("the router is not asked for again")
 	}
-	c.state().Neighbors.Set(1, inet.FromNetip(netip.MustParseAddr("198.51.100.1")), state.NeighborReachable, config.MAC{2, 0, 0, 0, 2, 1})
+	c.state().Neighbors.Set(attach.Port(1), inet.FromNetip(netip.MustParseAddr("198.51.100.1")), state.NeighborReachable, config.MAC{2, 0, 0, 0, 2, 1})
 	for port := range 32 {
 		c.rig.expect(0, fmt.Sprintf("udp 10.0.0.5:%d > 8.8.8.8:53", 1000+port), fmt.Sprintf("udp 192.0.2.5:%d > 8.8.8.8:53", 1000+port))
+	}
+}
+
+// What control has to say and cannot is counted where an operator sees it.
+func TestLostAnswersAreCounted(t *testing.T) {
+	c := newControl(t, rigConfig)
+	c.quiet()
+	ring := c.state().Inject(0)
+	for ring.Put(state.InjectFrame, 0, drop.Pass, 0, inet.Addr{}, nil) {
+	}
+	for range 3 {
+		c.rig.send(0, "arp who-has 10.0.0.1 tell 10.0.0.5")
+		c.Poll(c.nanos)
+	}
+	if n := c.state().Lost(); n != 3 {
+		t.Errorf("%d answers found no room, expected 3", n)
+	}
+	ring.Reset()
+	if got := c.ask(0, "arp who-has 10.0.0.1 tell 10.0.0.5"); len(got) != 1 || c.state().Lost() != 3 {
+		t.Errorf("with room again: %q, %d lost", got, c.state().Lost())
+	}
+	c.Unsent(2)
+	if n := c.rig.counters.Unsent; n != 2 {
+		t.Errorf("%d frames unsent, expected 2", n)
 	}
 }

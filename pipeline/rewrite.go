@@ -12,7 +12,8 @@ import (
 // ttlDelta is what one less TTL does to the IPv4 header checksum: ~m + m' where m' is m - 0x0100.
 const ttlDelta header.Delta = 0xfeff
 
-// rewrite translates the packets in place: address, port or identifier, checksums, TTL.
+// rewrite translates the packets in place: address, port or identifier, checksums, TTL. Its twins on the
+// short way are rewrite4 and rewrite6.
 func (w *Worker) rewrite(b *Burst) {
 	for _, i := range b.live {
 		p := &b.Packets[i]
@@ -40,7 +41,8 @@ func (w *Worker) rewrite(b *Burst) {
 	}
 }
 
-// translate replaces the local address, and the port where it changes.
+// translate replaces the local address, and the port where it changes. Its twins on the short way are
+// rewrite4 and rewrite6.
 func (p *Packet) translate(ip []byte) {
 	src := p.act == actOut
 	switch {
@@ -58,10 +60,10 @@ func (p *Packet) translate(ip []byte) {
 	case kindPiece:
 	case kindTCP:
 		putPort(t, p.newPort, src)
-		putSum(t[16:18], p.delta.Apply(binary.BigEndian.Uint16(t[16:])))
+		binary.BigEndian.PutUint16(t[16:18], p.delta.Apply(binary.BigEndian.Uint16(t[16:])))
 	case kindUDP:
 		putPort(t, p.newPort, src)
-		putSum(t[6:8], p.delta.ApplyUDP(binary.BigEndian.Uint16(t[6:])))
+		binary.BigEndian.PutUint16(t[6:8], p.delta.ApplyUDP(binary.BigEndian.Uint16(t[6:])))
 	case kindEchoRequest, kindEchoReply:
 		binary.BigEndian.PutUint16(t[4:], p.newPort)
 		sum := binary.BigEndian.Uint16(t[2:])
@@ -70,16 +72,16 @@ func (p *Packet) translate(ip []byte) {
 		} else {
 			sum = p.delta.Apply(sum)
 		}
-		putSum(t[2:4], sum)
+		binary.BigEndian.PutUint16(t[2:4], sum)
 	case kindError:
 		p.translateError(t, src)
 	default:
 		// Other protocols keep their ports; these two have a pseudo-header (RFC 3828 §3.1, RFC 4340 §9.1).
 		switch p.proto {
 		case header.ProtocolUDPLite:
-			putSum(t[6:8], p.delta.ApplyUDP(binary.BigEndian.Uint16(t[6:])))
+			binary.BigEndian.PutUint16(t[6:8], p.delta.ApplyUDP(binary.BigEndian.Uint16(t[6:])))
 		case header.ProtocolDCCP: // 0 is a sum like any other
-			putSum(t[6:8], p.delta.Apply(binary.BigEndian.Uint16(t[6:])))
+			binary.BigEndian.PutUint16(t[6:8], p.delta.Apply(binary.BigEndian.Uint16(t[6:])))
 		}
 	}
 }
@@ -91,8 +93,6 @@ func putPort(t []byte, port uint16, src bool) {
 		binary.BigEndian.PutUint16(t[2:], port)
 	}
 }
-
-func putSum(b []byte, sum uint16) { binary.BigEndian.PutUint16(b, sum) }
 
 // setDeltas notes what replacing the local address and port does to checksums. ICMPv4's sum covers no addresses.
 func (p *Packet) setDeltas(old, new inet.Addr, oldPort, newPort uint16) {

@@ -16,19 +16,19 @@ func (w *Worker) route(b *Burst) {
 	for _, i := range b.live {
 		p := &b.Packets[i]
 		if p.act == actNone {
-			if s, ok := w.late(p.insideKey(w.gen.VPCs[w.gen.Ports[b.Port].VPC].Slot), p); ok {
+			if s, ok := w.late(p.insideKey(w.gen.VPCs[w.vpc(p)].Slot), p); ok {
 				w.fromInside(s, p)
 				keep = append(keep, i)
 				continue
 			}
-			r := w.routeOne(b.Port, p)
-			if r == punted {
-				w.serve(b.Port, p)
+			v := w.routeOne(p)
+			if v == punted {
+				w.serve(b, p)
 				continue
 			}
-			if r != drop.Pass {
-				w.answer(b.Port, p, r, 0)
-				w.drop(p, r)
+			if v != goesOn {
+				w.answer(p, v.reason(), 0)
+				w.out(p, b.Port, b.inside, v)
 				continue
 			}
 		}
@@ -37,84 +37,103 @@ func (w *Worker) route(b *Burst) {
 	b.live = keep
 }
 
-func (w *Worker) routeOne(port int, p *Packet) drop.Reason {
+// sender says whose the source of a packet from inside is.
+type sender struct {
+	in       *generation.Instance // nil: nobody's, so the packet is spoofed
+	attached *generation.Attached // the attached prefix of the instance that it lies in, or nil
+	own      bool                 // it is the instance's address, and not one that lies behind it
+	transit  bool                 // it lies behind the instance, which may only route it inside the VPC
+}
+
+// sender finds whose the source of p is: the address of an instance itself, or a prefix that is attached
+// to one or that one routes. It is what keeps an instance from speaking for another, so nothing else
+// decides it.
+func (w *Worker) sender(vpc uint32, p *Packet) (o sender) {
 	g := w.gen
-	vi := uint32(g.Ports[port].VPC)
+	if from := g.Host(vpc+1, p.local); from != nil && from.Kind == generation.HostInstance {
+		o.in, o.own = &g.Instances[from.Index], true
+	}
+	r := g.Find(g.VPCs[vpc].Sources[p.family], p.local)
+	if r == 0 {
+		return o
+	}
+	s := &g.Sources[r-1]
+	if o.in == nil {
+		o.in = &g.Instances[s.Instance]
+		o.transit = s.Kind == generation.SourceTransit
+	}
+	if s.Kind == generation.SourceAttached && o.in == &g.Instances[s.Instance] {
+		o.attached = &g.Attached[s.Attached]
+	}
+	return o
+}
+
+// vpc returns the index of the VPC that a packet from inside came from.
+func (w *Worker) vpc(p *Packet) uint32 { return w.gen.Attachments[p.from.Index].VPC }
+
+func (w *Worker) routeOne(p *Packet) verdict {
+	g := w.gen
+	vi := w.vpc(p)
 	domain := vi + 1
 	if p.local == p.remote {
-		return drop.Martian
+		return refuse(drop.Martian)
 	}
 	if martian(p.remote) {
-		return drop.Martian
+		return refuse(drop.Martian)
 	}
-	// Whose is the source: an instance's own address, or a prefix behind an instance.
-	var in *generation.Instance
-	var attached *generation.Attached
-	own, transit := false, false
-	if from := g.Host(domain, p.local); from != nil && from.Kind == generation.HostInstance {
-		in, own = &g.Instances[from.Index], true
-	}
-	if r := g.Find(g.VPCs[vi].Sources[p.family], p.local); r != 0 {
-		s := &g.Sources[r-1]
-		if in == nil {
-			in = &g.Instances[s.Instance]
-			transit = s.Kind == generation.SourceTransit
-		}
-		if s.Kind == generation.SourceAttached && in == &g.Instances[s.Instance] {
-			attached = &g.Attached[s.Attached]
-		}
-	}
+	from := w.sender(vi, p)
+	in, attached := from.in, from.attached
 	if in == nil {
-		return drop.AntiSpoof
+		return refuse(drop.AntiSpoof)
 	}
 	if to := g.Host(domain, p.remote); to != nil && to.Kind == generation.HostOwn {
 		return punted
 	}
 	if p.expired {
-		return drop.TTLExceeded
+		return refuse(drop.TTLExceeded)
 	}
 	r := g.Find(in.Routes[p.family], p.remote)
 	if r == 0 {
-		return drop.NoRoute
+		return refuse(drop.NoRoute)
 	}
 	rt := &g.Routes[r-1]
 	switch {
 	case rt.Kind == generation.RouteDrop:
-		return drop.RouteDrop
+		return refuse(drop.RouteDrop)
 	case rt.Kind == generation.RouteInternal:
-		if attached != nil && !own {
-			return drop.PublicSource
+		if attached != nil && !from.own {
+			return refuse(drop.PublicSource)
 		}
-		p.act, p.outPort, p.neighbor, p.hop = actInPlain, rt.Port, state.NoNeighbor, rt.Hop
+		p.act, p.to, p.neighbor, p.hop = actInPlain, way{rt.At, rt.Link}, state.NoNeighbor, rt.Hop
 		if p.hop == (inet.Addr{}) {
 			p.hop = p.remote
 		}
-		return drop.Pass
-	case transit:
-		return drop.PublicSource
+		return goesOn
+	case from.transit:
+		return refuse(drop.PublicSource)
 	}
 	if g.Own(p.remote) {
 		if to := g.Host(0, p.remote); to != nil && to.Kind == generation.HostOwn {
-			return drop.NoService
+			return refuse(drop.NoService)
 		}
 		p.hairpin = true
 	}
 	ways := ^uint32(0)
 	if !p.hairpin {
 		if ways = g.Ways(rt, p.remote); ways == 0 {
-			return drop.PrivateDestination
+			return refuse(drop.PrivateDestination)
 		}
 	}
 	if attached != nil {
 		if g.Eligible(attached.Set, rt.Gateway) {
 			p.act, p.ports = actOutPlain, attached.Ports&ways
-			return drop.Pass
+			return goesOn
 		}
-		if !own {
-			return drop.NoEligible
+		if !from.own {
+			return refuse(drop.NoEligible)
 		}
 	}
 	reason := w.selectSource(p, in, rt.Tag)
 	p.ports &= ways
-	return reason
+	return refuse(reason)
 }

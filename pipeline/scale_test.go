@@ -13,7 +13,7 @@ import (
 	"weir/pipeline/state"
 )
 
-// largeConfig has the shape of what deploy/scale writes, without the text: instances spread over VPCs, two floating
+// largeConfig has the shape of what deploy/project/scale writes, without the text: instances spread over VPCs, two floating
 // addresses each, two gateways a VPC.
 func largeConfig(instances, vpcs, gateways int) *config.Config {
 	cfg := config.DefaultConfig

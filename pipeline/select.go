@@ -6,6 +6,7 @@ import (
 	"weir/config"
 	"weir/pipeline/drop"
 	"weir/pipeline/generation"
+	"weir/pipeline/inet"
 	"weir/pipeline/rendezvous"
 	"weir/pipeline/session"
 )
@@ -33,7 +34,7 @@ func (w *Worker) selectSource(p *Packet, in *generation.Instance, tag uint32) dr
 	if p.fragmented && c.Rules&generation.DropFragments != 0 {
 		return drop.Fragment
 	}
-	p.act, p.newAddr, p.newPort, p.ports = actOut, c.Addr, p.localPort, c.Ports
+	p.leaveAs(c.Addr, p.localPort, c.Ports, false)
 	p.setDeltas(p.local, c.Addr, p.localPort, p.localPort)
 	// 1:1 never needs state: a session only keeps the address over changes. Without one the function chooses.
 	f := flow{in: in, private: p.local, privatePort: p.localPort, external: c.Addr, externalPort: p.localPort, ports: c.Ports, mapping: session.None}
@@ -50,6 +51,20 @@ func begins(p *Packet) bool {
 	case kindTCP:
 		return p.tcpFlags&(tcpFIN|tcpSYN|tcpRST|tcpACK) == tcpSYN
 	case kindEchoReply, kindError, kindICMP, kindPiece:
+		return false
+	}
+	return true
+}
+
+// loops reports whether a packet that leaves as from external and port would come back to the very socket that sent it.
+func (p *Packet) loops(external inet.Addr, port uint16) bool {
+	if !p.hairpin || p.remote != external {
+		return false
+	}
+	switch p.kind {
+	case kindTCP, kindUDP:
+		return port == p.remotePort
+	case kindEchoRequest, kindEchoReply, kindPiece: // the piece's first one has been asked
 		return false
 	}
 	return true
@@ -98,7 +113,7 @@ func (w *Worker) selectSNAT(p *Packet, in *generation.Instance, sel *generation.
 		return drop.Fragment
 	}
 	ranges := w.gen.PortRanges[c.Ranges.First:c.Ranges.End()]
-	p.act, p.newAddr, p.ports, p.shared = actOut, c.Addr, c.Ports, true
+	p.leaveAs(c.Addr, p.localPort, c.Ports, true) // the port is found below
 	mapping := session.None
 	if c.Rules&generation.Overload != 0 {
 		if ok = w.overload(p, in, c.Addr, ranges); !ok {

@@ -124,7 +124,7 @@ func TestTimers(t *testing.T) {
 					}
 					return answer
 				}
-				answer := begin()
+				begin()
 				if r.after(c.timeout); !lives() {
 					t.Error("gone at its timeout")
 				}
@@ -133,7 +133,7 @@ func TestTimers(t *testing.T) {
 				}
 
 				// What comes from outside passes, and refreshes nothing.
-				answer = begin()
+				answer := begin()
 				for range 10 {
 					r.after(c.timeout / 10)
 					if got := r.send(1, answer); strings.HasPrefix(got, "drop") {

@@ -5,42 +5,63 @@ package pipeline
 import (
 	"encoding/binary"
 
-	"weir/pipeline/generation"
+	"weir/pipeline/attach"
 	"weir/pipeline/header"
 	"weir/pipeline/inet"
 	"weir/pipeline/session"
 	"weir/pipeline/state"
 )
 
-// settled reports whether a session is in the middle of its life, is of the generation in use, and has none of the flags for which its packets must
-// go the long way.
+// longFlags are the flags with which no session's packets may go the short way: all that are not allowed.
+func longFlags(inside bool) uint16 {
+	if inside {
+		return ^uint16(session.ShortInside)
+	}
+	return ^uint16(session.ShortOutside)
+}
+
+// settled reports whether a session is in the middle of its life, is of the generation in use, and has
+// none of the flags for which its packets must go the long way.
 func (w *Worker) settled(ref uint32, long uint16) bool {
 	const states = 1<<session.UDP | 1<<session.TCPOpen
 	s := w.sessions.At(ref)
 	return s.Generation == uint32(w.gen.Number) && s.Flags&long == 0 && states>>(s.State()%64)&1 != 0
 }
 
-// short takes a plain packet of session s, which is settled, to a queue, or reports that it must go the long way; then nothing has changed. hash is that of
-// the key by which the session was found.
+// over reports whether the time of a session is over.
+func (w *Worker) over(s *session.Session) bool {
+	limit := w.timeouts[s.State()%session.NumStates]
+	if s.Timer != 0 && s.State() == session.UDP {
+		limit = w.gen.Header.UDPTimeouts[s.Timer]
+	}
+	return w.tick-s.Last > limit || s.Flags&session.Draining != 0 && int32(w.tick-s.Drain) >= 0
+}
+
+// short takes a plain packet of session s, which is settled, to a queue, or reports that it must go the
+// long way; then nothing has changed. hash is that of the key by which the session was found. Its twins
+// are the stages apply to transmit: what they do for such a packet is done here too.
 func (w *Worker) short(inside bool, s *session.Session, p *Packet, hash uint64) bool {
 	if w.over(s) {
 		return false
 	}
-	var port uint8
+	var to attach.Word
 	var mac uint64
+	var mtu int
 	if inside {
 		l := w.liveHops(p.family)
-		if l.n == 0 || l.ports&^s.Ports != 0 {
+		if l.n == 0 || l.ports&^w.gen.Groups[s.HopGroup].Ports != 0 {
 			return false
 		}
 		h := &l.hops[share(hash, l.n)%maxLiveHops]
-		port, mac = h.Port, h.mac
-	} else if port = s.InPort; port == generation.NoPort || s.Neighbor == state.NoNeighbor {
+		to, mac, mtu = h.At, h.mac, w.mtus[h.At.Port()]
+	} else if to = s.At; to == attach.None || s.Neighbor == state.NoNeighbor {
 		return false
 	} else if mac = w.resolved(s.Neighbor); mac == 0 {
 		return false
+	} else {
+		mtu = int(w.gen.Links[s.Link].MTU)
 	}
-	if len(p.Data)-header.EthernetSize > w.mtus[port%state.MaxPorts] {
+	if len(p.Data)-header.EthernetSize > mtu {
 		return false
 	}
 	if p.kind == kindTCP {
@@ -54,11 +75,12 @@ func (w *Worker) short(inside bool, s *session.Session, p *Packet, hash uint64) 
 	} else {
 		rewrite6(inside, s, p)
 	}
-	w.queue(port, mac, p.Handle, p.Data)
+	w.queue(to.Port(), mac, p.Handle, p.Data)
 	return true
 }
 
-// rewrite4 is rewrite for a plain IPv4 packet.
+// rewrite4 is rewrite for a plain IPv4 packet. Its twins are Worker.rewrite and Packet.translate for all
+// packets, and rewrite6.
 func (w *Worker) rewrite4(inside bool, s *session.Session, p *Packet) {
 	d := (*[plain4 + header.UDPSize]byte)(p.Data)
 	ip, t := (*[header.IPv4Size]byte)(d[header.EthernetSize:]), (*[header.UDPSize]byte)(d[plain4:])
@@ -79,16 +101,17 @@ func (w *Worker) rewrite4(inside bool, s *session.Session, p *Packet) {
 		binary.BigEndian.PutUint16(t[2:], s.PrivatePort())
 	}
 	ip[8]--
-	putSum(ip[10:], header.Mend(binary.BigEndian.Uint16(ip[10:]), sum))
+	binary.BigEndian.PutUint16(ip[10:], header.Mend(binary.BigEndian.Uint16(ip[10:]), sum))
 	if p.kind == kindUDP {
-		putSum(t[6:], delta.ApplyUDP(binary.BigEndian.Uint16(t[6:])))
+		binary.BigEndian.PutUint16(t[6:], delta.ApplyUDP(binary.BigEndian.Uint16(t[6:])))
 	} else {
 		t := (*[plain4 + header.TCPSize]byte)(p.Data)[plain4:]
-		putSum(t[16:], delta.Apply(binary.BigEndian.Uint16(t[16:])))
+		binary.BigEndian.PutUint16(t[16:], delta.Apply(binary.BigEndian.Uint16(t[16:])))
 	}
 }
 
-// rewrite6 is rewrite for a plain IPv6 packet.
+// rewrite6 is rewrite for a plain IPv6 packet. Its twins are Worker.rewrite and Packet.translate for all
+// packets, and rewrite4.
 func rewrite6(inside bool, s *session.Session, p *Packet) {
 	d := (*[plain6 + header.UDPSize]byte)(p.Data)
 	ip, t := (*[header.IPv6Size]byte)(d[header.EthernetSize:]), (*[header.UDPSize]byte)(d[plain6:])
@@ -103,9 +126,9 @@ func rewrite6(inside bool, s *session.Session, p *Packet) {
 	}
 	ip[7]--
 	if p.kind == kindUDP {
-		putSum(t[6:], delta.ApplyUDP(binary.BigEndian.Uint16(t[6:])))
+		binary.BigEndian.PutUint16(t[6:], delta.ApplyUDP(binary.BigEndian.Uint16(t[6:])))
 	} else {
 		t := (*[plain6 + header.TCPSize]byte)(p.Data)[plain6:]
-		putSum(t[16:], delta.Apply(binary.BigEndian.Uint16(t[16:])))
+		binary.BigEndian.PutUint16(t[16:], delta.Apply(binary.BigEndian.Uint16(t[16:])))
 	}
 }

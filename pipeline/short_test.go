@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"weir/pipeline/drop"
 	"weir/pipeline/packettext"
 	"weir/pipeline/session"
 )
@@ -133,7 +132,7 @@ func TestPlainIsParsed(t *testing.T) {
 			continue
 		}
 		plain++
-		if r := w.parse(&b, port == 0, w.macs[port]); r != drop.Pass {
+		if r := w.parse(&b, port == 0, w.macs[port]); r != goesOn {
 			t.Fatalf("%s (%x): parse says %v", packettext.Format(f), f, r)
 		}
 		b.plain = true
@@ -217,4 +216,31 @@ func TestShortIsLong(t *testing.T) {
 		t.Errorf("in %d rounds only %d packets went the short way: the test shows little", rounds, went)
 	}
 	t.Logf("%d packets went the short way, %d were forwarded", went, short.counters.Forwarded)
+}
+
+// A flag goes the long way until somebody allows it: the short way knows nothing of it.
+func TestFlagsGoTheLongWayUntilAllowed(t *testing.T) {
+	allowed := map[uint16]bool{ // with OnLink, which only concerns the way out
+		session.SNAT: true, session.FromOutside: true, session.SeenInside: true, session.SeenOutside: true,
+		session.FinInside: true, session.FinOutside: true, session.Draining: true, session.Reset: true, session.Paired: true,
+	}
+	w := newTestWorker(t, benchConfig)
+	ref, s, ok := w.sessions.Alloc()
+	if !ok {
+		t.Fatal("no session")
+	}
+	*s = session.Session{Generation: uint32(w.gen.Number)}
+	s.SetState(session.UDP)
+	for _, inside := range []bool{true, false} {
+		if s.Flags = 0; !w.settled(ref, longFlags(inside)) {
+			t.Fatal("a session without flags goes the long way")
+		}
+		for bit := range 16 {
+			s.Flags = 1 << bit
+			want := allowed[s.Flags] || s.Flags == session.OnLink && !inside
+			if got := w.settled(ref, longFlags(inside)); got != want {
+				t.Errorf("flag %#x, from inside %t: short way %t, expected %t", s.Flags, inside, got, want)
+			}
+		}
+	}
 }

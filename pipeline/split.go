@@ -20,8 +20,8 @@ type Spare struct {
 
 // split queues an IPv4 packet that is longer than its link in pieces, in order (RFC 791 §3.2, RFC 4787 REQ-13a), or
 // reports that there are too few buffers.
-func (w *Worker) split(port uint8, mac uint64, handle uintptr, frame []byte) bool {
-	mtu := int(w.gen.Ports[port].MTU)
+func (w *Worker) split(to way, mac uint64, handle uintptr, frame []byte) bool {
+	mtu, port := int(w.gen.Links[to.link].MTU), to.at.Port()
 	ip := frame[header.EthernetSize:]
 	hlen := int(ip[0]&0x0f) * 4
 	word := binary.BigEndian.Uint16(ip[6:])
@@ -36,7 +36,7 @@ func (w *Worker) split(port uint8, mac uint64, handle uintptr, frame []byte) boo
 		return false
 	}
 	binary.BigEndian.PutUint16(ip[6:], word|header.IPv4MoreFragments)
-	finishIPv4(ip[:hlen+first])
+	sealIPv4(ip[:hlen+first])
 	w.queue(port, mac, handle, frame[:header.EthernetSize+hlen+first])
 	for at := first; at < len(data); at += room {
 		n := min(room, len(data)-at)
@@ -51,7 +51,7 @@ func (w *Worker) split(port uint8, mac uint64, handle uintptr, frame []byte) boo
 			flags |= header.IPv4MoreFragments
 		}
 		binary.BigEndian.PutUint16(ip[6:], flags)
-		finishIPv4(ip)
+		sealIPv4(ip)
 		q := &w.Out[port]
 		q.extra[q.N/64] |= 1 << (q.N % 64)
 		q.extras++
@@ -76,8 +76,8 @@ func copyOptions(to, o []byte) int {
 	return (n + 3) &^ 3 // to is zero: end of options
 }
 
-// finishIPv4 writes total length and checksum of a packet.
-func finishIPv4(ip []byte) {
+// sealIPv4 writes total length and checksum of a packet.
+func sealIPv4(ip []byte) {
 	binary.BigEndian.PutUint16(ip[2:], uint16(len(ip)))
 	header.IPv4(ip).UpdateChecksum()
 }

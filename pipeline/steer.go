@@ -12,7 +12,6 @@ func (w *Worker) steer(b *Burst, first int) {
 	lanes := w.handoff.lanes[w.index*w.handoff.workers:][:w.handoff.workers]
 	keep := b.live[:first]
 	given := uint64(0) // a bit for each worker
-	n := uint64(0)
 	for _, i := range b.live[first:] {
 		p := &b.Packets[i]
 		to := w.owner(p)
@@ -20,14 +19,13 @@ func (w *Worker) steer(b *Burst, first int) {
 		case int(to) == w.index:
 			keep = append(keep, i)
 		case !lanes[to].give(b, p):
-			w.drop(p, drop.HandoffFull)
+			w.out(p, b.Port, b.inside, refuse(drop.HandoffFull))
 		default:
-			n++
+			w.out(p, b.Port, b.inside, handed)
 			given |= 1 << to
 		}
 	}
 	b.live = keep
-	w.counters.Handed += n // first: a packet that has another owner is counted
 	for to := range lanes {
 		if given>>to&1 != 0 {
 			lanes[to].frames.announce()

@@ -65,11 +65,11 @@ func (w *Worker) trackTCP(s *session.Session, p *Packet, inside bool) bool {
 		}
 		return true
 	}
-	return w.turnTCP(s, &g, inside)
+	return w.changeTCP(s, &g, inside)
 }
 
-// turnTCP handles the segments that may change a state.
-func (w *Worker) turnTCP(s *session.Session, g *segment, inside bool) bool {
+// changeTCP handles the segments that may change a state.
+func (w *Worker) changeTCP(s *session.Session, g *segment, inside bool) bool {
 	was := s.State()
 	switch {
 	case g.flags&tcpRST != 0:

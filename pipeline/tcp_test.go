@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"weir/config"
+	"weir/pipeline/attach"
 	"weir/pipeline/drop"
 	"weir/pipeline/generation"
 	"weir/pipeline/packettext"
@@ -144,7 +145,7 @@ func TestSequenceNumbers(t *testing.T) {
 			// Who sees nothing: a reset with any number but the two, and data that acknowledges nothing on its way.
 			if guess := rnd.Uint32(); guess != s.Ack[inSide] && guess != s.End[outSide] {
 				before := *s
-				if w.turnTCP(s, &segment{guess, guess, rnd.Uint32(), tcpRST}, false) || *s != before {
+				if w.changeTCP(s, &segment{guess, guess, rnd.Uint32(), tcpRST}, false) || *s != before {
 					t.Fatalf("round %d: a reset at %d passed", round, guess)
 				}
 			}
@@ -156,7 +157,7 @@ func TestSequenceNumbers(t *testing.T) {
 			}
 			for _, seq := range []uint32{s.Ack[inSide], s.End[outSide]} {
 				copied := *s
-				if !w.turnTCP(&copied, &segment{seq, seq, 0, tcpRST}, false) || copied.State() != session.TCPClosing {
+				if !w.changeTCP(&copied, &segment{seq, seq, 0, tcpRST}, false) || copied.State() != session.TCPClosing {
 					t.Fatalf("round %d: a reset at %d, which fits, has no effect", round, seq)
 				}
 			}
@@ -687,8 +688,8 @@ func TestResetForACutSegment(t *testing.T) {
 		if err := packettext.Verify(m.Data()); err != nil {
 			t.Error(err)
 		}
-		if got := bare(m.Data()); got != c.want || m.Port != 0 {
-			t.Errorf("%s\n got %s by port %d\nwant %s", c.line, got, m.Port, c.want)
+		if got := bare(m.Data()); got != c.want || m.At != attach.Port(0) {
+			t.Errorf("%s\n got %s by %v\nwant %s", c.line, got, m.At, c.want)
 		}
 	}
 }

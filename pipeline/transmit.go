@@ -19,17 +19,19 @@ func (w *Worker) transmit(b *Burst) {
 		}
 		switch mac := w.resolved(p.neighbor); {
 		case mac == 0:
-			w.hold(p)
+			w.hold(b, p)
 		case !p.long:
-			w.queue(p.outPort, mac, p.Handle, p.Data)
-		case !w.split(p.outPort, mac, p.Handle, p.Data):
-			w.drop(p, drop.TooBig)
+			w.queue(p.to.at.Port(), mac, p.Handle, p.Data)
+		case !w.split(p.to, mac, p.Handle, p.Data):
+			w.out(p, b.Port, b.inside, refuse(drop.TooBig))
 		}
 	}
 }
 
-// queue puts a frame into the queue of a port. The driver empties the queues after each call, so there is room.
-func (w *Worker) queue(port uint8, mac uint64, handle uintptr, frame []byte) {
+// queue puts a frame into the queue of a port. Every frame that is sent goes through it, as every
+// packet that ends otherwise goes through out. The driver empties the queues after each call, so there
+// is room.
+func (w *Worker) queue(port int, mac uint64, handle uintptr, frame []byte) {
 	src := w.macs[port]
 	e := (*[header.EthernetSize]byte)(frame)
 	binary.LittleEndian.PutUint64(e[:], mac|src<<48) // destination, and the first two bytes of the source

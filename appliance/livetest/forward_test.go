@@ -11,7 +11,8 @@ import (
 
 func TestForward(t *testing.T) { testForward(t, baseConfig, func(*weir) {}) }
 
-// With two workers and two queues, packets that the kernel gives to the wrong one go to the one that owns them.
+// With two workers and two queues, packets that the kernel gives to the wrong one go to the one
+// that owns them.
 func TestForwardByTwoWorkers(t *testing.T) {
 	config := strings.ReplaceAll(replace(t, baseConfig, "workers: [1], memory: 64MiB", "workers: [0, 1], memory: 128MiB"), ",framecnt=4096", ",qpairs=2,framecnt=4096")
 	testForward(t, config, func(w *weir) {
@@ -27,8 +28,9 @@ func TestForwardByTwoWorkers(t *testing.T) {
 	})
 }
 
-// testForward sends in both directions, both families, through 1:1 and SNAT, with every kind of client. No MAC is configured
-// anywhere: ARP and neighbor discovery find them. At the end it calls also.
+// testForward sends in both directions, both families, through 1:1 and SNAT, with every kind of
+// client. No MAC is configured anywhere: ARP and neighbor discovery find them. At the end it calls
+// also.
 func testForward(t *testing.T, config string, also func(*weir)) {
 	t.Helper()
 	n := newNetwork(t)
@@ -36,7 +38,8 @@ func testForward(t *testing.T, config string, also func(*weir)) {
 	serveEcho(t, n.guest, web4, web6, batch4)
 	w := startWeir(t, n, config)
 
-	// First, with no neighbor known: one datagram each way, and it must not be lost while weir asks for the MAC.
+	// First, with no neighbor known: one datagram each way, and it must not be lost while weir asks
+	// for the MAC.
 	for _, f := range []struct {
 		name       string
 		in         *namespace

@@ -19,8 +19,9 @@ import (
 
 var other4 = netip.MustParseAddr("172.30.0.8") // SNAT by the address that batch4 has, with other ports
 
-// fragmentConfig has a second guest behind batch's address, and an outside link that is narrower than the inside one. Its ports are
-// net_pcap's: for net_af_packet the kernel puts IPv4 fragments together before weir sees them (PACKET_FANOUT_FLAG_DEFRAG).
+// fragmentConfig has a second guest behind batch's address, and an outside link that is narrower
+// than the inside one. Its ports are net_pcap's: for net_af_packet the kernel puts IPv4 fragments
+// together before weir sees them (PACKET_FANOUT_FLAG_DEFRAG).
 var fragmentConfig = strings.NewReplacer(
 	`"net_af_packet0,iface=inside,framecnt=4096"`, `"net_pcap0,rx_iface_in=inside,tx_iface=inside", mac: "02:00:00:00:00:01"`,
 	`"net_af_packet1,iface=outside,framecnt=4096"`, "\"net_pcap1,rx_iface_in=outside,tx_iface=outside\"\n    mac: \"02:00:00:00:00:02\"",
@@ -28,8 +29,9 @@ var fragmentConfig = strings.NewReplacer(
 	"      - name: batch\n", "      - {name: other, addresses: [172.30.0.8], external: {snat: [{address: 192.0.2.14, ports: 20000-29999}]}}\n      - name: batch\n",
 ).Replace(baseConfig)
 
-// Two guests behind one address send datagrams in pieces, with the same identifications, at the same time and out of order, to one
-// receiver: every datagram arrives as it was sent (RFC 4963, RFC 6864).
+// Two guests behind one address send datagrams in pieces, with the same identifications, at the
+// same time and out of order, to one receiver: every datagram arrives as it was sent (RFC 4963, RFC
+// 6864).
 func TestFragmentsOfTwoGuests(t *testing.T) {
 	n := newNetwork(t)
 	n.guest.address(t, "eth0", "172.30.0.8/24")
@@ -37,7 +39,7 @@ func TestFragmentsOfTwoGuests(t *testing.T) {
 
 	const rounds, size = 250, 3000
 	var server *net.UDPConn
-	err := n.internet.do(func() (err error) {
+	err := n.internet.Do(func() (err error) {
 		server, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(remote4, echoPort)))
 		return err
 	})
@@ -48,7 +50,7 @@ func TestFragmentsOfTwoGuests(t *testing.T) {
 	server.SetReadBuffer(8 << 20)
 
 	raw := -1
-	err = n.guest.do(func() (err error) {
+	err = n.guest.Do(func() (err error) {
 		raw, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
 		return err
 	})
@@ -127,7 +129,8 @@ func TestFragmentsOfTwoGuests(t *testing.T) {
 	w.stop(t)
 }
 
-// udpFragments makes the pieces of an IPv4 UDP datagram to the echo port, at these offsets of its payload.
+// udpFragments makes the pieces of an IPv4 UDP datagram to the echo port, at these offsets of its
+// payload.
 func udpFragments(from, to netip.Addr, id uint16, payload []byte, at ...int) (pieces [][]byte) {
 	u := binary.BigEndian.AppendUint16(nil, 4000)
 	u = binary.BigEndian.AppendUint16(u, echoPort)
@@ -157,8 +160,8 @@ func udpFragments(from, to netip.Addr, id uint16, payload []byte, at ...int) (pi
 	return pieces
 }
 
-// Datagrams longer than any link, both ways, both families, 1:1 and SNAT, as the kernels cut and join them; and, without DF, those that
-// fit the inside link and not the outside one.
+// Datagrams longer than any link, both ways, both families, 1:1 and SNAT, as the kernels cut and
+// join them; and, without DF, those that fit the inside link and not the outside one.
 func TestLongDatagrams(t *testing.T) {
 	n := newNetwork(t)
 	for _, remote := range []netip.Addr{remote4, remote6} {
@@ -169,7 +172,7 @@ func TestLongDatagrams(t *testing.T) {
 	}
 	// The far side knows how long its packets may be; the guests do not.
 	eth := n.internet.link(t, "eth0")
-	if err := n.internet.links.LinkSetMTU(eth, 1400); err != nil {
+	if err := n.internet.Links.LinkSetMTU(eth, 1400); err != nil {
 		t.Fatal(err)
 	}
 	guest := n.guest.link(t, "eth0")
@@ -188,7 +191,7 @@ func TestLongDatagrams(t *testing.T) {
 		{"in, 1:1, IPv6", n.internet, remote6, webPublic6, 1400},
 	} {
 		t.Run(f.name, func(t *testing.T) {
-			if err := n.guest.links.LinkSetMTU(guest, f.mtu); err != nil {
+			if err := n.guest.Links.LinkSetMTU(guest, f.mtu); err != nil {
 				t.Fatal(err)
 			}
 			before := w.scrape(t)
@@ -229,7 +232,7 @@ func mayFragment(c *net.UDPConn) error {
 func serveLong(t *testing.T, n *namespace, at netip.Addr) {
 	t.Helper()
 	var c *net.UDPConn
-	err := n.do(func() (err error) {
+	err := n.Do(func() (err error) {
 		if c, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(at, echoPort))); err == nil {
 			err = mayFragment(c)
 		}

@@ -10,7 +10,8 @@ import (
 	"testing"
 )
 
-// What a change would do is said for each change, with the sessions that it concerns; and nothing is done.
+// What a change would do is said for each change, with the sessions that it concerns; and nothing
+// is done.
 func TestHotCheckAgainst(t *testing.T) {
 	n := newNetwork(t)
 	serveEcho(t, n.internet, remote4, remote6)

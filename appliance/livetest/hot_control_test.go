@@ -31,7 +31,8 @@ func expectMonotonic(t *testing.T, before, after samples) {
 // late is one instance more.
 const late = "      - {name: late, addresses: [172.30.0.9], external: {floating: [192.0.2.9]}}\n"
 
-// Control is killed and started again under traffic, with each kind of file. Packets, sessions and counters go on in one data plane.
+// Control is killed and started again under traffic, with each kind of file. Packets, sessions and
+// counters go on in one data plane.
 func TestHotControl(t *testing.T) {
 	const rounds = 3 // through all cases
 	n := newNetwork(t)
@@ -73,9 +74,9 @@ func TestHotControl(t *testing.T) {
 		{"changed", func() string { return other[running] }, true, true, []string{`instance \"late\" of vpc \"blue\"`, "msg=reloaded"}},
 		{"faulty", func() string { return strings.Replace(running, "side: outside", "side: upside", 1) }, false, false, []string{"reload refused", "upside"}},
 		{"restart-only", func() string { return strings.Replace(running, "sessions: 8192", "sessions: 16384", 1) }, false, false,
-			[]string{"dataplane.sessions", "takes a restart of weir"}},
+			[]string{"dataplane.sessions", "needs a restart of weir"}},
 		{"restart-only and more", func() string { return strings.Replace(other[running], "sessions: 8192", "sessions: 16384", 1) }, true, false,
-			[]string{"dataplane.sessions", "all else of the configuration is in force"}},
+			[]string{"dataplane.sessions", "the rest was applied"}},
 		{"none", nil, false, false, []string{"reload refused", "cannot be read"}},
 	}
 	var controls []*process
@@ -138,14 +139,14 @@ func expectLate(t *testing.T, n *network, answered bool) {
 	}
 }
 
-// A program whose segments have another layout cannot take the data plane over: it says so, and restarts it.
+// A program whose segments have another layout cannot take the data plane over: it says so, and
+// restarts it.
 func TestHotOtherLayout(t *testing.T) {
 	n := newNetwork(t)
 	serveEcho(t, n.internet, remote4)
 	other := filepath.Join(t.TempDir(), "weir")
-	build := exec.Command("go", "build", "-tags", "faultpoints", "-ldflags", "-X weir/pipeline/memory.meaning=other", "-o", other, "weir/appliance")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+	if err := build(other, "-ldflags", "-X weir/pipeline/memory.meaning=other"); err != nil {
+		t.Fatal(err)
 	}
 	w := startWeir(t, n, baseConfig)
 	if _, err := echoUDP(n.guest, batch4, remote4); err != nil {
@@ -154,19 +155,19 @@ func TestHotOtherLayout(t *testing.T) {
 	w.signal(t, syscall.SIGKILL)
 	w.wait(t, patience)
 	// Upgraded in place, as a package manager does.
-	if err := os.Rename(program, program+".old"); err != nil {
-		t.Fatal(err)
-	}
-	defer os.Rename(program+".old", program)
-	if err := os.Link(other, program); err != nil {
-		if err := os.Symlink(other, program); err != nil {
+	for was, is := range map[string]string{program: other, dataplaneOf(program): dataplaneOf(other)} {
+		if err := os.Rename(was, was+".old"); err != nil {
 			t.Fatal(err)
+		}
+		defer os.Rename(was+".old", was)
+		if out, err := exec.Command("cp", is, was).CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
 		}
 	}
 	old := w.dataplanes(t)
 	w.run(t)
 	w.ready(t)
-	w.expectLog(t, "the running data plane cannot be taken over; it is restarted, and its sessions are lost", "segment layout")
+	w.expectLog(t, "cannot take over the running data plane: restarting it, its sessions are lost", "segment layout")
 	if now := w.dataplane(t); len(old) != 1 || now == old[0] {
 		t.Errorf("data plane %d runs, before %v", now, old)
 	}
@@ -178,7 +179,8 @@ func TestHotOtherLayout(t *testing.T) {
 	w.stop(t)
 }
 
-// With --attach control starts no data plane: it waits for the service's, and leaves it running. A second control is refused.
+// With --attach control starts no data plane: it waits for the service's, and leaves it running. A
+// second control is refused.
 func TestHotAttach(t *testing.T) {
 	n := newNetwork(t)
 	serveEcho(t, n.internet, remote4)
@@ -191,26 +193,26 @@ func TestHotAttach(t *testing.T) {
 	if pids := w.dataplanes(t); len(pids) > 0 {
 		t.Fatalf("--attach started data planes %v", pids)
 	}
-	plane := spawn(t, n.gateway, w.env(), "dataplane", "--socket", w.socket)
+	plane := spawnDataplane(t, n.gateway, w.env(), "--socket", w.socket)
 	w.ready(t)
 	s := startFlowing(t, n.guest, batch4, remote4)
 
 	second := spawn(t, n.gateway, w.env(), "run", "--attach", "--config", w.config, "--socket", w.socket)
-	expectRefused(t, second, "another weir run commands this data plane")
+	expectRefused(t, second, "another weir run controls this data plane")
 
 	for range 3 {
 		w.signal(t, syscall.SIGTERM)
 		if code := w.wait(t, patience); code != 0 {
 			t.Errorf("weir run exits with %d, expected 0", code)
 		}
-		w.expectLog(t, "the data plane goes on forwarding")
+		w.expectLog(t, "the data plane keeps forwarding")
 		before := s.echoed()
 		eventually(t, patience, "the stream flows without control", func() error { return atLeast(s.echoed(), before+50) })
 		attach()
 		w.ready(t)
 		w.expectLog(t, "took over a data plane that forwards")
-		if pid := w.dataplane(t); pid != plane.cmd.Process.Pid {
-			t.Fatalf("data plane %d runs, expected %d", pid, plane.cmd.Process.Pid)
+		if pid := w.dataplane(t); pid != plane.Cmd.Process.Pid {
+			t.Fatalf("data plane %d runs, expected %d", pid, plane.Cmd.Process.Pid)
 		}
 	}
 	w.expectGeneration(t, 1, true)
@@ -219,11 +221,12 @@ func TestHotAttach(t *testing.T) {
 	w.wait(t, patience)
 	plane.signal(t, syscall.SIGTERM)
 	if code := plane.wait(t, restartLimit); code != 0 {
-		t.Errorf("weir dataplane exits with %d after SIGTERM, expected 0", code)
+		t.Errorf("weir-dataplane exits with %d after SIGTERM, expected 0", code)
 	}
 }
 
-// A control that is killed at any point of a reload leaves a whole configuration in force: the old one, or the new one.
+// A control that is killed at any point of a reload leaves a whole configuration in force: the old
+// one, or the new one.
 func TestHotControlKilledInReload(t *testing.T) {
 	for _, point := range reloadPoints {
 		t.Run(point, func(t *testing.T) {
@@ -259,7 +262,8 @@ func TestHotControlKilledInReload(t *testing.T) {
 	}
 }
 
-// A lack of memory, on either side, refuses a reload with its reason. What runs stays, and when there is memory the same file applies.
+// A lack of memory, on either side, refuses a reload with its reason. What runs stays, and when
+// there is memory the same file applies.
 func TestHotNoMemory(t *testing.T) {
 	n := newNetwork(t)
 	n.guest.address(t, "eth0", "172.30.0.9/24")

@@ -3,7 +3,6 @@
 package livetest
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -13,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"weir/deploy/lab"
 )
 
 // latches is a directory of latches: the program's named points wait where one is closed.
@@ -57,7 +58,8 @@ type probe struct {
 	inbound  bool
 	protocol string     // udp, tcp, icmp
 	of       netip.Addr // outbound: the private address it leaves from; inbound: the public one it goes to
-	// What the other side sees: its source address, or the private address that it arrived at. Zero: nothing arrives.
+	// What the other side sees: its source address, or the private address that it arrived at.
+	// Zero: nothing arrives.
 	old, new netip.Addr
 }
 
@@ -71,8 +73,8 @@ func (p probe) String() string {
 // lossTime is how long a probe waits for what must not come.
 const lossTime = 150 * time.Millisecond
 
-// ask sends the probe as a flow of its own and returns what the other side saw, zero for no answer. A ping's answer does not
-// say that: any answer counts as what is wanted.
+// ask sends the probe as a flow of its own and returns what the other side saw, zero for no answer.
+// A ping's answer does not say that: any answer counts as what is wanted.
 func (p probe) ask(n *network, want netip.Addr) (netip.Addr, error) {
 	in, from, to := n.guest, p.of, remote4
 	if p.inbound {
@@ -96,10 +98,11 @@ func (p probe) ask(n *network, want netip.Addr) (netip.Addr, error) {
 	return want, err
 }
 
-// whoAmI asks who answers at remote (serveIdent) what weir made of the address that it translates; zero: no answer.
+// whoAmI asks who answers at remote (serveIdent) what weir made of the address that it translates;
+// zero: no answer.
 func whoAmI(n *namespace, protocol string, from, remote netip.Addr, limit time.Duration) (netip.Addr, error) {
 	var c net.Conn
-	err := n.do(func() (err error) {
+	err := n.Do(func() (err error) {
 		d := net.Dialer{Timeout: limit}
 		if protocol == "tcp" {
 			d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0))
@@ -138,93 +141,41 @@ func silence(err error) error {
 // identPort is where serveIdent answers.
 const identPort = 7008
 
-// serveIdent tells who asks by UDP and TCP, until the test ends, what it sees of the address that weir translates: of the
-// asker's, if peer is set, else of its own.
+// serveIdent tells who asks by UDP and TCP, until the test ends, what it sees of the address that
+// weir translates: of the asker's, if peer is set, else of its own.
 func serveIdent(t *testing.T, n *namespace, peer bool, addresses ...netip.Addr) {
 	t.Helper()
 	for _, a := range addresses {
-		at := netip.AddrPortFrom(a, identPort)
-		var udp *net.UDPConn
-		var tcp *net.TCPListener
-		err := n.do(func() (err error) {
-			if udp, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(at)); err != nil {
-				return err
-			}
-			tcp, err = net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(at))
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			udp.Close()
-			tcp.Close()
-		})
 		answer := func(from netip.AddrPort) []byte {
 			if peer {
 				return []byte(from.Addr().Unmap().String())
 			}
 			return []byte(a.String())
 		}
-		go func() {
-			buf := make([]byte, 128)
-			for {
-				_, from, err := udp.ReadFromUDPAddrPort(buf)
-				if err != nil {
-					return
+		serve(t, n, lab.Service{
+			Port: identPort,
+			UDP:  func(_ []byte, from netip.AddrPort) []byte { return answer(from) },
+			TCP: func(c *net.TCPConn) {
+				if _, err := c.Read(make([]byte, 128)); err == nil {
+					c.Write(answer(c.RemoteAddr().(*net.TCPAddr).AddrPort()))
 				}
-				udp.WriteToUDPAddrPort(answer(from), from)
-			}
-		}()
-		go func() {
-			for {
-				c, err := tcp.AcceptTCP()
-				if err != nil {
-					return
-				}
-				go func() {
-					defer c.Close()
-					if _, err := c.Read(make([]byte, 128)); err == nil {
-						c.Write(answer(c.RemoteAddr().(*net.TCPAddr).AddrPort()))
-					}
-				}()
-			}
-		}()
+			},
+		}, a)
 	}
 }
 
 // pingWithin sends one echo request and reports whether its reply comes.
 func pingWithin(n *namespace, from, remote netip.Addr, limit time.Duration) (bool, error) {
-	var c *net.IPConn
-	err := n.do(func() (err error) {
-		c, err = net.DialIP("ip4:icmp", &net.IPAddr{IP: from.AsSlice()}, &net.IPAddr{IP: remote.AsSlice()})
-		return err
-	})
-	if err != nil {
-		return false, err
+	_, err := n.Ping(from, remote, nil, 1, limit)
+	if err == nil || errors.Is(err, lab.ErrNoAnswer) {
+		return err == nil, nil
 	}
-	defer c.Close()
-	id := uint16(time.Now().UnixNano())
-	m := []byte{8, 0, 0, 0, byte(id >> 8), byte(id), 0, 1}
-	binary.BigEndian.PutUint16(m[2:], ^uint16((0x0800+uint32(id)+1)%0xffff))
-	if _, err := c.Write(m); err != nil {
-		return false, silence(err)
-	}
-	c.SetReadDeadline(time.Now().Add(limit))
-	buf := make([]byte, 256)
-	for {
-		k, _, err := c.ReadFrom(buf)
-		if err != nil {
-			return false, silence(err)
-		}
-		if k == len(m) && buf[0] == 0 && [2]byte(buf[4:6]) == [2]byte(m[4:6]) {
-			return true, nil
-		}
-	}
+	return false, silence(err)
 }
 
-// A reload stopped at each of its points: every packet is handled wholly by the old configuration or wholly by the new one.
-// Before the new one is published that is the old one, once no worker has the old one any more it is the new one.
+// A reload stopped at each of its points: every packet is handled wholly by the old configuration
+// or wholly by the new one. Before the new one is published that is the old one, once no worker has
+// the old one any more it is the new one.
 func TestHotLatches(t *testing.T) {
 	gone4, came4 := netip.MustParseAddr("172.30.0.8"), netip.MustParseAddr("172.30.0.9")
 	public := func(n int) netip.Addr { return netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}) }
@@ -284,9 +235,7 @@ func TestHotLatches(t *testing.T) {
 				}
 			}
 			kept.end()
-			if lost, sent := kept.lost(); lost > 0 {
-				t.Errorf("%d of %d datagrams of a kept address are lost", lost, sent)
-			}
+			kept.expectWhole(t)
 			if list := kept.sources(); len(list) != 1 {
 				t.Errorf("the stream of a kept address came from %v, expected one address and port", list)
 			}

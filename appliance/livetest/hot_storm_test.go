@@ -28,7 +28,8 @@ func expectLateAt(t *testing.T, n *network, address string) {
 	}
 }
 
-// A thousand writes a second for five seconds, with signals among them: few generations, and the last write is in force.
+// A thousand writes a second for five seconds, with signals among them: few generations, and the
+// last write is in force.
 func TestHotStorm(t *testing.T) {
 	const writes, interval, signals = 5000, time.Millisecond, 10
 	n := newNetwork(t)
@@ -53,7 +54,8 @@ func TestHotStorm(t *testing.T) {
 		}
 		return err
 	})
-	// One for a signal, one for the look after it, and what a pause of this machine lets the watch see.
+	// One for a signal, one for the look after it, and what a pause of this machine lets the watch
+	// see.
 	reloads := strings.Count(w.log(), "msg=reloaded ")
 	if limit := 2*signals + int(took/(200*time.Millisecond)) + 2; reloads > limit {
 		t.Errorf("%d writes in %v made %d generations, expected at most %d", writes, took, reloads, limit)
@@ -91,7 +93,8 @@ func TestHotReloadDuringReload(t *testing.T) {
 	w.stop(t)
 }
 
-// SIGTERM in the middle of a reload ends both processes in order once that one is through; what waits behind it is not begun.
+// SIGTERM in the middle of a reload ends both processes in order once that one is through; what
+// waits behind it is not begun.
 func TestHotTerminateInReload(t *testing.T) {
 	for _, point := range reloadPoints {
 		t.Run(point, func(t *testing.T) {
@@ -121,7 +124,8 @@ func TestHotTerminateInReload(t *testing.T) {
 	}
 }
 
-// Two files that have to change together, one after the other: between them nothing changes, and then both do at once.
+// Two files that have to change together, one after the other: between them nothing changes, and
+// then both do at once.
 func TestHotTwoFiles(t *testing.T) {
 	n := newNetwork(t)
 	serveEcho(t, n.internet, remote4)

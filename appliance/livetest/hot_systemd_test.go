@@ -21,7 +21,7 @@ type unit map[string][]string
 
 func readUnit(t *testing.T, name string) unit {
 	t.Helper()
-	f, err := os.Open(filepath.Join("../../deploy", name))
+	f, err := os.Open(filepath.Join("../../deploy/host", name))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,13 +50,15 @@ func (u unit) command(t *testing.T, key string, places map[string]string) []stri
 	return words
 }
 
-// What systemd does with the two units, done by hand for want of a systemd: start, reload, restart, upgrade, a crash. It is their
-// own command lines, and a stop is what the units make of it: SIGTERM to what is left of control's control group. Packets never stop,
-// and the sessions are those of the first start.
+// What systemd does with the two units, done by hand for want of a systemd: start, reload, restart,
+// upgrade, a crash. It is their own command lines, and a stop is what the units make of it: SIGTERM
+// to what is left of control's control group. Packets never stop, and the sessions are those of the
+// first start.
 func TestHotUnits(t *testing.T) {
 	control, plane := readUnit(t, "weir.service"), readUnit(t, "weir-dataplane.service")
 	for name, u := range map[string]unit{"weir.service": control, "weir-dataplane.service": plane} {
-		// With one of these the end of one unit would be the end of the other, or something else than SIGTERM its way.
+		// With one of these the end of one unit would be the end of the other, or something else
+		// than SIGTERM its way.
 		for _, key := range []string{"Requires", "Requisite", "BindsTo", "PartOf", "Upholds", "Conflicts", "KillMode", "KillSignal", "ExecStop", "ExecStopPost"} {
 			if u[key] != nil {
 				t.Errorf("%s has %s=%v, which this test does not know", name, key, u[key])
@@ -76,39 +78,46 @@ func TestHotUnits(t *testing.T) {
 		t.Fatal(err)
 	}
 	installed := filepath.Join(bin, "weir")
+	dataplane := dataplaneOf(installed)
 	install := func(version string) {
 		t.Helper()
-		next := installed + "." + version
-		build := exec.Command("go", "build", "-tags", "faultpoints", "-ldflags", "-X main.version="+version, "-o", next, "weir/appliance")
-		if out, err := build.CombinedOutput(); err != nil {
-			t.Fatalf("%v\n%s", err, out)
-		}
-		if err := os.Rename(next, installed); err != nil { // as a package manager does
+		next := filepath.Join(t.TempDir(), "weir")
+		if err := build(next, "-ldflags", "-X main.version="+version); err != nil {
 			t.Fatal(err)
 		}
-		if out, err := exec.Command(installed, "version").Output(); err != nil || !strings.Contains(string(out), version) {
-			t.Fatalf("weir version: %q, %v; expected %s", out, err, version)
+		for from, to := range map[string]string{next: installed, dataplaneOf(next): dataplane} {
+			if err := os.Rename(from, to); err != nil { // as a package manager does
+				t.Fatal(err)
+			}
+			if out, err := exec.Command(to, "version").Output(); err != nil || !strings.Contains(string(out), version) {
+				t.Fatalf("%s version: %q, %v; expected %s", to, out, err, version)
+			}
 		}
 	}
 	install("1.0.0-test")
 	defer func(was string) { program = was }(program)
 	program = installed
 
-	places := map[string]string{"/usr/local/bin/weir": installed, "/etc/weir/weir.yaml": w.config, "/run/weir/dataplane.sock": w.socket}
+	places := map[string]string{"/usr/local/bin/weir": installed, "/usr/local/bin/weir-dataplane": dataplane,
+		"/etc/weir/weir.yaml": w.config, "/run/weir/dataplane.sock": w.socket}
 	start := func(u unit) *process {
 		t.Helper()
 		words := u.command(t, "ExecStart", places)
-		if words[0] != installed {
-			t.Fatalf("ExecStart begins with %s, expected the installed program", words[0])
+		switch words[0] {
+		case installed:
+			return spawn(t, n.gateway, w.env(), words[1:]...)
+		case dataplane:
+			return spawnDataplane(t, n.gateway, w.env(), words[1:]...)
 		}
-		return spawn(t, n.gateway, w.env(), words[1:]...)
+		t.Fatalf("ExecStart begins with %s, expected an installed program", words[0])
+		return nil
 	}
 	forwarding := start(plane)
 	w.process = start(control)
 	w.ready(t)
 	pid := w.dataplane(t)
-	if pid != forwarding.cmd.Process.Pid {
-		t.Fatalf("data plane %d runs, expected that of the unit, %d", pid, forwarding.cmd.Process.Pid)
+	if pid != forwarding.Cmd.Process.Pid {
+		t.Fatalf("data plane %d runs, expected that of the unit, %d", pid, forwarding.Cmd.Process.Pid)
 	}
 	for _, f := range [][2]netip.Addr{{web4, remote4}, {web6, remote6}, {batch4, remote4}, {batch6, remote6}} {
 		// While a neighbor is not resolved few packets are held for it, and more would be lost.
@@ -134,7 +143,7 @@ func TestHotUnits(t *testing.T) {
 
 	// systemctl reload weir
 	w.write(t, baseConfig+late)
-	places["$MAINPID"] = strconv.Itoa(w.cmd.Process.Pid)
+	places["$MAINPID"] = strconv.Itoa(w.Cmd.Process.Pid)
 	reload := control.command(t, "ExecReload", places)
 	if out, err := exec.Command(reload[0], reload[1:]...).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %v\n%s", reload, err, out)
@@ -155,7 +164,7 @@ func TestHotUnits(t *testing.T) {
 	}
 	stop := func() {
 		t.Helper()
-		if children := childrenOf(t, w.cmd.Process.Pid); len(children) > 0 {
+		if children := childrenOf(t, w.Cmd.Process.Pid); len(children) > 0 {
 			t.Errorf("control has children %v: a stop of its unit ends them too", children)
 		}
 		w.signal(t, syscall.SIGTERM)
@@ -167,7 +176,8 @@ func TestHotUnits(t *testing.T) {
 	// systemctl restart weir
 	stop()
 	again("restart")
-	// An upgrade, with a change of the configuration beside it: the new program, and systemctl restart weir.
+	// An upgrade, with a change of the configuration beside it: the new program, and systemctl
+	// restart weir.
 	install("2.0.0-test")
 	w.write(t, baseConfig)
 	generation++
@@ -176,7 +186,7 @@ func TestHotUnits(t *testing.T) {
 	if exe, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/exe"); err != nil || !strings.HasSuffix(exe, " (deleted)") {
 		t.Errorf("the data plane runs %s, %v; expected the program of before", exe, err)
 	}
-	if exe, err := os.Readlink("/proc/" + strconv.Itoa(w.cmd.Process.Pid) + "/exe"); err != nil || exe != installed {
+	if exe, err := os.Readlink("/proc/" + strconv.Itoa(w.Cmd.Process.Pid) + "/exe"); err != nil || exe != installed {
 		t.Errorf("control runs %s, %v; expected the new program, %s", exe, err, installed)
 	}
 	// A crash, and Restart=always.
@@ -200,7 +210,7 @@ func TestHotUnits(t *testing.T) {
 	stop()
 	forwarding.signal(t, syscall.SIGTERM)
 	if code := forwarding.wait(t, restartLimit); code != 0 {
-		t.Errorf("weir dataplane exits with %d after SIGTERM, expected 0", code)
+		t.Errorf("weir-dataplane exits with %d after SIGTERM, expected 0", code)
 	}
 	w.expectClean(t)
 }

@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// The writers change what path holds, each in its own way. A configuration comes in parts, one for each file; those that
-// write one file get one part.
+// The writers change what path holds, each in its own way. A configuration comes in parts, one for
+// each file; those that write one file get one part.
 type writer struct {
 	name  string
 	files int
@@ -42,7 +42,8 @@ func whole(write func(dir, path, text string) error) func(dir, path string, part
 	}
 }
 
-// pause is how long a writer stops half-way: less than what weir takes for the end of writing, and much more than a read takes.
+// pause is how long a writer stops half-way: less than what weir takes for the end of writing, and
+// much more than a read takes.
 const pause = 60 * time.Millisecond
 
 var writers = []writer{
@@ -131,8 +132,8 @@ var writers = []writer{
 // liveLimit is within which time of the end of writing a change is in force.
 const liveLimit = 2 * time.Second
 
-// hotConfig is a configuration of as many parts as asked for. Its round is in two places, far apart: with several parts, in two
-// files. Nobody uses what changes.
+// hotConfig is a configuration of as many parts as asked for. Its round is in two places, far
+// apart: with several parts, in two files. Nobody uses what changes.
 func hotConfig(t *testing.T, round, parts int) []string {
 	t.Helper()
 	first := replace(t, baseConfig, "routes:\n", fmt.Sprintf("routes:\n      - {to: 100.64.%d.0/24, drop: true}\n", round))
@@ -147,8 +148,9 @@ func hotConfig(t *testing.T, round, parts int) []string {
 	}
 }
 
-// However a configuration is written, it is in force soon after, and nothing between the old one and the new one ever is: each
-// round is one generation. The ways run side by side, each with a gateway of its own, under traffic.
+// However a configuration is written, it is in force soon after, and nothing between the old one
+// and the new one ever is: each round is one generation. The ways run side by side, each with a
+// gateway of its own, under traffic.
 func TestHotWriting(t *testing.T) {
 	const rounds = 50
 	for _, how := range writers {
@@ -204,8 +206,8 @@ func TestHotWriting(t *testing.T) {
 	}
 }
 
-// expectRounds fails the test if a generation was anything but the change from one round to the next: one route removed, one
-// added, one instance changed.
+// expectRounds fails the test if a generation was anything but the change from one round to the
+// next: one route removed, one added, one instance changed.
 func expectRounds(t *testing.T, log string, rounds int) {
 	t.Helper()
 	var changes []string

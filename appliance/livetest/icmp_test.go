@@ -16,8 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The kernel of a client takes an ICMP error for a socket's own only if the quoted addresses and ports are the socket's, and for TCP the
-// sequence number too. So what these tests ask of it is whether weir put the quote right.
+// The kernel of a client takes an ICMP error for a socket's own only if the quoted addresses and
+// ports are the socket's, and for TCP the sequence number too. So what these tests ask of it is
+// whether weir put the quote right.
 
 var (
 	far4, far6           = netip.MustParseAddr("203.0.113.50"), netip.MustParseAddr("2001:db8:f::50")
@@ -45,7 +46,7 @@ func newFar(t *testing.T, n *network) *namespace {
 		}
 		r := &netlink.Route{LinkIndex: n.internet.link(t, "far").Attrs().Index, Gw: via.AsSlice(), MTU: farMTU,
 			Dst: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}}
-		if err := n.internet.links.RouteAdd(r); err != nil {
+		if err := n.internet.Links.RouteAdd(r); err != nil {
 			t.Fatalf("route to %v: %v", a, err)
 		}
 	}
@@ -62,7 +63,7 @@ func newFar(t *testing.T, n *network) *namespace {
 // set writes a sysctl of the namespace.
 func (n *namespace) set(t *testing.T, key, value string) {
 	t.Helper()
-	if err := n.do(func() error { return os.WriteFile("/proc/sys/"+key, []byte(value), 0o644) }); err != nil {
+	if err := n.Do(func() error { return os.WriteFile("/proc/sys/"+key, []byte(value), 0o644) }); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -83,7 +84,7 @@ func (h told) String() string {
 
 // trace sends one packet of a kind (udp, tcp, ping) with a TTL to a port where nobody listens.
 func trace(n *namespace, kind string, from, to netip.Addr, ttl int) (h told, err error) {
-	err = n.do(func() error {
+	err = n.Do(func() error {
 		h, err = traceHere(kind, from, to, ttl)
 		return err
 	})
@@ -146,7 +147,8 @@ func socketAddress(a netip.Addr, port int) unix.Sockaddr {
 	return &unix.SockaddrInet6{Port: port, Addr: a.As16()}
 }
 
-// readError takes the ICMP error out of a control message: struct sock_extended_err, and the address of who sent it.
+// readError takes the ICMP error out of a control message: struct sock_extended_err, and the
+// address of who sent it.
 func readError(control []byte) (h told, err error) {
 	messages, err := unix.ParseSocketControlMessage(control)
 	if err != nil {
@@ -167,7 +169,8 @@ func readError(control []byte) (h told, err error) {
 	return h, errors.New("an entry of the error queue without ICMP error")
 }
 
-// Every hop of a traceroute is seen through weir: by UDP, TCP and ping, 1:1 and SNAT, in both families.
+// Every hop of a traceroute is seen through weir: by UDP, TCP and ping, 1:1 and SNAT, in both
+// families.
 func TestTraceroute(t *testing.T) {
 	n := newNetwork(t)
 	newFar(t, n)
@@ -199,7 +202,8 @@ func TestTraceroute(t *testing.T) {
 			}
 		}
 	}
-	// And the other way: who asks an instance for a port where nobody listens is told so, by its public address.
+	// And the other way: who asks an instance for a port where nobody listens is told so, by its
+	// public address.
 	for _, f := range []struct{ from, to netip.Addr }{{remote4, webPublic4}, {remote6, webPublic6}} {
 		want := told{typ: 3, code: 3, by: f.to}
 		if f.to.Is6() {

@@ -20,7 +20,8 @@ var tapped = strings.NewReplacer(
 	"net_af_packet0,iface=inside,framecnt=4096", "net_tap0,iface=tapinside",
 	"net_af_packet1,iface=outside,framecnt=4096", "net_tap1,iface=tapoutside")
 
-// Workers that rest in a wait for interrupts, which net_tap has, are there for the first packet, a reload and the end.
+// Workers that rest in a wait for interrupts, which net_tap has, are there for the first packet, a
+// reload and the end.
 func TestForwardByInterrupt(t *testing.T) {
 	for workers, config := range map[int]string{
 		1: baseConfig,
@@ -90,11 +91,11 @@ func TestBusyWithoutInterrupts(t *testing.T) {
 	w.stop(t)
 }
 
-// bridge connects a tap of the data plane's with a wire. The tap gets an address of its own: it begins with the device's, for which the
-// bridge would keep all frames.
+// bridge connects a tap of the data plane's with a wire. The tap gets an address of its own: it
+// begins with the device's, for which the bridge would keep all frames.
 func (n *network) bridge(t *testing.T, wire, tap string) {
 	t.Helper()
-	links := n.gateway.links
+	links := n.gateway.Links
 	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br" + wire}}
 	if err := links.LinkAdd(bridge); err != nil {
 		t.Fatalf("bridge %s: %v", bridge.Name, err)

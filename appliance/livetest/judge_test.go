@@ -16,7 +16,8 @@ import (
 	"time"
 )
 
-// kernelNAT gives the kernel the place of weir in a network: the same addresses, the same translation by nftables.
+// kernelNAT gives the kernel the place of weir in a network: the same addresses, the same
+// translation by nftables.
 func kernelNAT(t *testing.T, n *network) {
 	t.Helper()
 	g := n.gateway
@@ -51,7 +52,7 @@ table inet nat {
 }
 end
 `
-	err := g.do(func() error {
+	err := g.Do(func() error {
 		cmd := exec.Command("bash", "-euc", script)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("%w: %s", err, out)
@@ -63,7 +64,8 @@ end
 	}
 }
 
-// sight is something that a client does, and what it sees of it: what is the same behind any gateway that translates rightly.
+// sight is something that a client does, and what it sees of it: what is the same behind any
+// gateway that translates rightly.
 type sight struct {
 	name string
 	see  func(n *network) string
@@ -163,7 +165,7 @@ func sights() (list []sight) {
 // dialFrom opens a TCP connection from an address and port, sends a word, and reads it back.
 func dialFrom(n *namespace, from netip.Addr, port uint16, remote netip.AddrPort) string {
 	var c net.Conn
-	err := n.do(func() (err error) {
+	err := n.Do(func() (err error) {
 		d := net.Dialer{Timeout: 5 * time.Second, LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, port))}
 		d.Control = func(_, _ string, raw syscall.RawConn) (err error) {
 			raw.Control(func(fd uintptr) { err = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1) })
@@ -189,10 +191,11 @@ func dialFrom(n *namespace, from netip.Addr, port uint16, remote netip.AddrPort)
 	return outcome(err, "a word there and back")
 }
 
-// knock sends a datagram where nobody listens, and waits for what comes of it: the error that its kernel has for this very socket.
+// knock sends a datagram where nobody listens, and waits for what comes of it: the error that its
+// kernel has for this very socket.
 func knock(n *namespace, from netip.Addr, remote netip.AddrPort) string {
 	var c *net.UDPConn
-	err := n.do(func() (err error) {
+	err := n.Do(func() (err error) {
 		c, err = net.DialUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(from, 0)), net.UDPAddrFromAddrPort(remote))
 		return err
 	})
@@ -208,7 +211,8 @@ func knock(n *namespace, from netip.Addr, remote netip.AddrPort) string {
 	return outcome(err, "answered")
 }
 
-// many asks from n sockets at once, and counts who has the answer to his own question, and in how many different ways they are seen.
+// many asks from n sockets at once, and counts who has the answer to his own question, and in how
+// many different ways they are seen.
 func many(n *namespace, from, remote netip.Addr, count int) string {
 	answered := 0
 	ports := map[netip.AddrPort]bool{}
@@ -230,7 +234,8 @@ func many(n *namespace, from, remote netip.Addr, count int) string {
 	return fmt.Sprintf("%d answered, seen from %d endpoints", answered, len(ports))
 }
 
-// The kernel's NAT is a second judge: the same clients do the same things behind weir and behind nftables, and see the same.
+// The kernel's NAT is a second judge: the same clients do the same things behind weir and behind
+// nftables, and see the same.
 func TestKernelAgrees(t *testing.T) {
 	see := func(start func(n *network)) map[string]string {
 		n := newNetwork(t)

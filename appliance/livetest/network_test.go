@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package livetest runs the weir program between network namespaces, with real clients on both sides. It needs root.
+// Package livetest runs the weir program between network namespaces, with real clients on both
+// sides. It needs root.
 //
-//	network_test.go  the namespaces and their wires
+//	network_test.go  the namespaces and their wires, out of deploy/lab
+//	losses_test.go   what was lost, and whose fault it is
 //	weir_test.go     the program under test: start, kill, scrape, look into its shared memory
 //	traffic_test.go  clients and servers
 //	verify_test.go   a look at every frame that weir sends
@@ -11,85 +13,35 @@
 package livetest
 
 import (
-	"fmt"
-	"net"
 	"net/netip"
-	"os"
-	"runtime"
 	"testing"
-	"unsafe"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
-	"golang.org/x/sys/unix"
+
+	"weir/deploy/lab"
 )
 
-// namespace is a network namespace without a name: it ends with its descriptor and the processes in it, so that not
-// even a killed test leaves one behind.
+// namespace is a network namespace of the laboratory, for a test: what fails there fails the test.
 type namespace struct {
-	ns    netns.NsHandle
-	links *netlink.Handle
+	*lab.Namespace
+	losses *losses // of the network that it belongs to
 }
 
-// newNamespace makes a namespace, with IPv6 on its interfaces or mute: what weir's own interfaces must be.
+// newNamespace makes a namespace, with IPv6 on its interfaces or mute: what weir's own interfaces
+// must be.
 func newNamespace(t *testing.T, mute bool) *namespace {
 	t.Helper()
-	n := new(namespace)
-	err := onOwnThread(func() (err error) {
-		if n.ns, err = netns.New(); err != nil {
-			return err
-		}
-		settings := map[string]string{"all/disable_ipv6": "1", "default/disable_ipv6": "1"}
-		if !mute {
-			settings = map[string]string{
-				"all/disable_ipv6": "0", "default/disable_ipv6": "0", "default/accept_dad": "0", "default/accept_ra": "0",
-			}
-		}
-		for key, value := range settings {
-			if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+key, []byte(value), 0o644); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err == nil {
-		n.links, err = netlink.NewHandleAt(n.ns)
-	}
+	n, err := lab.New(mute)
 	if err != nil {
-		t.Fatalf("network namespace: %v", err)
+		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		n.links.Close()
-		n.ns.Close()
-	})
-	n.up(t, "lo")
-	return n
-}
-
-// onOwnThread runs f on a thread that ends with it.
-func onOwnThread(f func() error) error {
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: no other goroutine may meet a thread of another namespace
-		done <- f()
-	}()
-	return <-done
-}
-
-// do runs f on a thread inside the namespace. Sockets and processes that f makes belong there for ever; goroutines
-// that f starts do not.
-func (n *namespace) do(f func() error) error {
-	return onOwnThread(func() error {
-		if err := netns.Set(n.ns); err != nil {
-			return fmt.Errorf("enter the network namespace: %w", err)
-		}
-		return f()
-	})
+	t.Cleanup(n.Close)
+	return &namespace{Namespace: n, losses: new(losses)}
 }
 
 func (n *namespace) link(t *testing.T, name string) netlink.Link {
 	t.Helper()
-	l, err := n.links.LinkByName(name)
+	l, err := n.Links.LinkByName(name)
 	if err != nil {
 		t.Fatalf("interface %s: %v", name, err)
 	}
@@ -98,21 +50,16 @@ func (n *namespace) link(t *testing.T, name string) netlink.Link {
 
 func (n *namespace) up(t *testing.T, name string) {
 	t.Helper()
-	if err := n.links.LinkSetUp(n.link(t, name)); err != nil {
-		t.Fatalf("interface %s: up: %v", name, err)
+	if err := n.Up(name); err != nil {
+		t.Fatal(err)
 	}
 }
 
 func (n *namespace) address(t *testing.T, name string, prefixes ...string) {
 	t.Helper()
 	for _, s := range prefixes {
-		p := netip.MustParsePrefix(s)
-		a := &netlink.Addr{
-			IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())},
-			Flags: unix.IFA_F_NODAD, // else an IPv6 address works only some time later, even on lo
-		}
-		if err := n.links.AddrAdd(n.link(t, name), a); err != nil {
-			t.Fatalf("interface %s: address %s: %v", name, s, err)
+		if err := n.Address(name, netip.MustParsePrefix(s)); err != nil {
+			t.Fatal(err)
 		}
 	}
 }
@@ -121,58 +68,21 @@ func (n *namespace) address(t *testing.T, name string, prefixes ...string) {
 func (n *namespace) gateway(t *testing.T, name string, addresses ...string) {
 	t.Helper()
 	for _, s := range addresses {
-		a := netip.MustParseAddr(s)
-		r := &netlink.Route{
-			LinkIndex: n.link(t, name).Attrs().Index, Gw: a.AsSlice(),
-			Dst: &net.IPNet{IP: make(net.IP, a.BitLen()/8), Mask: net.CIDRMask(0, a.BitLen())},
-		}
-		if err := n.links.RouteAdd(r); err != nil {
-			t.Fatalf("interface %s: default route by %s: %v", name, s, err)
-		}
-	}
-}
-
-// connect makes a veth pair, both ends up and with checksums in software: who reads raw frames meets no unfinished ones.
-func connect(t *testing.T, a *namespace, aName string, b *namespace, bName string) {
-	t.Helper()
-	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: aName}, PeerName: bName, PeerNamespace: netlink.NsFd(b.ns)}
-	if err := a.links.LinkAdd(veth); err != nil {
-		t.Fatalf("veth pair %s, %s: %v", aName, bName, err)
-	}
-	for _, end := range []struct {
-		*namespace
-		name string
-	}{{a, aName}, {b, bName}} {
-		if err := end.do(func() error { return checksumInSoftware(end.name) }); err != nil {
+		if err := n.DefaultRoute(name, netip.MustParseAddr(s)); err != nil {
 			t.Fatal(err)
 		}
-		end.up(t, end.name)
 	}
 }
 
-// checksumInSoftware is `ethtool -K link tx off` in the thread's namespace.
-func checksumInSoftware(link string) error {
-	const setTxChecksum = 0x17 // ETHTOOL_STXCSUM
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("socket: %w", err)
+func connect(t *testing.T, a *namespace, aName string, b *namespace, bName string) {
+	t.Helper()
+	if err := lab.Connect(lab.End{Namespace: a.Namespace, Link: aName}, lab.End{Namespace: b.Namespace, Link: bName}); err != nil {
+		t.Fatal(err)
 	}
-	defer unix.Close(fd)
-	value := struct{ command, data uint32 }{setTxChecksum, 0}
-	request := struct {
-		name [unix.IFNAMSIZ]byte
-		data unsafe.Pointer
-		_    [16]byte // the rest of ifreq's union
-	}{data: unsafe.Pointer(&value)}
-	copy(request.name[:unix.IFNAMSIZ-1], link)
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&request))); errno != 0 {
-		return fmt.Errorf("interface %s: ETHTOOL_STXCSUM: %w", link, errno)
-	}
-	return nil
 }
 
-// The machines of the test network. The guest plays all instances of one VPC, so a client chooses its instance by its
-// source address.
+// The machines of the test network. The guest plays all instances of one VPC, so a client chooses
+// its instance by its source address.
 //
 //	[guest] eth0 --- inside [gateway] outside --- eth0 [internet]
 type network struct {
@@ -231,6 +141,8 @@ const snatFirst, snatLast = 1024, 17407
 func newNetwork(t *testing.T) *network {
 	t.Helper()
 	n := &network{guest: newNamespace(t, false), gateway: newNamespace(t, true), internet: newNamespace(t, false)}
+	shared := &losses{ends: []*namespace{n.guest, n.internet}}
+	n.guest.losses, n.gateway.losses, n.internet.losses = shared, shared, shared
 	connect(t, n.gateway, "inside", n.guest, "eth0")
 	connect(t, n.gateway, "outside", n.internet, "eth0")
 	n.guest.verify(t, "eth0")

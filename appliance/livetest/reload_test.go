@@ -101,7 +101,8 @@ func TestReload(t *testing.T) {
 	w.stop(t)
 }
 
-// measured is how long it takes until the data plane has measured itself anew: it does so once a second.
+// measured is how long it takes until the data plane has measured itself anew: it does so once a
+// second.
 const measured = 1500 * time.Millisecond
 
 // dataplaneThreads returns how many threads the data plane has.
@@ -114,7 +115,8 @@ func (w *weir) dataplaneThreads(t *testing.T) int {
 	return len(entries)
 }
 
-// Reloads, scrapes and traffic side by side: nothing is lost, and the data plane neither collects nor grows.
+// Reloads, scrapes and traffic side by side: nothing is lost, and the data plane neither collects
+// nor grows.
 func TestReloadUnderTraffic(t *testing.T) {
 	const reloads, scrapes = 50, 200
 	n := newNetwork(t)
@@ -183,7 +185,8 @@ func TestReloadUnderTraffic(t *testing.T) {
 	if v := s.get(t, "weir_dataplane_collections"); v != 0 {
 		t.Errorf("the data plane's collector ran %v times, expected never", v)
 	}
-	// All that was ever seen to grow is Go's scheduler, when it makes another thread on a busy machine.
+	// All that was ever seen to grow is Go's scheduler, when it makes another thread on a busy
+	// machine.
 	const perThread = 16 << 10
 	last := s.get(t, "weir_dataplane_heap_bytes")
 	more := w.dataplaneThreads(t) - threads

@@ -13,13 +13,15 @@ import (
 	"time"
 )
 
-// shortFlows makes UDP sessions end after three seconds without packets, and SNAT ports rest for one.
+// shortFlows makes UDP sessions end after three seconds without packets, and SNAT ports rest for
+// one.
 func shortFlows(config string) string {
 	return strings.Replace(config, "sessions: {}", "sessions: {rfc_unsafe: true, timeouts: {udp: 3s}, port_rest: 1s}", 1)
 }
 
-// restartLimit is within which time packets flow again after a death, and within which an orderly end is over. On a
-// machine with nothing else to do the first takes 0.4 s; what weir promises is 2 s; the rest is for a machine that is busy.
+// restartLimit is within which time packets flow again after a death, and within which an orderly
+// end is over. On a machine with nothing else to do the first takes 0.4 s; what weir promises is 2
+// s; the rest is for a machine that is busy.
 const restartLimit = 5 * time.Second
 
 // A data plane that is killed, anywhere, is started again with its sessions still there.
@@ -113,7 +115,8 @@ func TestDataplaneKilled(t *testing.T) {
 	}
 }
 
-// Without control packets flow on. The next control takes the data plane over, and what changed on disk meanwhile.
+// Without control packets flow on. The next control takes the data plane over, and what changed on
+// disk meanwhile.
 func TestControlKilled(t *testing.T) {
 	n := newNetwork(t)
 	n.guest.address(t, "eth0", "172.30.0.9/24")
@@ -158,7 +161,8 @@ func atLeast(got, want int) error {
 	return nil
 }
 
-// A death of both at once hinders no later start, and leaves nothing that an orderly end does not remove.
+// A death of both at once hinders no later start, and leaves nothing that an orderly end does not
+// remove.
 func TestBothKilled(t *testing.T) {
 	n := newNetwork(t)
 	serveEcho(t, n.internet, remote4)
@@ -204,14 +208,14 @@ func TestDataplaneFirst(t *testing.T) {
 	n := newNetwork(t)
 	serveEcho(t, n.internet, remote4)
 	w := newWeir(t, n, baseConfig)
-	plane := spawn(t, n.gateway, w.env(), "dataplane", "--socket", w.socket)
+	plane := spawnDataplane(t, n.gateway, w.env(), "--socket", w.socket)
 	eventually(t, patience, "it listens", func() error {
 		_, err := os.Stat(w.socket)
 		return err
 	})
 	// Who only looks does no harm.
 	for range 3 {
-		second := spawn(t, n.gateway, w.env(), "dataplane", "--socket", w.socket)
+		second := spawnDataplane(t, n.gateway, w.env(), "--socket", w.socket)
 		if code := second.wait(t, patience); code != 1 {
 			t.Errorf("a second data plane exits with %d, expected 1", code)
 		}
@@ -220,8 +224,8 @@ func TestDataplaneFirst(t *testing.T) {
 
 	w.run(t)
 	w.ready(t)
-	if pid := w.dataplane(t); pid != plane.cmd.Process.Pid {
-		t.Fatalf("data plane %d runs, expected %d", pid, plane.cmd.Process.Pid)
+	if pid := w.dataplane(t); pid != plane.Cmd.Process.Pid {
+		t.Fatalf("data plane %d runs, expected %d", pid, plane.Cmd.Process.Pid)
 	}
 	s := startFlowing(t, n.guest, batch4, remote4)
 
@@ -240,7 +244,7 @@ func TestDataplaneFirst(t *testing.T) {
 
 	plane.signal(t, syscall.SIGTERM)
 	if code := plane.wait(t, restartLimit); code != 0 {
-		t.Errorf("weir dataplane exits with %d after SIGTERM, expected 0", code)
+		t.Errorf("weir-dataplane exits with %d after SIGTERM, expected 0", code)
 	}
 	w.expectClean(t)
 }

@@ -17,44 +17,29 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weir/deploy/lab"
 	"weir/pipeline/header"
 )
 
 // linePort is where lines are served.
 const linePort = 7009
 
-// serveLines answers each line of a TCP connection with the address that it came from, and closes after "bye".
+// serveLines answers each line of a TCP connection with the address that it came from, and closes
+// after "bye".
 func serveLines(t *testing.T, n *namespace, address netip.Addr) {
 	t.Helper()
-	var l *net.TCPListener
-	if err := n.do(func() (err error) {
-		l, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(address, linePort)))
-		return err
-	}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.AcceptTCP()
-			if err != nil {
+	serve(t, n, lab.Service{Port: linePort, TCP: func(c *net.TCPConn) {
+		for s := bufio.NewScanner(c); s.Scan(); {
+			if fmt.Fprintln(c, c.RemoteAddr()); s.Text() == "bye" {
 				return
 			}
-			go func() {
-				defer c.Close()
-				for s := bufio.NewScanner(c); s.Scan(); {
-					if fmt.Fprintln(c, c.RemoteAddr()); s.Text() == "bye" {
-						return
-					}
-				}
-			}()
 		}
-	}()
+	}}, address)
 }
 
 // dialLines connects from a given port.
 func dialLines(n *namespace, from netip.AddrPort, remote netip.Addr) (c *net.TCPConn, err error) {
-	err = n.do(func() error {
+	err = n.Do(func() error {
 		d := net.Dialer{Timeout: patience, LocalAddr: net.TCPAddrFromAddrPort(from), Control: func(_, _ string, raw syscall.RawConn) error {
 			return raw.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
 		}}
@@ -81,8 +66,8 @@ func askLine(c *net.TCPConn, line string) (seen netip.AddrPort, err error) {
 	return netip.ParseAddrPort(text)
 }
 
-// A client that is bound to one port connects again and again, through SNAT and 1:1, both families; the server closes and waits, or the
-// client aborts. No connection hangs.
+// A client that is bound to one port connects again and again, through SNAT and 1:1, both families;
+// the server closes and waits, or the client aborts. No connection hangs.
 func TestSamePort(t *testing.T) {
 	n := newNetwork(t)
 	serveLines(t, n.internet, remote4)
@@ -130,8 +115,8 @@ func TestSamePort(t *testing.T) {
 	w.stop(t)
 }
 
-// Somebody who sees nothing sends resets in the server's name to every port of the SNAT address, and then very many to the right one.
-// The connection goes on, one that was idle meanwhile too.
+// Somebody who sees nothing sends resets in the server's name to every port of the SNAT address,
+// and then very many to the right one. The connection goes on, one that was idle meanwhile too.
 func TestSpoofedResets(t *testing.T) {
 	n := newNetwork(t)
 	serveLines(t, n.internet, remote4)
@@ -154,7 +139,7 @@ func TestSpoofedResets(t *testing.T) {
 		t.Fatal(err)
 	}
 	fd := -1
-	if err := n.internet.do(func() (err error) {
+	if err := n.internet.Do(func() (err error) {
 		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_RAW)
 		return err
 	}); err != nil {

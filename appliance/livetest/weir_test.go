@@ -20,11 +20,29 @@ import (
 	"testing"
 	"time"
 
+	"weir/deploy/lab"
 	"weir/pipeline/state"
 )
 
-// program is the weir binary under test, with its named points to die at.
+// program is the weir binary under test, with its named points to die at; weir-dataplane is beside
+// it.
 var program string
+
+// build builds both programs, the second beside the first.
+func build(program string, flags ...string) error {
+	for path, name := range map[string]string{program: "weir/appliance", dataplaneOf(program): "weir/appliance/weir-dataplane"} {
+		args := append([]string{"build", "-tags", "faultpoints", "-o", path}, flags...)
+		if out, err := exec.Command("go", append(args, name)...).CombinedOutput(); err != nil {
+			return fmt.Errorf("go build %s: %w\n%s", name, err, out)
+		}
+	}
+	return nil
+}
+
+// dataplaneOf returns the path of the weir-dataplane beside a program.
+func dataplaneOf(program string) string {
+	return filepath.Join(filepath.Dir(program), "weir-dataplane")
+}
 
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
@@ -32,19 +50,16 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(os.Stderr, "these tests make network namespaces: run them as root")
 			return 1
 		}
-		if err := removeStale(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		dir, err := os.MkdirTemp("", fmt.Sprintf("weir-live-%d-", os.Getpid()))
+		lab.Contain()
+		dir, remove, err := lab.TempDir("weir-live-")
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
-		defer os.RemoveAll(dir)
+		defer remove()
 		program = filepath.Join(dir, "weir")
-		if out, err := exec.Command("go", "build", "-tags", "faultpoints", "-o", program, "weir/appliance").CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "go build weir/appliance: %v\n%s", err, out)
+		if err := build(program); err != nil {
+			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
 		// What runs side by side waits most of the time, so the number of cores is no measure.
@@ -56,38 +71,11 @@ func TestMain(m *testing.M) {
 	}())
 }
 
-// removeStale ends and removes what a killed test run has left: its data planes outlive it, as they should.
-func removeStale() error {
-	dirs, err := filepath.Glob(filepath.Join(os.TempDir(), "weir-live-*"))
-	if err != nil {
-		return err
-	}
-	for _, dir := range dirs {
-		pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), "weir-live-"), "-")
-		if _, err := os.Stat("/proc/" + pid); err == nil {
-			continue // that run is still at it
-		}
-		links, err := filepath.Glob("/proc/[0-9]*/exe")
-		if err != nil {
-			return err
-		}
-		for _, link := range links {
-			if exe, _ := os.Readlink(link); exe == filepath.Join(dir, "weir") {
-				n, _ := strconv.Atoi(strings.Split(link, "/")[2])
-				syscall.Kill(n, syscall.SIGKILL)
-			}
-		}
-		if err := os.RemoveAll(dir); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // patience is how long a test waits for what it expects before it fails.
 const patience = 10 * time.Second
 
-// eventually waits until f returns nil, and fails the test with its error when it does not within limit.
+// eventually waits until f returns nil, and fails the test with its error when it does not within
+// limit.
 func eventually(t *testing.T, limit time.Duration, what string, f func() error) {
 	t.Helper()
 	for deadline := time.Now().Add(limit); ; time.Sleep(5 * time.Millisecond) {
@@ -103,11 +91,10 @@ func eventually(t *testing.T, limit time.Duration, what string, f func() error) 
 
 // process is a run of the program.
 type process struct {
-	name  string
-	cmd   *exec.Cmd
-	ended chan struct{} // closed when it has ended
-	mu    sync.Mutex
-	out   bytes.Buffer
+	*lab.Process
+	name string
+	mu   sync.Mutex
+	out  bytes.Buffer
 }
 
 func (p *process) Write(b []byte) (int, error) {
@@ -126,27 +113,28 @@ func (p *process) log() string {
 // spawn starts the program in the namespace. It ends with the test, whatever happens.
 func spawn(t *testing.T, n *namespace, env []string, args ...string) *process {
 	t.Helper()
-	p := &process{name: "weir " + args[0], cmd: exec.Command(program, args...), ended: make(chan struct{})}
-	p.cmd.Stdout, p.cmd.Stderr = p, p
-	p.cmd.Env = append(os.Environ(), env...)
-	p.cmd.WaitDelay = 5 * time.Second // a data plane that outlives its control holds the pipes
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	started := make(chan error)
-	go n.do(func() error { // the thread lives as long as the process: its death is what Pdeathsig means
-		err := p.cmd.Start()
-		started <- err
-		if err == nil {
-			p.cmd.Wait()
-			close(p.ended)
-		}
-		return nil
-	})
-	if err := <-started; err != nil {
-		t.Fatalf("start %s: %v", p.name, err)
+	return start(t, n, env, "weir "+args[0], exec.Command(program, args...))
+}
+
+// spawnDataplane starts weir-dataplane as spawn does the program.
+func spawnDataplane(t *testing.T, n *namespace, env []string, args ...string) *process {
+	t.Helper()
+	return start(t, n, env, "weir-dataplane", exec.Command(dataplaneOf(program), args...))
+}
+
+func start(t *testing.T, n *namespace, env []string, name string, cmd *exec.Cmd) *process {
+	t.Helper()
+	p := &process{name: name}
+	cmd.Stdout, cmd.Stderr = p, p
+	cmd.Env = append(os.Environ(), env...)
+	cmd.WaitDelay = 5 * time.Second // a data plane that outlives its control holds the pipes
+	var err error
+	if p.Process, err = n.Start(cmd); err != nil {
+		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		p.cmd.Process.Kill()
-		<-p.ended
+		p.Cmd.Process.Kill()
+		<-p.Ended
 		if t.Failed() {
 			t.Logf("the log of %s:\n%s", p.name, p.log())
 		}
@@ -156,7 +144,7 @@ func spawn(t *testing.T, n *namespace, env []string, args ...string) *process {
 
 func (p *process) signal(t *testing.T, s syscall.Signal) {
 	t.Helper()
-	if err := p.cmd.Process.Signal(s); err != nil {
+	if err := p.Cmd.Process.Signal(s); err != nil {
 		t.Fatalf("%s: %v: %v", p.name, s, err)
 	}
 }
@@ -165,8 +153,8 @@ func (p *process) signal(t *testing.T, s syscall.Signal) {
 func (p *process) wait(t *testing.T, limit time.Duration) int {
 	t.Helper()
 	select {
-	case <-p.ended:
-		return p.cmd.ProcessState.ExitCode()
+	case <-p.Ended:
+		return p.Cmd.ProcessState.ExitCode()
 	case <-time.After(limit):
 		t.Fatalf("%s has not ended after %v", p.name, limit)
 		return 0
@@ -204,13 +192,14 @@ func newWeir(t *testing.T, n *network, config string) *weir {
 	w.write(t, config)
 	w.http = http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
 		DialContext: func(_ context.Context, network, address string) (c net.Conn, err error) {
-			err = n.gateway.do(func() error {
+			err = n.gateway.Do(func() error {
 				c, err = net.DialTimeout(network, address, time.Second)
 				return err
 			})
 			return c, err
 		},
 	}}
+	n.gateway.losses.weir = append(n.gateway.losses.weir, func() []int { return w.dataplanes(t) })
 	t.Cleanup(func() {
 		w.http.CloseIdleConnections()
 		for _, pid := range w.dataplanes(t) { // of a control that the test killed: it ends by itself, but not at once
@@ -262,8 +251,8 @@ func (w *weir) ready(t *testing.T) {
 	t.Helper()
 	eventually(t, patience, "ready", func() error {
 		select {
-		case <-w.ended:
-			t.Fatalf("weir ended before it was ready: %v", w.cmd.ProcessState)
+		case <-w.Ended:
+			t.Fatalf("weir ended before it was ready: %v", w.Cmd.ProcessState)
 		default:
 		}
 		_, err := w.get("/readyz")
@@ -362,8 +351,8 @@ func (s samples) balanced() error {
 	return nil
 }
 
-// expectBalance waits until the counters are at rest and every packet is accounted for. A scrape reads counters while a
-// worker writes them, so a single one may be torn.
+// expectBalance waits until the counters are at rest and every packet is accounted for. A scrape
+// reads counters while a worker writes them, so a single one may be torn.
 func (w *weir) expectBalance(t *testing.T) samples {
 	t.Helper()
 	var s samples
@@ -382,7 +371,7 @@ func (w *weir) expectBalance(t *testing.T) samples {
 // expectTables holds the shared session tables against themselves. Nobody may send meanwhile.
 func (w *weir) expectTables(t *testing.T) {
 	t.Helper()
-	dir := fmt.Sprintf("/proc/%d/fd", w.cmd.Process.Pid)
+	dir := fmt.Sprintf("/proc/%d/fd", w.Cmd.Process.Pid)
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		t.Fatal(err)
@@ -417,7 +406,7 @@ func (w *weir) dataplanes(t *testing.T) (pids []int) {
 	for _, path := range paths {
 		line, _ := os.ReadFile(path) // of a process that has ended: empty
 		args := strings.Split(string(line), "\x00")
-		if len(args) > 3 && args[0] == program && args[1] == "dataplane" && args[3] == w.socket {
+		if len(args) > 2 && args[0] == dataplaneOf(program) && args[1] == "--socket" && args[2] == w.socket {
 			pid, _ := strconv.Atoi(strings.Split(path, "/")[2])
 			pids = append(pids, pid)
 		}

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package dpdktest lets tests use DPDK: EAL without privileges or huge pages, ports on memory and on captures, and
-// a check that every mbuf came back. Each function fails the test when it cannot do its work.
+// Package dpdktest lets tests use DPDK: EAL without privileges or huge pages, ports on memory and
+// on captures, and a check that every mbuf came back. Each function fails the test when it cannot
+// do its work.
 package dpdktest
 
 import (
@@ -39,8 +40,8 @@ var serial atomic.Uint32
 // unique returns a name that no other pool or device of this process has.
 func unique(prefix string) string { return fmt.Sprintf("%s%d", prefix, serial.Add(1)) }
 
-// Mempool makes a pool of n mbufs for an MTU of 1500. When the test ends, after what was made later has ended, every
-// mbuf must be back.
+// Mempool makes a pool of n mbufs for an MTU of 1500. When the test ends, after what was made later
+// has ended, every mbuf must be back.
 func Mempool(tb testing.TB, n int) *dpdk.Mempool {
 	tb.Helper()
 	return MempoolFor(tb, n, 1500)
@@ -92,14 +93,16 @@ func Ring(tb testing.TB, pool *dpdk.Mempool) *dpdk.Port {
 	return Open(tb, dpdk.PortConfig{Name: "ring", Device: unique("net_ring"), Mempool: From(pool)})
 }
 
-// Null opens a port that always has packets, of size zero bytes each, and swallows what it is given.
+// Null opens a port that always has packets, of size zero bytes each, and swallows what it is
+// given.
 func Null(tb testing.TB, pool *dpdk.Mempool, size int) *dpdk.Port {
 	tb.Helper()
 	device := fmt.Sprintf("%s,size=%d", unique("net_null"), size)
 	return Open(tb, dpdk.PortConfig{Name: "null", Device: device, Mempool: From(pool)})
 }
 
-// Pcap opens a port that receives the frames and writes what it transmits to the file out, complete once it is closed.
+// Pcap opens a port that receives the frames and writes what it transmits to the file out, complete
+// once it is closed.
 func Pcap(tb testing.TB, pool *dpdk.Mempool, frames [][]byte) (port *dpdk.Port, out string) {
 	tb.Helper()
 	dir := tb.TempDir()

@@ -216,8 +216,8 @@ func (r *runner) process(data []byte) {
 	r.respond.Poll(now)
 	inject := r.state.Inject(0)
 	for m := inject.Peek(); m != nil; m = inject.Peek() {
-		r.sent = append(r.sent, sentFrame{int(m.Port), bytes.Clone(m.Data())})
-		r.worker.Originated(int(m.Port), 1, uint64(len(m.Data())))
+		r.sent = append(r.sent, sentFrame{m.At.Port(), bytes.Clone(m.Data())})
+		r.worker.Originated(m.At.Port(), 1, uint64(len(m.Data())))
 		inject.Pop()
 	}
 }

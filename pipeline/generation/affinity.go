@@ -4,6 +4,7 @@ package generation
 
 import (
 	"weir/config"
+	"weir/pipeline/attach"
 	"weir/pipeline/inet"
 	"weir/pipeline/session"
 )
@@ -23,8 +24,8 @@ func (g *Generation) Beyond(external inet.Addr) uint16 {
 	default:
 		index = h.Index
 	}
-	if port := g.Instances[index].Port[f]; port != NoPort {
-		return g.Ports[port].MTU
+	if in := &g.Instances[index]; in.At[f] != attach.None {
+		return g.Links[in.Link[f]].MTU
 	}
 	return ^uint16(0)
 }
@@ -90,7 +91,8 @@ func (g *Generation) Adjust(s *session.Session, in *Instance, ports uint32, prot
 			ports &= g.Ways(&g.Routes[r-1], s.Remote)
 		}
 	}
-	s.Neighbor, s.InPort, s.Ports, s.Timer = in.Neighbor[f], in.Port[f], ports, g.Header.timer(proto, remotePort)
+	s.Delivery = session.Delivery{At: in.At[f], Link: in.Link[f], HopGroup: g.group(ports)}
+	s.Neighbor, s.Timer = in.Neighbor[f], g.Header.timer(proto, remotePort)
 	s.Flags &^= session.OnLink
 	for i := range g.OnLink {
 		if g.OnLink[i].Holds(s.Remote) {

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 
 	"weir/config"
+	"weir/pipeline/attach"
 	"weir/pipeline/inet"
 	"weir/pipeline/state"
 )
@@ -87,6 +88,7 @@ func (b *builder) build() error {
 		}
 	}
 	b.buildHosts()
+	b.buildTags()
 	return nil
 }
 
@@ -116,6 +118,7 @@ func (b *builder) indexPools() {
 			outside |= 1 << i
 		}
 	}
+	b.group(outside)
 	b.poolGateways = make([][]int32, len(b.cfg.Pools))
 	b.poolPorts = make([]uint32, len(b.cfg.Pools))
 	b.poolRules = make([]rules, len(b.cfg.Pools))
@@ -129,7 +132,13 @@ func (b *builder) indexPools() {
 		if len(p.Ports) == 0 {
 			b.poolPorts[i] = outside
 		}
+		b.group(b.poolPorts[i])
 		b.poolRules[i] = rulesOf(p.Sessions)
+	}
+	for _, ways := range privateWays(b.cfg.Ports) {
+		for _, ports := range b.poolPorts {
+			b.group(ports & ways)
+		}
 	}
 	slices.SortFunc(b.poolRanges, func(x, y poolRange) int { return x.From.Compare(y.From) })
 	b.single = map[netip.Addr][]int32{}
@@ -195,42 +204,54 @@ func (b *builder) eligible(a netip.Addr, gateway int32) bool {
 
 func (b *builder) buildPorts() error {
 	for i, p := range b.cfg.Ports {
-		r := Port{Side: uint8(p.Side), MTU: uint16(p.MTU), VPC: -1, MAC: p.MAC}
+		own := attach.Port(i)
+		r := Port{Side: uint8(p.Side), MTU: uint16(p.MTU), Own: Place{own, Unattached}, MAC: p.MAC}
+		b.Links = append(b.Links, Link{MTU: r.MTU})
 		for _, a := range p.Addresses {
 			if p.Side == config.Outside {
 				b.hostList = append(b.hostList, Host{Addr: inet.FromNetip(a.Addr()), Kind: HostOwn, Port: uint8(i)})
 				first, last := inet.PrefixRange(a)
-				b.OnLink = append(b.OnLink, Prefix{First: first, Last: last, Port: uint8(i)})
+				b.OnLink = append(b.OnLink, Prefix{First: first, Last: last, At: own})
 			}
 		}
 		for _, p := range p.PrivateSources {
 			first, last := inet.PrefixRange(p)
-			b.Private = append(b.Private, Prefix{First: first, Last: last, Port: uint8(i)})
+			b.Private = append(b.Private, Prefix{First: first, Last: last, At: own})
 		}
 		for _, h := range p.NextHops {
-			if err := b.addHop(i, h); err != nil {
+			hop, err := b.hop(own, h)
+			if err != nil {
 				return err
 			}
+			b.Hops = append(b.Hops, hop)
 		}
 		b.Ports = append(b.Ports, r)
 	}
 	return nil
 }
 
-// addHop notes a router: an outside port's, which flows are spread over, or an attachment's. All of them are kept resolved.
-func (b *builder) addHop(port int, h config.NextHop) error {
+// hop compiles a router. All of them are kept resolved.
+func (b *builder) hop(at attach.Word, h config.NextHop) (Hop, error) {
 	a := inet.FromNetip(h.Address)
-	slot, err := b.neighbor(port, a, h.MAC)
-	if err == nil {
-		b.Hops = append(b.Hops, Hop{Addr: a, Neighbor: slot, Port: uint8(port), Family: uint8(a.Family())})
+	slot, err := b.neighbor(at, a, h.MAC)
+	return Hop{Addr: a, Neighbor: slot, At: at, Family: uint8(a.Family())}, err
+}
+
+// group returns the number of a set of ports.
+func (b *builder) group(ports uint32) uint16 {
+	for i := range b.Groups {
+		if b.Groups[i].Ports == ports {
+			return uint16(i)
+		}
 	}
-	return err
+	b.Groups = append(b.Groups, Group{Ports: ports})
+	return uint16(len(b.Groups) - 1)
 }
 
 // neighbor makes sure that the neighbor table has an entry, which keeps what was resolved already.
-func (b *builder) neighbor(port int, a inet.Addr, mac config.MAC) (uint32, error) {
+func (b *builder) neighbor(at attach.Word, a inet.Addr, mac config.MAC) (uint32, error) {
 	n := b.c.state.Neighbors
-	slot := n.Find(uint8(port), a)
+	slot := n.Find(at, a)
 	var was uint64
 	if slot != state.NoNeighbor {
 		was = atomic.LoadUint64(&n.Entries[slot].Word)
@@ -244,7 +265,7 @@ func (b *builder) neighbor(port int, a inet.Addr, mac config.MAC) (uint32, error
 	switch {
 	case was == 0:
 		var err error
-		if slot, err = n.Set(uint8(port), a, state.NeighborState(word>>48), state.MACOf(word)); err != nil {
+		if slot, err = n.Set(at, a, state.NeighborState(word>>48), state.MACOf(word)); err != nil {
 			return slot, err
 		}
 		b.created = append(b.created, slot)
@@ -255,38 +276,54 @@ func (b *builder) neighbor(port int, a inet.Addr, mac config.MAC) (uint32, error
 	return slot, nil
 }
 
-// NoPort is where a VPC without attachment is reached: nowhere.
-const NoPort = 0xff
+// way is how something is reached: through which attachment, and over which link.
+type way struct {
+	at   attach.Word
+	link uint16
+}
 
-// via says how a VPC-internal address is reached: by which port, and through which hop; a zero hop is the address itself.
-func via(v *config.VPC, a netip.Addr) (port int, hop config.NextHop) {
+// wayOf returns the way to what is on an attachment.
+func wayOf(a *config.Attachment) way { return way{WordOf(a), uint16(a.Port)} }
+
+// WordOf returns the word of an attachment.
+func WordOf(a *config.Attachment) attach.Word { return attach.Port(a.Port) }
+
+// via says how a VPC-internal address is reached, and through which hop; a zero hop is the address itself. A VPC without attachment is
+// reached nowhere.
+func (b *builder) via(v *config.VPC, a netip.Addr) (by way, hop config.NextHop) {
 	if len(v.Attach) == 0 {
-		return NoPort, config.NextHop{}
+		return way{at: attach.None}, config.NextHop{}
 	}
-	at := v.Attach[0]
-	for _, t := range v.Attach {
+	by = wayOf(&v.Attach[0])
+	for i := range v.Attach {
+		t := &v.Attach[i]
 		if slices.ContainsFunc(t.Addresses, func(p netip.Prefix) bool { return p.Masked().Contains(a) }) {
-			return t.Port, config.NextHop{}
+			return wayOf(t), config.NextHop{}
 		}
 	}
-	for _, h := range at.NextHops {
+	for _, h := range v.Attach[0].NextHops {
 		if h.Address.BitLen() == a.BitLen() {
-			return at.Port, h
+			return by, h
 		}
 	}
-	return at.Port, config.NextHop{}
+	return by, config.NextHop{}
 }
 
 func (b *builder) buildAttachments(vi int) error {
-	for _, a := range b.cfg.VPCs[vi].Attach {
-		b.Ports[a.Port].VPC = int32(vi)
+	list := b.cfg.VPCs[vi].Attach
+	for i := range list {
+		a := &list[i]
+		by := wayOf(a)
+		b.addAttachment(Attachment{At: by.at, VPC: uint32(vi), MTU: b.Links[by.link].MTU, Link: by.link})
 		for _, p := range a.Addresses {
 			b.hostList = append(b.hostList, Host{Addr: inet.FromNetip(p.Addr()), Domain: uint32(vi) + 1, Kind: HostOwn, Port: uint8(a.Port)})
 		}
 		for _, h := range a.NextHops {
-			if err := b.addHop(a.Port, h); err != nil {
+			hop, err := b.hop(by.at, h)
+			if err != nil {
 				return err
 			}
+			b.Routers = append(b.Routers, hop)
 		}
 	}
 	return nil

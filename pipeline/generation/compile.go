@@ -88,6 +88,9 @@ func Resume(s *state.State, g *Generation) *Compiler {
 	for i := range g.Hops {
 		c.neighbors[g.Hops[i].Neighbor]++
 	}
+	for i := range g.Routers {
+		c.neighbors[g.Routers[i].Neighbor]++
+	}
 	s.Neighbors.Recount()
 	c.VPCs.passOver()
 	c.Instances.passOver()

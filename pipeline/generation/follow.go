@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"weir/config"
+	"weir/pipeline/attach"
 	"weir/pipeline/inet"
 	"weir/pipeline/memory"
 	"weir/pipeline/state"
@@ -196,7 +197,7 @@ func (f *follower) bury(vpc int) {
 				f.neighbors[slot]--
 			}
 		}
-		f.Instances[index] = Instance{Routes: [2]uint32{NoTable, NoTable}, Neighbor: [2]uint32{state.NoNeighbor, state.NoNeighbor}}
+		f.Instances[index] = Instance{Routes: [2]uint32{NoTable, NoTable}, Neighbor: [2]uint32{state.NoNeighbor, state.NoNeighbor}, At: [2]attach.Word{attach.None, attach.None}}
 		f.dead[index] = true
 		f.last.dead++
 		if in.Address4.IsValid() {

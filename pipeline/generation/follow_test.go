@@ -25,8 +25,8 @@ func (g *Generation) meaning(cfg *config.Config, s *state.State) []string {
 		if slot == state.NoNeighbor {
 			return "none"
 		}
-		port, a := s.Neighbors.At(slot)
-		return fmt.Sprintf("%v by %d", a, port)
+		at, a := s.Neighbors.At(slot)
+		return fmt.Sprintf("%v by %v", a, at)
 	}
 	name := func(i uint32) string {
 		if in := g.Instances[i]; in.Slot == 0 {
@@ -67,8 +67,17 @@ func (g *Generation) meaning(cfg *config.Config, s *state.State) []string {
 		add("on link: %+v", p)
 	}
 	for _, h := range g.Hops {
-		add("hop %v of port %d: neighbor %s", h.Addr, h.Port, neighbor(h.Neighbor))
+		add("hop %v of %v: neighbor %s", h.Addr, h.At, neighbor(h.Neighbor))
 	}
+	for _, h := range g.Routers {
+		add("router %v of %v: neighbor %s", h.Addr, h.At, neighbor(h.Neighbor))
+	}
+	for i := range g.Attachments {
+		a := g.Attachments[i]
+		found, ok := g.Attachment(a.At)
+		add("attachment %+v: %v %v", a, found == uint32(i), ok)
+	}
+	add("groups %v, links %v", g.Groups, g.Links)
 	for f := range 2 {
 		add("attached: %s", ranges(AttachedTables+uint32(f), func(i uint32) string {
 			a := g.Attached[i]
@@ -82,7 +91,7 @@ func (g *Generation) meaning(cfg *config.Config, s *state.State) []string {
 		if in.Slot == 0 {
 			continue
 		}
-		add("instance %s: %v, slot %d, limit %d, ports %v, neighbors %s, %s", name(uint32(i)), in.Addr, in.Slot, in.Limit, in.Port, neighbor(in.Neighbor[0]), neighbor(in.Neighbor[1]))
+		add("instance %s: %v, slot %d, limit %d, ports %v, neighbors %s, %s", name(uint32(i)), in.Addr, in.Slot, in.Limit, in.At, neighbor(in.Neighbor[0]), neighbor(in.Neighbor[1]))
 		for f := range 2 {
 			add("instance %s: routes %s", name(uint32(i)), ranges(in.Routes[f], func(r uint32) string { return fmt.Sprintf("%+v", g.Routes[r]) }))
 		}

@@ -7,6 +7,7 @@ package generation
 
 import (
 	"weir/config"
+	"weir/pipeline/attach"
 	"weir/pipeline/header"
 	"weir/pipeline/inet"
 	"weir/pipeline/memory"
@@ -50,39 +51,44 @@ type Header struct {
 type section struct{ Off, Count, Cap uint64 }
 
 const (
-	numSections   = 22
+	numSections   = 27
 	sourceSection = numSections - 1
 )
 
 // Tables are the sections. Each is a slice into the segment (or, while compiling, on the heap).
 type Tables struct {
-	Ports      table[Port]
-	OnLink     table[Prefix] // the outside ports' own prefixes
-	Private    table[Prefix] // private sources of the outside ports
-	Hops       table[Hop]    // next hops of the outside ports, and of attachments
-	VPCs       table[VPC]
-	Instances  table[Instance]
-	Selections table[Selection] // of an instance: per tag of its VPC, IPv4 then IPv6
-	Candidates table[Candidate]
-	Routes     table[Route]
-	ranges     table[rangeTable]
-	starts     table[inet.Addr] // of range tables
-	results    table[uint32]    // beside starts; 0: none, else 1 + index
-	Hosts      table[Host]      // open hash table
-	SNAT       table[SNATRange]
-	PortRanges table[session.PortRange] // an instance's ports of an SNAT address
-	Sources    table[Source]
-	Attached   table[Attached]
-	gateways   table[int32]  // lists of gateways
-	sets       table[span]   // the lists: gateways that a pool, or an address, is associated with
-	names      table[byte]   // of the VPCs, then of the instances, one after the other; for control
-	nameEnds   table[uint32] // where each name ends
-	source     table[byte]   // the text that it was compiled from, as control wants it; for control
+	Ports       table[Port]
+	OnLink      table[Prefix] // the outside ports' own prefixes
+	Private     table[Prefix] // private sources of the outside ports
+	Hops        table[Hop]    // next hops of the outside ports
+	Groups      table[Group]  // of them
+	Routers     table[Hop]    // next hops of attachments
+	Attachments table[Attachment]
+	tags        table[uint32] // open hash table by word: 1 + index of an attachment; 0: empty
+	Links       table[Link]
+	VPCs        table[VPC]
+	Instances   table[Instance]
+	Selections  table[Selection] // of an instance: per tag of its VPC, IPv4 then IPv6
+	Candidates  table[Candidate]
+	Routes      table[Route]
+	ranges      table[rangeTable]
+	starts      table[inet.Addr] // of range tables
+	results     table[uint32]    // beside starts; 0: none, else 1 + index
+	Hosts       table[Host]      // open hash table
+	SNAT        table[SNATRange]
+	PortRanges  table[session.PortRange] // an instance's ports of an SNAT address
+	Sources     table[Source]
+	Attached    table[Attached]
+	gateways    table[int32]  // lists of gateways
+	sets        table[span]   // the lists: gateways that a pool, or an address, is associated with
+	names       table[byte]   // of the VPCs, then of the instances, one after the other; for control
+	nameEnds    table[uint32] // where each name ends
+	source      table[byte]   // the text that it was compiled from, as control wants it; for control
 }
 
 // columns returns all sections in their order.
 func (t *Tables) columns() [numSections]column {
-	return [numSections]column{&t.Ports, &t.OnLink, &t.Private, &t.Hops, &t.VPCs, &t.Instances, &t.Selections, &t.Candidates, &t.Routes,
+	return [numSections]column{&t.Ports, &t.OnLink, &t.Private, &t.Hops, &t.Groups, &t.Routers, &t.Attachments, &t.tags, &t.Links, &t.VPCs, &t.Instances, &t.Selections, &t.Candidates, &t.Routes,
 		&t.ranges, &t.starts, &t.results, &t.Hosts, &t.SNAT, &t.PortRanges, &t.Sources, &t.Attached, &t.gateways, &t.sets, &t.names, &t.nameEnds, &t.source}
 }
 
@@ -95,24 +101,54 @@ type Port struct {
 	Side uint8
 	_    uint8
 	MTU  uint16
-	VPC  int32 // inside: the VPC it belongs to, -1: none
+	Own  Place // inside: of its plain frames; outside: of all its frames
 	MAC  config.MAC
 	_    [2]uint8
+}
+
+// Place is where a frame comes from.
+type Place struct {
+	At    attach.Word
+	Index uint32 // in Attachments; Unattached: no VPC's
+}
+
+// Unattached is the index of no attachment.
+const Unattached = ^uint32(0)
+
+// Attachment is where packets of a VPC come and go. Its router addresses are hosts, its next hops Routers.
+type Attachment struct {
+	At   attach.Word
+	VPC  uint32
+	MTU  uint16 // of an IP packet
+	Link uint16 // to what is on it; a tunnel has one for each endpoint instead
+	_    uint32
+}
+
+// Link is a way to something: the first ones are the ports', in their order.
+type Link struct {
+	MTU uint16 // of an IP packet
+	_   [6]uint8
+}
+
+// Group is a set of next hops that a session's packets are spread over.
+type Group struct {
+	Ports uint32 // the outside ports on which they lie, a bit each
 }
 
 // Prefix is a prefix of an outside port: its own, or one of private sources.
 type Prefix struct {
 	First, Last inet.Addr
-	Port        uint8
-	_           [7]uint8
+	At          attach.Word
+	_           uint32
 }
 
+// Hop is a router: an outside port's, which flows are spread over, or an attachment's.
 type Hop struct {
 	Addr     inet.Addr
 	Neighbor uint32
-	Port     uint8
+	At       attach.Word
 	Family   uint8
-	_        [2]uint8
+	_        [7]uint8
 }
 
 type VPC struct {
@@ -131,8 +167,10 @@ type Instance struct {
 	Selections uint32    // first of 2 x Tags
 	Routes     [2]uint32 // range table per family -> routes
 	Neighbor   [2]uint32
-	Port       [2]uint8
-	_          [6]uint8
+	At         [2]attach.Word // where it is, per family; attach.None: nowhere
+	Link       [2]uint16      // the way to it
+	Bound      bool           // its packets have the MAC that is configured for it
+	_          [3]uint8
 }
 
 // Kinds of a selection.
@@ -174,7 +212,7 @@ const (
 const (
 	RouteDrop     = iota + 1
 	RouteGateway  // tag
-	RouteInternal // untranslated, to Hop by Port, or, with no Hop, to the destination itself
+	RouteInternal // untranslated, to Hop at At, or, with no Hop, to the destination itself
 )
 
 type Route struct {
@@ -182,10 +220,11 @@ type Route struct {
 	Gateway int32  // index in the configuration; config.UnnamedGateway
 	Tag     uint32 // number of that gateway among those that the VPC's routes name
 	Index   int32  // the route's place in its VPC's list; -1: the implicit route of a subnet
+	At      attach.Word
+	Link    uint16
 	Kind    uint8
-	Port    uint8
 	All     uint8 // 1: it is to a /0
-	_       uint8
+	_       [4]uint8
 }
 
 // rangeTable maps addresses to results by sorted, disjoint ranges: each starts where the one before it ends.
@@ -247,7 +286,7 @@ type Attached struct {
 }
 
 // genLayout is the hash over all types of a generation.
-var genLayout = memory.Hash(Header{}, Port{}, Prefix{}, Hop{}, VPC{}, Instance{}, Selection{}, Candidate{},
+var genLayout = memory.Hash(Header{}, Port{}, Prefix{}, Hop{}, Group{}, Attachment{}, Link{}, VPC{}, Instance{}, Selection{}, Candidate{},
 	Route{}, rangeTable{}, inet.Addr{}, Host{}, SNATRange{}, session.PortRange{}, Source{}, Attached{})
 
 // AttachedTables are the first two range tables of every generation: all attached prefixes, per family.

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 
 	"weir/config"
+	"weir/pipeline/attach"
 	"weir/pipeline/inet"
 	"weir/pipeline/rendezvous"
 	"weir/pipeline/session"
@@ -65,6 +66,7 @@ func (b *builder) buildInstance(v *config.VPC, in *config.Instance, vi uint32, r
 		Selections: uint32(len(b.Selections)),
 		Routes:     [2]uint32{NoTable, NoTable},
 		Neighbor:   [2]uint32{state.NoNeighbor, state.NoNeighbor},
+		At:         [2]attach.Word{attach.None, attach.None},
 	}
 	if rec.Slot, err = b.c.Instances.get(v.Name+"/"+in.Name, b.newInstances); err != nil {
 		return rec, err
@@ -74,17 +76,17 @@ func (b *builder) buildInstance(v *config.VPC, in *config.Instance, vi uint32, r
 			continue
 		}
 		rec.Routes[f] = r.of(v, a)
-		port, hop := via(v, a)
+		by, hop := b.via(v, a)
 		mac := in.MAC
 		if hop.Address.IsValid() {
 			mac = hop.MAC
 		} else {
 			hop.Address = a
 		}
-		if rec.Port[f] = uint8(port); port == NoPort {
+		if rec.At[f], rec.Link[f] = by.at, by.link; by.at == attach.None {
 			continue
 		}
-		if rec.Neighbor[f], err = b.neighbor(port, inet.FromNetip(hop.Address), mac); err != nil {
+		if rec.Neighbor[f], err = b.neighbor(by.at, inet.FromNetip(hop.Address), mac); err != nil {
 			return rec, err
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"weir/config"
+	"weir/pipeline/attach"
 	"weir/pipeline/inet"
 )
 
@@ -44,24 +45,24 @@ func (b *builder) buildRoutes(v *config.VPC) *routing {
 		}
 		return uint32(i)
 	}
-	add := func(rec Route, port int, hop config.NextHop) uint32 {
-		rec.Port, rec.Hop = uint8(port), inet.FromNetip(hop.Address)
+	add := func(rec Route, by way, hop config.NextHop) uint32 {
+		rec.At, rec.Link, rec.Hop = by.at, by.link, inet.FromNetip(hop.Address)
 		b.Routes = append(b.Routes, rec)
 		return uint32(len(b.Routes) - 1)
 	}
 	var entries []entry
 	froms := map[netip.Prefix][]entry{}
 	for _, s := range v.Subnets {
-		port, hop := via(v, s.Addr())
-		entries = append(entries, entry{s, false, -1, add(Route{Kind: RouteInternal, Index: -1}, port, hop)})
+		by, hop := b.via(v, s.Addr())
+		entries = append(entries, entry{s, false, -1, add(Route{Kind: RouteInternal, Index: -1}, by, hop)})
 	}
 	for i, rt := range v.Routes {
 		e := entry{to: rt.To, custom: rt.Class == config.Custom, from: -1}
 		rec := Route{Index: int32(i)}
+		by := way{at: attach.None}
 		if rt.To.Bits() == 0 {
 			rec.All = 1
 		}
-		var port int
 		var hop config.NextHop
 		switch rt.Target {
 		case config.TargetDrop:
@@ -70,14 +71,14 @@ func (b *builder) buildRoutes(v *config.VPC) *routing {
 			rec.Kind, rec.Gateway, rec.Tag = RouteGateway, int32(rt.Gateway), tag(int32(rt.Gateway))
 		case config.TargetAddress:
 			rec.Kind = RouteInternal
-			if port, hop = via(v, rt.Address); !hop.Address.IsValid() {
+			if by, hop = b.via(v, rt.Address); !hop.Address.IsValid() {
 				hop.Address = rt.Address
 			}
 		case config.TargetSubnet:
 			rec.Kind = RouteInternal
-			port, hop = via(v, rt.Subnet.Addr())
+			by, hop = b.via(v, rt.Subnet.Addr())
 		}
-		e.route = add(rec, port, hop)
+		e.route = add(rec, by, hop)
 		if rt.From.IsValid() {
 			e.from = rt.From.Bits()
 			froms[rt.From] = append(froms[rt.From], e)

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"weir/config"
+	"weir/pipeline/attach"
 	"weir/pipeline/session"
 )
 
@@ -105,8 +106,12 @@ func (t *Tally) Concerned(e *session.Session) []int {
 // concern adds the changes that concern a session on one side.
 func (t *Tally) concern(s *side, e *session.Session) {
 	t.note(s, config.KindPool, 0, s.poolOf(e.External.Netip()))
+	var leaves uint32
+	if h := s.gen.Host(0, e.External); h != nil {
+		leaves = h.Ports
+	}
 	for port := range s.gen.Ports {
-		if e.Ports&(1<<port) != 0 || int(e.InPort) == port {
+		if leaves&(1<<port) != 0 || e.At != attach.None && e.At.Port() == port {
 			t.note(s, config.KindPort, 0, port)
 		}
 	}

@@ -97,7 +97,6 @@ func ParseICMPv6(b []byte) (ICMPv6, bool) {
 
 func (m ICMPv6) Type() uint8      { return m[ICMPTypeOffset] }
 func (m ICMPv6) Code() uint8      { return m[ICMPCodeOffset] }
-func (m ICMPv6) Checksum() uint16 { return get16(m[ICMPChecksumOffset:]) }
 func (m ICMPv6) ID() uint16       { return get16(m[ICMPIDOffset:]) }
 func (m ICMPv6) Sequence() uint16 { return get16(m[ICMPSequenceOffset:]) }
 func (m ICMPv6) MTU() uint32      { return get32(m[4:]) } // of 2/0

@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"weir/config"
+	"weir/pipeline/attach"
 	"weir/pipeline/drop"
 	"weir/pipeline/generation"
 	"weir/pipeline/header"
@@ -25,17 +26,18 @@ type Responder struct {
 	gen   *generation.Generation
 	macs  []config.MAC
 
+	attachments map[attach.Word]*config.Attachment // of VPCs
+
 	// Passive: neighbors count as resolved, so nobody is asked and nothing learned. For replays.
 	Passive bool
 
 	probes map[probeKey]*probe
 	scan   int64 // when to look through the probes next
 	buf    []byte
-	lost   uint64
 }
 
 type probeKey struct {
-	port uint8
+	at   attach.Word
 	addr inet.Addr
 }
 
@@ -55,7 +57,7 @@ const (
 	scanInterval  = int64(100e6)
 	hopInterval   = int64(10e9)  // a next hop is asked again after this
 	ReaskInterval = int64(300e9) // any other neighbor
-	MaxDynamic    = 1024         // neighbors of a port that no configuration names
+	MaxDynamic    = 1024         // neighbors of an attachment that no configuration names
 )
 
 // New returns a responder for the state's rings.
@@ -67,9 +69,16 @@ func New(s *state.State, macs []config.MAC) *Responder {
 func (r *Responder) Configure(cfg *config.Config, g *generation.Generation) {
 	first := r.gen == nil
 	r.cfg, r.gen = cfg, g
+	r.attachments = make(map[attach.Word]*config.Attachment, len(g.Attachments))
+	for i := range cfg.VPCs {
+		list := cfg.VPCs[i].Attach
+		for j := range list {
+			r.attachments[generation.WordOf(&list[j])] = &list[j]
+		}
+	}
 	asked := map[uint32]bool{} // the only ones of which it matters whether an instance has them
 	for k := range r.probes {
-		asked[r.state.Neighbors.Find(k.port, k.addr)] = true
+		asked[r.state.Neighbors.Find(k.at, k.addr)] = true
 	}
 	named := map[uint32]bool{}
 	for i := range g.Instances {
@@ -80,7 +89,7 @@ func (r *Responder) Configure(cfg *config.Config, g *generation.Generation) {
 		}
 	}
 	for k, p := range r.probes {
-		slot := r.state.Neighbors.Find(k.port, k.addr)
+		slot := r.state.Neighbors.Find(k.at, k.addr)
 		if p.hop || slot == state.NoNeighbor {
 			delete(r.probes, k)
 		} else if named[slot] {
@@ -90,10 +99,12 @@ func (r *Responder) Configure(cfg *config.Config, g *generation.Generation) {
 	if first {
 		r.inherit(named)
 	}
-	for i := range g.Hops {
-		h := &g.Hops[i]
-		if now, _ := r.state.Neighbors.Get(h.Neighbor); now != state.NeighborStatic {
-			r.probes[probeKey{h.Port, h.Addr}] = &probe{hop: true}
+	for _, hops := range [][]generation.Hop{g.Hops, g.Routers} {
+		for i := range hops {
+			h := &hops[i]
+			if now, _ := r.state.Neighbors.Get(h.Neighbor); now != state.NeighborStatic {
+				r.probes[probeKey{h.At, h.Addr}] = &probe{hop: true}
+			}
 		}
 	}
 }
@@ -105,8 +116,8 @@ func (r *Responder) inherit(named map[uint32]bool) {
 		if now == state.NeighborNone || now == state.NeighborStatic || now == state.NeighborIncomplete && named[uint32(slot)] {
 			continue
 		}
-		port, addr := r.state.Neighbors.At(uint32(slot))
-		r.probes[probeKey{port, addr}] = &probe{next: ReaskInterval / 1024 * int64(len(r.probes)%1024), dynamic: !named[uint32(slot)]}
+		at, addr := r.state.Neighbors.At(uint32(slot))
+		r.probes[probeKey{at, addr}] = &probe{next: ReaskInterval / 1024 * int64(len(r.probes)%1024), dynamic: !named[uint32(slot)]}
 	}
 }
 
@@ -135,20 +146,17 @@ func (r *Responder) Poll(now int64) {
 	}
 }
 
-// Lost returns how many frames found no room on the way to a worker.
-func (r *Responder) Lost() uint64 { return r.lost }
-
 // Probing returns how many neighbors are asked for, now or later.
 func (r *Responder) Probing() int { return len(r.probes) }
 
 // Handle does what a message from a worker asks for.
 func (r *Responder) Handle(m *state.Message, now int64) {
-	if int(m.Port) >= len(r.macs) {
+	if m.At.Port() >= len(r.macs) {
 		return
 	}
 	switch m.Kind {
 	case state.PuntResolve:
-		r.want(probeKey{m.Port, m.Addr}, now)
+		r.want(probeKey{m.At, m.Addr}, now)
 	case state.PuntError:
 		r.sendError(m)
 	case state.PuntFrame:
@@ -158,60 +166,60 @@ func (r *Responder) Handle(m *state.Message, now int64) {
 		}
 		switch e.Type() {
 		case header.EtherTypeARP:
-			r.arp(m.Port, e, now)
+			r.arp(m.At, e, now)
 		case header.EtherTypeIPv4:
 			if ip, ok := header.ParseIPv4(e.Payload()); ok {
-				b := r.frame(e.Src(), m.Port, header.EtherTypeIPv4)
+				b := r.frame(e.Src(), m.At, header.EtherTypeIPv4)
 				if b, ok = header.AppendEchoReplyIPv4(b, ip); ok {
-					r.send(m.Port, b)
+					r.send(m.At, b)
 				}
 			}
 		case header.EtherTypeIPv6:
 			if ip, ok := header.ParseIPv6(e.Payload()); ok {
-				r.ipv6(m.Port, e, ip, now)
+				r.ipv6(m.At, e, ip, now)
 			}
 		}
 	}
 }
 
 // frame begins a frame of ours to dst in the responder's buffer.
-func (r *Responder) frame(dst header.MAC, port uint8, etherType uint16) []byte {
-	return header.AppendEthernet(r.buf[:0], dst, header.MAC(r.macs[port]), etherType)
+func (r *Responder) frame(dst header.MAC, at attach.Word, etherType uint16) []byte {
+	return header.AppendEthernet(r.buf[:0], dst, header.MAC(r.macs[at.Port()]), etherType)
 }
 
-// send hands a frame to a worker, any of which can transmit by every port.
-func (r *Responder) send(port uint8, b []byte) {
+// send hands a frame to a worker, any of which can transmit through every port.
+func (r *Responder) send(at attach.Word, b []byte) {
 	r.buf = b
-	if !r.state.Inject(0).Put(state.InjectFrame, port, drop.Pass, 0, inet.Addr{}, b) {
-		r.lost++
+	if !r.state.Inject(0).Put(state.InjectFrame, at, drop.Pass, 0, inet.Addr{}, b) {
+		r.state.CountLost()
 	}
 }
 
-func (r *Responder) arp(port uint8, e header.Ethernet, now int64) {
+func (r *Responder) arp(at attach.Word, e header.Ethernet, now int64) {
 	a, ok := header.ParseARP(e.Payload())
-	if !ok || a.SenderMAC() != e.Src() || a.SenderMAC().IsGroup() || r.ours(port, a.Sender()) {
+	if !ok || a.SenderMAC() != e.Src() || a.SenderMAC().IsGroup() || r.ours(at, a.Sender()) {
 		return // malformed, or somebody claims one of our addresses
 	}
 	if a.Sender().IsValid() && !a.Sender().IsUnspecified() {
-		r.Learn(port, a.Sender(), a.SenderMAC(), now)
+		r.Learn(at, a.Sender(), a.SenderMAC(), now)
 	}
-	if a.Operation() == header.ARPRequest && r.answers(port, a.Target()) {
-		r.send(port, header.AppendARPReply(r.frame(a.SenderMAC(), port, header.EtherTypeARP), header.MAC(r.macs[port]), a))
+	if a.Operation() == header.ARPRequest && r.answers(at, a.Target()) {
+		r.send(at, header.AppendARPReply(r.frame(a.SenderMAC(), at, header.EtherTypeARP), header.MAC(r.macs[at.Port()]), a))
 	}
 }
 
-func (r *Responder) ipv6(port uint8, e header.Ethernet, ip header.IPv6, now int64) {
+func (r *Responder) ipv6(at attach.Word, e header.Ethernet, ip header.IPv6, now int64) {
 	if s, ok := header.ParseNeighborSolicitation(ip); ok {
-		if mac, ok := s.LinkLayer(); ok && mac == e.Src() && !mac.IsGroup() && !r.ours(port, ip.Src()) {
-			r.Learn(port, ip.Src(), mac, now)
+		if mac, ok := s.LinkLayer(); ok && mac == e.Src() && !mac.IsGroup() && !r.ours(at, ip.Src()) {
+			r.Learn(at, ip.Src(), mac, now)
 		}
-		if r.answers(port, s.Target()) {
+		if r.answers(at, s.Target()) {
 			flags := uint8(header.NDPRouter | header.NDPSolicited | header.NDPOverride)
 			to := e.Src()
 			if ip.Src().IsUnspecified() { // duplicate detection: all nodes shall hear it
 				to = header.MulticastMAC(netip.IPv6LinkLocalAllNodes())
 			}
-			r.send(port, header.AppendNeighborAdvertisement(r.frame(to, port, header.EtherTypeIPv6), header.MAC(r.macs[port]), flags, s.Target(), ip.Src(), s.Target()))
+			r.send(at, header.AppendNeighborAdvertisement(r.frame(to, at, header.EtherTypeIPv6), header.MAC(r.macs[at.Port()]), flags, s.Target(), ip.Src(), s.Target()))
 		}
 		return
 	}
@@ -220,45 +228,41 @@ func (r *Responder) ipv6(port uint8, e header.Ethernet, ip header.IPv6, now int6
 		if !ok {
 			mac = e.Src()
 		}
-		if !mac.IsGroup() && !r.ours(port, a.Target()) {
-			r.Learn(port, a.Target(), mac, now)
+		if !mac.IsGroup() && !r.ours(at, a.Target()) {
+			r.Learn(at, a.Target(), mac, now)
 		}
 		return
 	}
-	b := r.frame(e.Src(), port, header.EtherTypeIPv6)
+	b := r.frame(e.Src(), at, header.EtherTypeIPv6)
 	if b, ok := header.AppendEchoReplyIPv6(b, ip); ok {
-		r.send(port, b)
+		r.send(at, b)
 	}
 }
 
-// ours reports whether a is an address of weir itself on port.
-func (r *Responder) ours(port uint8, a netip.Addr) bool {
-	return slices.ContainsFunc(r.prefixes(port), func(p netip.Prefix) bool { return p.Addr() == a })
+// ours reports whether a is an address of weir itself on an attachment.
+func (r *Responder) ours(at attach.Word, a netip.Addr) bool {
+	return slices.ContainsFunc(r.prefixes(at), func(p netip.Prefix) bool { return p.Addr() == a })
 }
 
-// prefixes returns weir's own addresses on a port with their prefixes: the port's outside, its VPC's inside.
-func (r *Responder) prefixes(port uint8) []netip.Prefix {
-	p := &r.cfg.Ports[port]
+// prefixes returns weir's own addresses on an attachment with their prefixes: the port's outside.
+func (r *Responder) prefixes(at attach.Word) []netip.Prefix {
+	p := &r.cfg.Ports[at.Port()]
 	if p.Side == config.Outside {
 		return p.Addresses
 	}
-	if v := r.gen.Ports[port].VPC; v >= 0 {
-		for _, a := range r.cfg.VPCs[v].Attach {
-			if a.Port == int(port) {
-				return a.Addresses
-			}
-		}
+	if a := r.attachments[at]; a != nil {
+		return a.Addresses
 	}
 	return nil
 }
 
-// answers reports whether weir answers for address a on port: its own, and on an outside port, as the port's answer key
+// answers reports whether weir answers for address a on an attachment: its own, and on an outside port, as the port's answer key
 // says, external addresses of instances.
-func (r *Responder) answers(port uint8, a netip.Addr) bool {
-	if r.ours(port, a) {
+func (r *Responder) answers(at attach.Word, a netip.Addr) bool {
+	if r.ours(at, a) {
 		return true
 	}
-	p := &r.cfg.Ports[port]
+	p := &r.cfg.Ports[at.Port()]
 	if p.Side != config.Outside || p.Answer == config.AnswerNone {
 		return false
 	}
@@ -270,19 +274,19 @@ func (r *Responder) answers(port uint8, a netip.Addr) bool {
 }
 
 // Learn takes a neighbor's MAC if anybody wants to know it. A configured MAC stays.
-func (r *Responder) Learn(port uint8, a netip.Addr, mac header.MAC, now int64) {
+func (r *Responder) Learn(at attach.Word, a netip.Addr, mac header.MAC, now int64) {
 	x := inet.FromNetip(a)
-	slot := r.state.Neighbors.Find(port, x)
+	slot := r.state.Neighbors.Find(at, x)
 	if slot == state.NoNeighbor || r.Passive {
 		return
 	}
 	if now, _ := r.state.Neighbors.Get(slot); now == state.NeighborStatic {
 		return
 	}
-	if _, err := r.state.Neighbors.Set(port, x, state.NeighborReachable, config.MAC(mac)); err != nil {
+	if _, err := r.state.Neighbors.Set(at, x, state.NeighborReachable, config.MAC(mac)); err != nil {
 		return
 	}
-	k := probeKey{port, x}
+	k := probeKey{at, x}
 	p := r.probes[k]
 	if p == nil {
 		p = &probe{}
@@ -300,9 +304,9 @@ func (r *Responder) want(k probeKey, now int64) {
 	p := r.probes[k]
 	if p == nil {
 		p = &probe{}
-		if r.state.Neighbors.Find(k.port, k.addr) == state.NoNeighbor {
-			r.makeRoom(k.port)
-			if _, err := r.state.Neighbors.Set(k.port, k.addr, state.NeighborIncomplete, config.MAC{}); err != nil {
+		if r.state.Neighbors.Find(k.at, k.addr) == state.NoNeighbor {
+			r.makeRoom(k.at)
+			if _, err := r.state.Neighbors.Set(k.at, k.addr, state.NeighborIncomplete, config.MAC{}); err != nil {
 				return
 			}
 			p.dynamic = true
@@ -315,15 +319,15 @@ func (r *Responder) want(k probeKey, now int64) {
 	}
 }
 
-// makeRoom lets a port have one more neighbor that no configuration names. When it has its share, one that
+// makeRoom lets an attachment have one more neighbor that no configuration names. When it has its share, one that
 // was never resolved gives way, else the one that was heard of longest ago: a scan of a large prefix must not keep others from
 // being found (RFC 6583).
-func (r *Responder) makeRoom(port uint8) {
+func (r *Responder) makeRoom(at attach.Word) {
 	n := 0
 	var oldest probeKey
 	var age *probe
 	for k, p := range r.probes {
-		if !p.dynamic || k.port != port {
+		if !p.dynamic || k.at != at {
 			continue
 		}
 		n++
@@ -334,7 +338,7 @@ func (r *Responder) makeRoom(port uint8) {
 	if n < MaxDynamic {
 		return
 	}
-	if slot := r.state.Neighbors.Find(oldest.port, oldest.addr); slot != state.NoNeighbor {
+	if slot := r.state.Neighbors.Find(oldest.at, oldest.addr); slot != state.NoNeighbor {
 		r.state.Neighbors.Remove(slot)
 	}
 	delete(r.probes, oldest)
@@ -342,13 +346,13 @@ func (r *Responder) makeRoom(port uint8) {
 
 // ask sends the next question for a neighbor, or gives up.
 func (r *Responder) ask(k probeKey, p *probe, now int64) {
-	slot := r.state.Neighbors.Find(k.port, k.addr)
+	slot := r.state.Neighbors.Find(k.at, k.addr)
 	if slot == state.NoNeighbor {
 		delete(r.probes, k)
 		return
 	}
 	if p.tries >= ProbeTries {
-		r.state.Neighbors.Set(k.port, k.addr, state.NeighborIncomplete, config.MAC{})
+		r.state.Neighbors.Set(k.at, k.addr, state.NeighborIncomplete, config.MAC{})
 		switch {
 		case p.hop:
 			p.next, p.tries, p.wanted = now+probeInterval, ProbeTries, false // and go on asking
@@ -364,23 +368,23 @@ func (r *Responder) ask(k probeKey, p *probe, now int64) {
 		p.next = now + probeInterval
 	}
 	target := k.addr.Netip()
-	src, ok := r.source(k.port, target)
+	src, ok := r.source(k.at, target)
 	if !ok {
 		return
 	}
-	mac := header.MAC(r.macs[k.port])
+	mac := header.MAC(r.macs[k.at.Port()])
 	if target.Is4() {
-		r.send(k.port, header.AppendARPRequest(r.frame(header.Broadcast, k.port, header.EtherTypeARP), mac, src, target))
+		r.send(k.at, header.AppendARPRequest(r.frame(header.Broadcast, k.at, header.EtherTypeARP), mac, src, target))
 		return
 	}
 	group := header.SolicitedNode(target)
-	r.send(k.port, header.AppendNeighborSolicitation(r.frame(header.MulticastMAC(group), k.port, header.EtherTypeIPv6), mac, src, group, target))
+	r.send(k.at, header.AppendNeighborSolicitation(r.frame(header.MulticastMAC(group), k.at, header.EtherTypeIPv6), mac, src, group, target))
 }
 
-// source returns weir's own address on a port that is fit to speak to target: on its prefix, else any of its family.
-func (r *Responder) source(port uint8, target netip.Addr) (netip.Addr, bool) {
+// source returns weir's own address on an attachment that is fit to speak to target: on its prefix, else any of its family.
+func (r *Responder) source(at attach.Word, target netip.Addr) (netip.Addr, bool) {
 	var any netip.Addr
-	for _, p := range r.prefixes(port) {
+	for _, p := range r.prefixes(at) {
 		if p.Addr().BitLen() != target.BitLen() {
 			continue
 		}
@@ -420,15 +424,15 @@ func (r *Responder) sendReset(m *state.Message, e header.Ethernet) {
 		segment, length = header.TCP(ip[chain.Offset:]), header.IPv6Size+int(ip.PayloadLength())-chain.Offset
 	}
 	if length >= header.TCPSize && segment.Flags()&header.TCPRst == 0 {
-		r.send(m.Port, header.AppendTCPReset(r.frame(e.Src(), m.Port, e.Type()), src, dst, segment, length))
+		r.send(m.At, header.AppendTCPReset(r.frame(e.Src(), m.At, e.Type()), src, dst, segment, length))
 	}
 }
 
-// errorSource returns the address that an error about a packet from src to dst speaks with: weir's own on the port. No private one
-// leaves by an outside port: there the external address that the packet was for stands in.
-func (r *Responder) errorSource(port uint8, src, dst netip.Addr) (netip.Addr, bool) {
-	own, ok := r.source(port, src)
-	if r.cfg.Ports[port].Side == config.Inside || ok && !own.IsPrivate() {
+// errorSource returns the address that an error about a packet from src to dst speaks with: weir's own on the attachment. No private one
+// leaves through an outside port: there the external address that the packet was for stands in.
+func (r *Responder) errorSource(at attach.Word, src, dst netip.Addr) (netip.Addr, bool) {
+	own, ok := r.source(at, src)
+	if r.cfg.Ports[at.Port()].Side == config.Inside || ok && !own.IsPrivate() {
 		return own, ok
 	}
 	return dst, r.gen.Own(inet.FromNetip(dst))
@@ -459,16 +463,16 @@ func (r *Responder) sendError(m *state.Message) {
 		if len(ip) < header.IPv4Size || len(ip) < ip.HeaderLength() || !header.MayAnswerIPv4(ip, e.Dst()) || kind == header.PacketTooBig && !ip.DontFragment() {
 			return
 		}
-		if src, ok := r.errorSource(m.Port, ip.Src(), ip.Dst()); ok {
-			r.send(m.Port, header.AppendICMPv4Error(r.frame(e.Src(), m.Port, header.EtherTypeIPv4), kind, src, m.MTU, ip))
+		if src, ok := r.errorSource(m.At, ip.Src(), ip.Dst()); ok {
+			r.send(m.At, header.AppendICMPv4Error(r.frame(e.Src(), m.At, header.EtherTypeIPv4), kind, src, m.MTU, ip))
 		}
 	case header.EtherTypeIPv6:
 		ip := header.IPv6(data)
 		if len(ip) < header.IPv6Size || !header.MayAnswerIPv6(ip, e.Dst(), kind) {
 			return
 		}
-		if src, ok := r.errorSource(m.Port, ip.Src(), ip.Dst()); ok {
-			r.send(m.Port, header.AppendICMPv6Error(r.frame(e.Src(), m.Port, header.EtherTypeIPv6), kind, src, uint32(m.MTU), ip))
+		if src, ok := r.errorSource(m.At, ip.Src(), ip.Dst()); ok {
+			r.send(m.At, header.AppendICMPv6Error(r.frame(e.Src(), m.At, header.EtherTypeIPv6), kind, src, uint32(m.MTU), ip))
 		}
 	}
 }

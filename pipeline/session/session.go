@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"unsafe"
 
+	"weir/pipeline/attach"
 	"weir/pipeline/header"
 	"weir/pipeline/inet"
 )
@@ -51,6 +52,14 @@ const (
 	OnLink   // the remote address lies in a prefix of an outside port's own
 )
 
+// ShortInside and ShortOutside are the flags with which a session's packets may go the short way, from
+// inside and from outside: the short way does all that the long one would. Any other flag, and any new
+// one until it is in these lists, sends them the long way.
+const (
+	ShortInside  = SNAT | FromOutside | SeenInside | SeenOutside | FinInside | FinOutside | Draining | Reset | Paired
+	ShortOutside = ShortInside | OnLink
+)
+
 // Session is both directions of one translated flow. The first line has the two keys and what a packet's
 // rewriting needs; the second what changes or is needed less often.
 type Session struct {
@@ -64,7 +73,7 @@ type Session struct {
 	Generation  uint32       // the generation it was checked against: its number's lower half
 	Instance    uint32       // slot of the instance whose limit it counts in
 	Neighbor    uint32       // slot of the neighbor entry that leads to the instance
-	Ports       uint32       // outside ports that it may leave by, a bit each
+	Delivery                 // both ways out
 	Mapping     uint32       // the mapping that it uses, or None: 1:1, or a port that is overloaded
 	Prev, Next  uint32       // unconfirmed: list of the instance's, oldest first; else of those that share mapping and remote address; None ends it
 	Created     uint32       // millisecond
@@ -74,10 +83,20 @@ type Session struct {
 	Delta       header.Delta // what the outbound rewriting does to the transport checksum
 	HeaderDelta header.Delta // and to the IPv4 header checksum: addresses alone
 	Flags       uint16
-	InPort      uint8 // port by which the instance is reached
 	Timer       uint8 // UDP: which of the timeouts by remote port holds; 0: that of its state
-	_           [4]byte
+	_           uint8 // nobody's yet
 }
+
+// Delivery is how a session's packets leave. A generation decides it, and Adjust notes it again in every session that meets a newer
+// one, so it may name the generation's tables.
+type Delivery struct {
+	At       attach.Word // where the instance is; nothing else may send from its address
+	Link     uint16      // the way to it: MTU and, through a tunnel, endpoint and outer header
+	HopGroup uint16      // the next hops that lead to the remote address
+}
+
+// Bound is a flag: the instance's packets must have the MAC that is configured for it, its neighbor entry's.
+const Bound = 1 << 15
 
 // None is no session.
 const None = ^uint32(0)

@@ -43,7 +43,8 @@ type Counters struct {
 	Turns            [TurnBuckets]uint64
 	TurnsNanoseconds uint64 // of all of them
 	Pressed          uint64 // 1: the session table is nearly full, and what has not been answered ends early
-	_                [3]uint64
+	Unsent           uint64 // frames of control's that found no buffer, or no room at the port
+	_                [2]uint64
 }
 
 // TurnBuckets is enough for turns of two seconds; longer ones stand in the last bucket.
@@ -156,6 +157,7 @@ func (c *Counters) Add(o *Counters) {
 	c.Handed += o.Handed
 	c.Adopted += o.Adopted
 	c.Stateless += o.Stateless
+	c.Unsent += o.Unsent
 	c.SessionsCreated += o.SessionsCreated
 	c.SessionsEnded += o.SessionsEnded
 	c.Sessions += o.Sessions

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 
 	"weir/config"
+	"weir/pipeline/attach"
 	"weir/pipeline/inet"
 )
 
@@ -24,7 +25,7 @@ const (
 // state and MAC with one load.
 type Neighbor struct {
 	Addr inet.Addr
-	Link uint32 // 1 + port; 0: never used
+	Link uint32 // 1 + attachment; 0: never used
 	_    uint32
 	Word uint64 // State<<48 | MAC
 }
@@ -49,20 +50,20 @@ const maxNeighborProbe = 128
 // NoNeighbor is no slot.
 const NoNeighbor = ^uint32(0)
 
-func (n *Neighbors) start(port uint8, a inet.Addr) uint32 {
-	return inet.Hash(n.secret, uint32(port)<<16, a)
+func (n *Neighbors) start(at attach.Word, a inet.Addr) uint32 {
+	return inet.Hash(n.secret, uint32(at), a)
 }
 
-// Find returns the slot of a neighbor, or NoNeighbor.
-func (n *Neighbors) Find(port uint8, a inet.Addr) uint32 {
+// Find returns the slot of a neighbor on an attachment, or NoNeighbor.
+func (n *Neighbors) Find(on attach.Word, a inet.Addr) uint32 {
 	mask := uint32(len(n.Entries) - 1)
-	at := n.start(port, a) & mask
+	at := n.start(on, a) & mask
 	for range maxNeighborProbe {
 		e := &n.Entries[at]
 		switch link := atomic.LoadUint32(&e.Link); {
 		case link == 0:
 			return NoNeighbor
-		case link == uint32(port)+1 && e.is(a) && atomic.LoadUint64(&e.Word) != 0 && e.is(a):
+		case link == uint32(on)+1 && e.is(a) && atomic.LoadUint64(&e.Word) != 0 && e.is(a):
 			return at
 		}
 		at = (at + 1) & mask
@@ -77,32 +78,32 @@ func (n *Neighbors) Get(slot uint32) (NeighborState, config.MAC) {
 }
 
 // At returns what the neighbor in slot is the neighbor of.
-func (n *Neighbors) At(slot uint32) (port uint8, a inet.Addr) {
+func (n *Neighbors) At(slot uint32) (on attach.Word, a inet.Addr) {
 	e := &n.Entries[slot]
-	return uint8(atomic.LoadUint32(&e.Link) - 1), inet.Addr{Hi: atomic.LoadUint64(&e.Addr.Hi), Lo: atomic.LoadUint64(&e.Addr.Lo)}
+	return attach.Word(atomic.LoadUint32(&e.Link) - 1), inet.Addr{Hi: atomic.LoadUint64(&e.Addr.Hi), Lo: atomic.LoadUint64(&e.Addr.Lo)}
 }
 
 // Set makes or changes an entry. Only control calls it.
-func (n *Neighbors) Set(port uint8, a inet.Addr, state NeighborState, mac config.MAC) (uint32, error) {
+func (n *Neighbors) Set(on attach.Word, a inet.Addr, state NeighborState, mac config.MAC) (uint32, error) {
 	word := uint64(state)<<48 | MACWord(mac)
-	if slot := n.Find(port, a); slot != NoNeighbor {
+	if slot := n.Find(on, a); slot != NoNeighbor {
 		atomic.StoreUint64(&n.Entries[slot].Word, word)
 		return slot, nil
 	}
 	mask := uint32(len(n.Entries) - 1)
-	at := n.start(port, a) & mask
+	at := n.start(on, a) & mask
 	for range maxNeighborProbe {
 		if e := &n.Entries[at]; atomic.LoadUint64(&e.Word) == 0 {
 			atomic.StoreUint64(&e.Addr.Hi, a.Hi)
 			atomic.StoreUint64(&e.Addr.Lo, a.Lo)
-			atomic.StoreUint32(&e.Link, uint32(port)+1)
+			atomic.StoreUint32(&e.Link, uint32(on)+1)
 			atomic.StoreUint64(&e.Word, word)
 			n.Used++
 			return at, nil
 		}
 		at = (at + 1) & mask
 	}
-	return NoNeighbor, fmt.Errorf("neighbor table: no room for %s on port %d among %d entries", a.Netip(), port, n.Used)
+	return NoNeighbor, fmt.Errorf("neighbor table: no room for %s on %v among %d entries", a.Netip(), on, n.Used)
 }
 
 // Recount counts the entries that are in use, for a process that has just mapped them.

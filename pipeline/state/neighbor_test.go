@@ -11,13 +11,14 @@ import (
 	"testing"
 
 	"weir/config"
+	"weir/pipeline/attach"
 	"weir/pipeline/drop"
 	"weir/pipeline/inet"
 	"weir/pipeline/session"
 )
 
 type neighborKey struct {
-	port uint8
+	port attach.Word
 	addr inet.Addr
 }
 
@@ -26,7 +27,7 @@ func randomNeighbor(r *rand.Rand) neighborKey {
 	if r.IntN(2) == 0 {
 		a = inet.Addr{Hi: 0xfd00 << 48, Lo: r.Uint64N(64)}
 	}
-	return neighborKey{uint8(r.UintN(3)), a}
+	return neighborKey{attach.Port(r.IntN(3)), a}
 }
 
 // The table agrees with a map over many additions, changes and removals, and an entry never moves.
@@ -140,7 +141,7 @@ func TestRingAgreesWithSlice(t *testing.T) {
 			fill = r.IntN(2) // now and then mostly full, mostly empty
 		}
 		if r.IntN(3) <= fill {
-			ok := q.Put(PuntFrame, uint8(next), drop.Reason(next%7), uint16(next), inet.Addr{Lo: uint64(next)}, binary.BigEndian.AppendUint32(nil, next))
+			ok := q.Put(PuntFrame, attach.Word(next), drop.Reason(next%7), uint16(next), inet.Addr{Lo: uint64(next)}, binary.BigEndian.AppendUint32(nil, next))
 			if ok != (len(golden) < RingSlots) {
 				t.Fatalf("Put with %d in it: %t", len(golden), ok)
 			}
@@ -157,8 +158,8 @@ func TestRingAgreesWithSlice(t *testing.T) {
 		if m != nil {
 			n := golden[0]
 			golden = golden[1:]
-			if m.Kind != PuntFrame || m.Port != uint8(n) || m.Reason != drop.Reason(n%7) || m.MTU != uint16(n) || m.Addr.Lo != uint64(n) || string(m.Data()) != string(binary.BigEndian.AppendUint32(nil, n)) {
-				t.Fatalf("message %d is %v %v %v", n, m.Port, m.Addr, m.Data())
+			if m.Kind != PuntFrame || m.At != attach.Word(n) || m.Reason != drop.Reason(n%7) || m.MTU != uint16(n) || m.Addr.Lo != uint64(n) || string(m.Data()) != string(binary.BigEndian.AppendUint32(nil, n)) {
+				t.Fatalf("message %d is %v %v %v", n, m.At, m.Addr, m.Data())
 			}
 			q.Pop()
 		}
@@ -232,7 +233,7 @@ func TestNeighborsGiveRoomBack(t *testing.T) {
 	n := &Neighbors{Entries: make([]Neighbor, 4096), secret: 7}
 	var live []uint32
 	for range 1_000_000 {
-		slot, err := n.Set(uint8(r.UintN(3)), inet.Addr{Hi: r.Uint64(), Lo: r.Uint64()}, NeighborReachable, config.MAC{2})
+		slot, err := n.Set(attach.Port(r.IntN(3)), inet.Addr{Hi: r.Uint64(), Lo: r.Uint64()}, NeighborReachable, config.MAC{2})
 		if err != nil {
 			t.Fatal(err)
 		}

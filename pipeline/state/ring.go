@@ -5,6 +5,7 @@ package state
 import (
 	"sync/atomic"
 
+	"weir/pipeline/attach"
 	"weir/pipeline/drop"
 	"weir/pipeline/inet"
 	"weir/pipeline/memory"
@@ -16,21 +17,21 @@ type MessageKind uint8
 const (
 	// To control.
 	PuntFrame   MessageKind = iota + 1 // a frame for weir itself: ARP, ND, echo to an address of ours
-	PuntResolve                        // a packet waits for the neighbor Addr on Port
+	PuntResolve                        // a packet waits for the neighbor Addr
 	PuntError                          // Reason calls for an ICMP error; the data is the packet as it arrived
-	InjectFrame                        // from control: send this frame by Port
+	InjectFrame                        // from control: send this frame, tags and all, through the port
 )
 
 // Message is one slot of a ring.
 type Message struct {
-	Addr   inet.Addr // PuntResolve
+	Addr   inet.Addr   // PuntResolve: the neighbor. Else, on a tunnel, the endpoint that the frame came from
+	At     attach.Word // where the frame came from, or is to go, or the neighbor is
 	Kind   MessageKind
-	Port   uint8
 	Reason drop.Reason // PuntError
-	_      uint8
 	Len    uint16
 	MTU    uint16 // PuntError for TooBig: the next link's MTU
-	_      [2]uint64
+	_      [6]uint8
+	_      uint64
 	data   [RingFrame]byte
 }
 
@@ -57,13 +58,13 @@ type Ring struct{ r *ring }
 func openRing(s *memory.Segment, off uint64) Ring { return Ring{memory.At[ring](s, off)} }
 
 // Put adds a message; false when the ring is full. Data is copied.
-func (r Ring) Put(kind MessageKind, port uint8, reason drop.Reason, mtu uint16, addr inet.Addr, data []byte) bool {
+func (r Ring) Put(kind MessageKind, at attach.Word, reason drop.Reason, mtu uint16, addr inet.Addr, data []byte) bool {
 	head := r.r.head
 	if head-atomic.LoadUint64(&r.r.tail) >= RingSlots {
 		return false
 	}
 	m := &r.r.slots[head%RingSlots]
-	m.Kind, m.Port, m.Reason, m.MTU, m.Addr = kind, port, reason, mtu, addr
+	m.Kind, m.At, m.Reason, m.MTU, m.Addr = kind, at, reason, mtu, addr
 	m.Len = uint16(copy(m.data[:], data))
 	atomic.StoreUint64(&r.r.head, head+1)
 	return true

@@ -42,6 +42,7 @@ type stateHeader struct {
 	Worker         [maxWorkers]workerRegion
 	Runtime        Runtime
 	Devices        [MaxPorts]Device
+	Lost           uint64 // frames of control's that found no room in the ring to a worker; control writes
 }
 
 // Runtime is what the data plane tells of itself, once a second.
@@ -224,6 +225,13 @@ func (s *State) Punt(w int) Ring { return openRing(s.Segment, s.h.Worker[w].Punt
 
 // Inject returns the ring from control to worker w.
 func (s *State) Inject(w int) Ring { return openRing(s.Segment, s.h.Worker[w].Inject) }
+
+// CountLost counts a frame of control's that found no room in the ring to a worker, and Lost returns how
+// many there were. Control alone counts.
+func (s *State) CountLost() { atomic.AddUint64(&s.h.Lost, 1) }
+
+// Lost returns how many frames CountLost has counted.
+func (s *State) Lost() uint64 { return atomic.LoadUint64(&s.h.Lost) }
 
 // Table returns worker w's session table.
 func (s *State) Table(w int) *session.Table { return session.Open(s.Segment, s.h.Worker[w].Table) }

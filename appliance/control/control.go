@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package control is the control process: everything that is not moving packets. It reads and
+// compiles configurations, keeps a data plane, answers for the gateway and serves its API.
+package control
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"os/signal"
+	"sync/atomic"
+	"time"
+
+	"weir/pipeline/generation"
+	"weir/pipeline/respond"
+	"weir/pipeline/state"
+
+	"golang.org/x/sys/unix"
+
+	"weir/appliance/cores"
+	"weir/appliance/link"
+	"weir/config"
+	"weir/metrics"
+	"weir/pipeline/fault"
+)
+
+// censusInterval is how often the session tables are walked for the gauges by VPC.
+const censusInterval = 2 * time.Second
+
+// control is what the process has. All of it belongs to the goroutine of loop; others reach it
+// through do, but for log, state, status and previewing, which anybody may use.
+type control struct {
+	log        *slog.Logger
+	path       string
+	parser     config.Parser
+	cfg        *config.Config
+	state      *state.State
+	compiler   *generation.Compiler
+	gen        *generation.Generation
+	old        *generation.Generation // the one before it, until every worker is known to be past it
+	respond    *respond.Responder     // nil until the data plane has said its MACs
+	plane      supervisor
+	status     metrics.Status
+	previewing atomic.Bool         // one check at a time
+	door       chan func(*control) // what others want done on the loop's goroutine
+	ended      chan struct{}       // closed when the loop has ended
+}
+
+// Options are what the command line says.
+type Options struct {
+	Config string // a file, or a directory of files
+	Socket string // where the data plane listens
+	Attach bool   // start no data plane
+}
+
+func newControl(path string) *control {
+	return &control{
+		path: path, door: make(chan func(*control)), ended: make(chan struct{}),
+		log: link.NewLogger(config.DefaultConfig.Log).With("process", "control"),
+	}
+}
+
+// Run is the control process's life, until ctx ends.
+func Run(ctx context.Context, o Options) error {
+	c := newControl(o.Config)
+	changed := make(chan struct{}, 1)
+	poke := func() {
+		select {
+		case changed <- struct{}{}:
+		default: // one is waiting already
+		}
+	}
+	c.watch(ctx, poke)
+	next, loadErr := c.load()
+	if loadErr == nil {
+		c.log = link.NewLogger(next.cfg.Log).With("process", "control")
+	}
+	fault.Point("start.loaded")
+	c.plane = supervisor{log: c.log, socket: o.Socket, attachOnly: o.Attach}
+	if loadErr != nil {
+		// Only where somebody forwards already can there be a beginning without a good
+		// configuration on disk.
+		probe, err := link.Dial(o.Socket)
+		if err != nil {
+			return loadErr
+		}
+		probe.Close()
+	}
+	if loadErr == nil {
+		if err := cores.Leave(next.cfg.Dataplane.Workers); err != nil {
+			c.log.Warn("control runs on the same cores as the workers", "reason", err)
+		}
+	}
+	found, err := c.plane.connect(ctx)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	defer c.plane.release()
+	if err := c.begin(ctx, found, next, loadErr); err != nil {
+		return err
+	}
+	// The state stays mapped to the end: a scrape that its client has given up may still read it.
+	api, err := c.serve()
+	if err != nil {
+		return err
+	}
+	defer api()
+	c.log.Info("forwarding", "generation", c.gen.Number, "config", o.Config)
+	return c.loop(ctx, changed)
+}
+
+// loop does all of control's work on shared memory, on one goroutine, until ctx ends.
+func (c *control) loop(ctx context.Context, changed <-chan struct{}) error {
+	defer close(c.ended)
+	// These tell it when, and changed.
+	var again <-chan time.Time
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, unix.SIGHUP)
+	defer signal.Stop(hup)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	census := time.NewTicker(censusInterval)
+	defer census.Stop()
+	var counting atomic.Bool
+	for ctx.Err() == nil { // whatever else there is to do: the end comes first
+		if c.plane.dead() {
+			if err := c.restart(ctx); err != nil {
+				return err
+			}
+		}
+		select {
+		case f := <-c.door:
+			f(c)
+		case <-ctx.Done():
+		case <-tick.C:
+			c.respond.Poll(link.Monotonic())
+		case <-census.C:
+			c.count(&counting)
+		case <-hup:
+			c.log.Info("SIGHUP")
+			c.reload()
+			again = time.After(time.Second) // what is changed back before the watch looks is no change to it
+		case <-again:
+			c.reload()
+		case <-changed:
+			c.reload()
+		}
+	}
+	c.log.Info("stopping")
+	return nil
+}
+
+// count walks the session tables beside the loop, unless that is under way still.
+func (c *control) count(counting *atomic.Bool) {
+	if !counting.CompareAndSwap(false, true) {
+		return
+	}
+	names := c.gen.VPCNames(c.cfg)
+	go func() {
+		begin := time.Now()
+		c.status.Census.Store(c.state.TakeCensus(names))
+		time.Sleep(20 * time.Since(begin)) // a large table is walked less often
+		counting.Store(false)
+	}()
+}
+
+// errEnding is what do answers while control ends.
+var errEnding = errors.New("weir is ending")
+
+// do is the one way for other goroutines to what the loop owns: it runs f on the loop's goroutine,
+// between two other things, and returns once f has. f must not block: neighbors are not answered
+// for meanwhile. An error says that f will never run.
+func (c *control) do(ctx context.Context, f func(*control)) error {
+	done := make(chan struct{})
+	select {
+	case c.door <- func(c *control) { defer close(done); f(c) }:
+		<-done
+		return nil
+	case <-c.ended:
+		return errEnding
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"weir/appliance/link"
+	"weir/config"
+	"weir/dpdk"
+	"weir/pipeline/memory"
+)
+
+var pciAddress = regexp.MustCompile(`^([0-9a-fA-F]{4}:)?[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]`)
+
+// open starts EAL and the ports.
+func (d *plane) open(c *link.StartConfig) error {
+	var pci []string
+	for _, p := range c.Ports {
+		if pciAddress.MatchString(p.Device) {
+			pci = append(pci, p.Device)
+		}
+	}
+	if err := dpdk.Init(dpdk.EALConfig{Memory: c.Dataplane.Memory, PCI: pci, Args: c.Dataplane.EALArgs, Log: d.log}); err != nil {
+		return err
+	}
+	d.eal = true
+	d.nodes, d.pools = memory.Nodes("/sys", c.Dataplane.Workers), map[int]*dpdk.Mempool{}
+	for _, p := range c.Ports {
+		if err := claim(p.Device); err != nil {
+			return fmt.Errorf("port %q: %w", p.Name, err)
+		}
+		port, err := openPort(p, d.spread(&p), len(c.Dataplane.Workers), c.Dataplane.Idle == config.IdleSleep, func(node int) (*dpdk.Mempool, error) {
+			if node < 0 { // a virtual device is where its first worker is
+				node = d.nodes[0]
+			}
+			return d.buffers(c, node)
+		})
+		if err != nil {
+			return err
+		}
+		d.ports = append(d.ports, port)
+	}
+	for _, p := range d.ports {
+		if err := p.Start(); err != nil {
+			return err
+		}
+		if why := p.RSSRefused(); why != nil {
+			d.log.Info("packets cross a ring from the worker that receives them to the worker that owns them", "reason", why)
+		}
+	}
+	if c.Dataplane.Idle == config.IdleSleep {
+		d.logWaking(c.Ports)
+	}
+	return nil
+}
+
+// logWaking tells once which ports can wake a worker.
+func (d *plane) logWaking(names []link.StartPort) {
+	with, without := []string{}, []string{}
+	for i, p := range d.ports {
+		if p.RxInterrupts() {
+			with = append(with, names[i].Name)
+			continue
+		}
+		without = append(without, names[i].Name)
+		d.log.Debug("the port has no interrupts", "port", names[i].Name, "reason", p.RxInterruptsRefused())
+	}
+	d.log.Info("interrupts wake an idle worker if all its ports have them; otherwise it polls again after a sleep",
+		"with_interrupts", with, "without", without)
+}
+
+// spread says how a device with several queues should spread packets over the workers: as these own
+// the remote addresses, which are the destinations on the inside. nil: there is one worker. A
+// device that cannot is no fault: each packet's owner is asked for anyway.
+func (d *plane) spread(p *link.StartPort) *dpdk.RSSConfig {
+	if d.state.Workers() == 1 {
+		return nil
+	}
+	key, queues := d.state.RSS()
+	return &dpdk.RSSConfig{Key: key, Destination: p.Inside, Table: queues}
+}
+
+// waiter makes what worker i waits with; nil if a queue of its has no interrupts.
+func (d *plane) waiter(i int) *dpdk.Waiter {
+	w, err := NewWaiter(d.ports, i)
+	if err != nil {
+		d.log.Warn("the worker sleeps instead of waiting for interrupts", "worker", i, "reason", err)
+	}
+	if w != nil {
+		d.waiters = append(d.waiters, w)
+	}
+	return w
+}
+
+// NewWaiter makes what a worker waits with that polls a queue of each port that has it; nil if one
+// of them has no interrupts, or if there is none.
+func NewWaiter(ports []*dpdk.Port, queue int) (*dpdk.Waiter, error) {
+	var polled []*dpdk.Port
+	for _, p := range ports {
+		if queue < p.RxQueues() {
+			polled = append(polled, p)
+		}
+	}
+	if len(polled) == 0 || slices.ContainsFunc(polled, func(p *dpdk.Port) bool { return !p.RxInterrupts() }) {
+		return nil, nil
+	}
+	w, err := dpdk.NewWaiter()
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range polled {
+		if err := w.Add(p, queue); err != nil {
+			return nil, errors.Join(err, w.Close())
+		}
+	}
+	return w, nil
+}
+
+// buffers returns the packet buffers on a NUMA node, -1 for any: a port receives into those of its
+// device's node, a worker sends what control says from those of its own. A node without room for
+// them gets what others have.
+func (d *plane) buffers(c *link.StartConfig, node int) (*dpdk.Mempool, error) {
+	if slices.Max(d.nodes) < 0 { // there is one node
+		node = -1
+	}
+	p, tried := d.pools[node]
+	if p != nil {
+		return p, nil
+	}
+	if !tried {
+		mtu := 0
+		for _, port := range c.Ports {
+			mtu = max(mtu, port.MTU)
+		}
+		var err error
+		p, err = dpdk.NewMempool(fmt.Sprint("packets", node), poolSize(len(c.Ports), len(c.Dataplane.Workers)), dpdk.DataRoom(mtu), node)
+		d.pools[node] = p
+		if err == nil || node < 0 {
+			return p, err
+		}
+		d.log.Warn("packet buffers are on another NUMA node than their users; reserve huge pages on each node", "node", node, "reason", err)
+	}
+	return d.buffers(c, -1)
+}
+
+// poolSize is enough for full receive and transmit queues of all ports, the workers' caches, and
+// what is held.
+func poolSize(ports, workers int) int {
+	need := ports*workers*2*1024 + workers*1024 + 2048
+	n := 1
+	for n < need {
+		n *= 2
+	}
+	return n - 1
+}
+
+// claim keeps other data planes away from a network interface, which any number of processes could
+// read. The lock is an abstract Unix socket: it belongs to a network namespace, as interfaces do,
+// and ends with the process. Any other device has one owner anyway.
+func claim(device string) error {
+	_, args, _ := strings.Cut(device, ",")
+	for arg := range strings.SplitSeq(args, ",") {
+		name, ok := strings.CutPrefix(arg, "iface=")
+		if !ok {
+			continue
+		}
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("socket: %w", err)
+		}
+		if err := unix.Bind(fd, &unix.SockaddrUnix{Name: "@weir/interface/" + name}); err != nil {
+			unix.Close(fd)
+			if err == unix.EADDRINUSE {
+				return fmt.Errorf("interface %s: another data plane uses it, or another port; stop that data plane, or choose another interface", name)
+			}
+			return fmt.Errorf("interface %s: lock: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// openPort opens a device, promiscuous only if it does not take the MAC that the configuration
+// wants.
+func openPort(p link.StartPort, rss *dpdk.RSSConfig, queues int, interrupts bool, pool func(socket int) (*dpdk.Mempool, error)) (*dpdk.Port, error) {
+	c := dpdk.PortConfig{
+		Name: p.Name, Device: p.Device, MTU: p.MTU, MAC: p.MAC, RxQueues: queues, TxQueues: queues, AllMulticast: true, // neighbor solicitations: any reload may bring IPv6
+		Mempool: pool, RSS: rss, RxInterrupts: interrupts,
+	}
+	port, err := dpdk.OpenPort(c)
+	if err != nil || port.MACRefused() == nil {
+		return port, err
+	}
+	if err := port.Close(); err != nil {
+		return nil, err
+	}
+	c.Promiscuous = true
+	return dpdk.OpenPort(c)
+}
+
+func portMACs(ports []*dpdk.Port) []config.MAC {
+	macs := make([]config.MAC, len(ports))
+	for i, p := range ports {
+		macs[i] = p.MAC()
+	}
+	return macs
+}

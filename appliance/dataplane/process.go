@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package dataplane is the process that moves packets: a loop for each worker, where ports and
+// pipeline meet, and one thread that obeys control.
+package dataplane
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"os"
+	"os/signal"
+	"runtime/debug"
+
+	"golang.org/x/sys/unix"
+
+	"weir/appliance/link"
+)
+
+// Run is the data plane's life. The process has nothing to collect: it allocates at start, and
+// nothing afterwards. It obeys one control process at a time, and forwards whether there is one or
+// not.
+func Run(socket string) error {
+	debug.SetGCPercent(-1)
+	debug.SetMemoryLimit(math.MaxInt64) // an inherited GOMEMLIMIT would collect all the same
+	signal.Ignore(unix.SIGINT, unix.SIGPIPE)
+	terminated := make(chan os.Signal, 1)
+	signal.Notify(terminated, unix.SIGTERM)
+
+	l, err := link.Listen(socket)
+	if err != nil {
+		return err
+	}
+	defer os.Remove(socket)
+	defer unix.Close(l)
+	d := &plane{log: slog.Default(), control: link.Conn{FD: link.NoConn}, refused: link.Conn{FD: link.NoConn}}
+	return errors.Join(d.serve(l, terminated), d.close())
+}
+
+// serve obeys control until it says stop, or a signal does. Once started nothing is allocated.
+func (d *plane) serve(l int, terminated <-chan os.Signal) error {
+	var p [2]unix.PollFd
+	var next int64
+	for {
+		if now := link.Monotonic(); d.orders != nil && now >= next {
+			d.measure()
+			next = now + 1e9
+		}
+		p[0] = unix.PollFd{Fd: int32(l), Events: unix.POLLIN}
+		p[1] = unix.PollFd{Fd: int32(d.control.FD), Events: unix.POLLIN} // -1 is passed over
+		if _, err := unix.Poll(p[:], 200); err != nil && err != unix.EINTR {
+			return fmt.Errorf("poll: %w", err)
+		}
+		select {
+		case <-terminated:
+			d.log.Info("terminated")
+			return nil
+		default:
+		}
+		if p[1].Revents != 0 {
+			if stop, err := d.obey(); stop || err != nil {
+				return err
+			}
+		}
+		if p[0].Revents != 0 {
+			d.accept(l)
+		}
+	}
+}
+
+// accept takes on a control process, or tells it that there is one.
+func (d *plane) accept(l int) {
+	// Not unix.Accept4, which allocates the peer's address.
+	fd, _, e := unix.Syscall6(unix.SYS_ACCEPT4, uintptr(l), 0, 0, unix.SOCK_CLOEXEC, 0, 0)
+	switch {
+	case e != 0:
+	case d.control.FD == link.NoConn:
+		d.control.FD = int(fd)
+	default:
+		if d.refused.FD != link.NoConn {
+			d.refused.Close()
+		}
+		// Closed at the next time, not now: a question that nobody reads would turn the answer into
+		// a reset.
+		d.refused.FD = int(fd)
+		d.refused.Send(link.Failed, 0, alreadyCommanded)
+	}
+}
+
+var alreadyCommanded = []byte("another weir run controls this data plane; stop it first, or choose another socket with --socket")
+
+// obey handles one message of control. A stop, or a start that failed, ends the process; anything
+// that is wrong with the connection only ends the connection.
+func (d *plane) obey() (stop bool, err error) {
+	c := &d.control
+	kind, number, payload, err := c.Receive()
+	if err != nil {
+		if d.orders != nil {
+			d.log.Warn("control is gone; forwarding goes on", "reason", err)
+		}
+		c.Close()
+		return false, nil
+	}
+	switch {
+	case kind == link.Hello && d.orders == nil:
+		err = c.Send(link.Idle, 0, nil)
+	case kind == link.Hello:
+		err = c.Send(link.Running, d.current, d.orders, d.state.Segment.FD(), d.gens.At(d.current).FD())
+	case kind == link.Start && d.orders == nil:
+		if failed := d.start(payload, c.Take(0), c.Take(1)); failed != nil {
+			c.Send(link.Failed, 0, []byte(failed.Error())) // who says it
+			return true, nil
+		}
+		d.measure()
+		err = c.Send(link.OK, 0, nil)
+	case kind == link.Publish && d.orders != nil:
+		if failed := d.publish(number, c.Take(0)); failed != nil {
+			err = c.Send(link.Failed, 0, []byte(failed.Error()))
+		} else {
+			err = c.Send(link.OK, number, nil)
+		}
+	case kind == link.Stop:
+		c.Send(link.OK, 0, nil)
+		return true, nil
+	default:
+		err = c.Send(link.Failed, 0, fmt.Appendf(nil, "message %d is not expected now: control has another version; expected the same version of both", kind))
+	}
+	if err != nil {
+		d.log.Warn("cannot send control its answer", "error", err)
+		c.Close()
+	}
+	return false, nil
+}

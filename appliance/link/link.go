@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package link is what the two processes share: the messages that pass between control and the data
+// plane, the form of their logs, and their clock.
+package link
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"weir/config"
+)
+
+// Kind says what a message is. Control and the data plane meet at a Unix socket of packets
+// (SOCK_SEQPACKET). A message is a kind, a number, a payload, and descriptors of segments. The data
+// plane listens; control asks, and gets one reply to each question.
+type Kind uint32
+
+// The messages. Hello, Start, Publish and Stop are control's; the others answer them.
+const (
+	Hello   Kind = iota + 1 // answered by Idle or Running
+	Start                   // JSON StartConfig; descriptors: state, generation
+	Publish                 // number; descriptor: generation
+	Stop                    // end in order
+	OK
+	Failed  // text
+	Idle    // nothing runs yet
+	Running // number of the generation; JSON StartConfig; descriptors: state, generation
+)
+
+// DefaultSocket is where a data plane listens that nobody tells otherwise.
+const DefaultSocket = "/run/weir/dataplane.sock"
+
+const (
+	messageHeader = 16
+	maxMessage    = 64 << 10
+)
+
+// StartConfig is what the data plane needs beside the segments.
+type StartConfig struct {
+	Log        config.Log
+	Dataplane  config.Dataplane
+	Ports      []StartPort
+	Supervised bool // a weir run started the process, and ends it when it ends in order
+}
+
+// StartPort is a port of StartConfig.
+type StartPort struct {
+	Name, Device string
+	MTU          int
+	MAC          config.MAC
+	Inside       bool
+}
+
+// Conn is one end. It allocates nothing but in errors and for descriptors that it sends.
+type Conn struct {
+	FD   int
+	buf  [maxMessage]byte
+	oob  [unix.SizeofCmsghdr + 4*4]byte // four descriptors; the kernel closes what is beyond
+	fds  [4]int
+	nfds int
+	hdr  unix.Msghdr
+	iov  unix.Iovec
+}
+
+// NoConn is the descriptor of a Conn without connection.
+const NoConn = -1
+
+func (c *Conn) Close() error {
+	c.drop()
+	err := unix.Close(c.FD)
+	c.FD = NoConn
+	return err
+}
+
+// Send writes one message.
+func (c *Conn) Send(kind Kind, number uint64, payload []byte, fds ...int) error {
+	if messageHeader+len(payload) > maxMessage {
+		return fmt.Errorf("message of %d bytes; expected at most %d", len(payload), maxMessage-messageHeader)
+	}
+	binary.LittleEndian.PutUint32(c.buf[:], uint32(kind))
+	binary.LittleEndian.PutUint64(c.buf[8:], number)
+	n := messageHeader + copy(c.buf[messageHeader:], payload)
+	var rights []byte
+	if len(fds) > 0 {
+		rights = unix.UnixRights(fds...)
+	}
+	for {
+		if err := unix.Sendmsg(c.FD, c.buf[:n], rights, nil, unix.MSG_NOSIGNAL); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// Receive reads one message. The payload is good until the next call; the descriptors are the
+// caller's to close, by Take. io.EOF: the other side is gone.
+func (c *Conn) Receive() (Kind, uint64, []byte, error) {
+	c.drop()
+	c.iov = unix.Iovec{Base: &c.buf[0], Len: maxMessage}
+	c.hdr = unix.Msghdr{Iov: &c.iov, Iovlen: 1, Control: &c.oob[0], Controllen: uint64(len(c.oob))}
+	n, e := uintptr(0), unix.EINTR
+	for e == unix.EINTR { // signals of Go's scheduler; on a socket with a timeout the kernel does not go on by itself
+		n, _, e = unix.Syscall(unix.SYS_RECVMSG, uintptr(c.FD), uintptr(unsafe.Pointer(&c.hdr)), unix.MSG_CMSG_CLOEXEC)
+	}
+	switch {
+	case e == unix.ECONNRESET || e == 0 && n == 0:
+		return 0, 0, nil, io.EOF
+	case e != 0:
+		return 0, 0, nil, e
+	}
+	// One control message: SOL_SOCKET, SCM_RIGHTS, then the descriptors as 32-bit numbers.
+	if used := c.oob[:c.hdr.Controllen]; len(used) >= unix.SizeofCmsghdr {
+		for d := used[unix.SizeofCmsghdr:binary.LittleEndian.Uint64(used)]; len(d) >= 4 && c.nfds < len(c.fds); d = d[4:] {
+			c.fds[c.nfds] = int(int32(binary.LittleEndian.Uint32(d)))
+			c.nfds++
+		}
+	}
+	switch {
+	case c.hdr.Flags&unix.MSG_TRUNC != 0:
+		return 0, 0, nil, fmt.Errorf("message of more than %d bytes; expected at most that", maxMessage)
+	case n < messageHeader:
+		return 0, 0, nil, errors.New("message without a header")
+	}
+	return Kind(binary.LittleEndian.Uint32(c.buf[:])), binary.LittleEndian.Uint64(c.buf[8:]), c.buf[messageHeader:n], nil
+}
+
+// Take hands descriptor i of the last message to the caller, or -1.
+func (c *Conn) Take(i int) int {
+	if i >= c.nfds {
+		return -1
+	}
+	fd := c.fds[i]
+	c.fds[i] = -1
+	return fd
+}
+
+// drop closes the descriptors that nobody took.
+func (c *Conn) drop() {
+	for _, fd := range c.fds[:c.nfds] {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+	}
+	c.nfds = 0
+}
+
+// Ask sends a question that is answered by OK. A Failed comes back as an error with its text.
+func (c *Conn) Ask(kind Kind, number uint64, payload any, fds ...int) error {
+	var b []byte
+	if payload != nil {
+		var err error
+		if b, err = json.Marshal(payload); err != nil {
+			return err
+		}
+	}
+	if err := c.Send(kind, number, b, fds...); err != nil {
+		return Lost{err}
+	}
+	kind, _, _, err := c.Answer()
+	if err == nil && kind != OK {
+		err = fmt.Errorf("the data plane answered with message %d: it has another version", kind)
+	}
+	return err
+}
+
+// Answer receives the answer to a question.
+func (c *Conn) Answer() (Kind, uint64, []byte, error) {
+	kind, number, payload, err := c.Receive()
+	switch {
+	case err != nil:
+		return 0, 0, nil, Lost{err}
+	case kind == Failed:
+		return 0, 0, nil, errors.New(string(payload))
+	}
+	return kind, number, payload, nil
+}
+
+// Lost is an error of the connection: the other side died.
+type Lost struct{ Err error }
+
+func (l Lost) Error() string { return "the data plane is gone: " + l.Err.Error() }
+func (l Lost) Unwrap() error { return l.Err }
+
+// Listen binds the data plane's socket. A socket file that nobody listens at is left over from a
+// crash, and replaced.
+func Listen(path string) (int, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return -1, fmt.Errorf("socket %s: %w; choose another path with --socket", path, err)
+	}
+	if c, err := Dial(path); err == nil {
+		c.Close()
+		return -1, fmt.Errorf("socket %s: another data plane listens there; stop it, or choose another path with --socket", path)
+	}
+	os.Remove(path)
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("socket: %w", err)
+	}
+	old := unix.Umask(0o077) // whoever may write there commands the gateway
+	err = unix.Bind(fd, &unix.SockaddrUnix{Name: path})
+	unix.Umask(old)
+	if err == nil {
+		err = unix.Listen(fd, 1)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("socket %s: %w; choose another path with --socket", path, err)
+	}
+	return fd, nil
+}
+
+// Dial connects to a data plane.
+func Dial(path string) (*Conn, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("socket: %w", err)
+	}
+	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("socket %s: %w", path, err)
+	}
+	// A reply takes long only when huge amounts of memory are populated.
+	tv := unix.Timeval{Sec: 60}
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("socket %s: %w", path, err)
+	}
+	return &Conn{FD: fd}, nil
+}

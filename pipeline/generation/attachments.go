@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package generation
+
+import (
+	"math/bits"
+
+	"weir/pipeline/attach"
+)
+
+// addAttachment notes an attachment. The table of tags is made when all are there.
+func (b *builder) addAttachment(a Attachment) {
+	if a.At.Plain() {
+		b.Ports[a.At.Port()].Own = Place{a.At, uint32(len(b.Attachments))}
+	}
+	b.Attachments = append(b.Attachments, a)
+}
+
+func (b *builder) buildTags() {
+	b.tags = make(table[uint32], 1<<bits.Len(uint(2*len(b.Attachments)+1)))
+	mask := uint32(len(b.tags) - 1)
+	for i := range b.Attachments {
+		slot := tagHash(b.Attachments[i].At) & mask
+		for b.tags[slot] != 0 {
+			slot = (slot + 1) & mask
+		}
+		b.tags[slot] = uint32(i) + 1
+	}
+}
+
+// tagHash spreads words. An operator chooses the words that are in the table, so it takes no secret.
+func tagHash(at attach.Word) uint32 {
+	h := uint64(at) * 0x9e3779b97f4a7c15
+	return uint32(h >> 32)
+}
+
+// Attachment returns the index of an attachment, or false.
+func (g *Generation) Attachment(at attach.Word) (uint32, bool) {
+	mask := uint32(len(g.tags) - 1)
+	for slot := tagHash(at) & mask; ; slot = (slot + 1) & mask {
+		i := g.tags[slot]
+		if i == 0 {
+			return 0, false
+		}
+		if g.Attachments[i-1].At == at {
+			return i - 1, true
+		}
+	}
+}
+
+// group returns the number of a set of outside ports.
+func (g *Generation) group(ports uint32) uint16 {
+	for i := range g.Groups {
+		if g.Groups[i].Ports == ports {
+			return uint16(i)
+		}
+	}
+	return 0
+}
