@@ -183,9 +183,10 @@ type Pool struct {
 
 // Translation is how sessions over an address of a pool are translated.
 type Translation struct {
-	Mapping   Mapping
-	Filtering Filtering
-	Fragments Fragments
+	Mapping        Mapping
+	Filtering      Filtering
+	Fragments      Fragments
+	InboundRefresh InboundRefresh
 }
 
 // Mapping says which flows of an internal endpoint share an external one (RFC 4787 §4.1). It
@@ -204,6 +205,14 @@ const (
 	AddressDependentFiltering        Filtering = iota // remote addresses that the mapping has a session with
 	EndpointIndependentFiltering                      // anybody
 	AddressAndPortDependentFiltering                  // remote endpoints that the mapping has a session with
+)
+
+// InboundRefresh says whether packets from outside refresh sessions (RFC 7857 §7).
+type InboundRefresh uint8
+
+const (
+	RefreshOff InboundRefresh = iota
+	RefreshOn
 )
 
 // Fragments says what becomes of fragments of translated packets.

@@ -58,6 +58,7 @@ type translationText struct {
 	mapping   at[Mapping]
 	filtering at[Filtering]
 	fragments at[Fragments]
+	refresh   at[InboundRefresh]
 }
 
 type gatewayText struct {
@@ -129,8 +130,8 @@ var (
 	nextHopKeys    = []string{"address", "mac"}
 	poolKeys       = []string{"name", "ranges", "ports", "sessions"}
 	gatewayKeys    = []string{"name", "id", "pools", "addresses", "vpc"}
-	sessionsKeys   = []string{"spread", "on_move", "drain_timeout", "mapping", "filtering", "port_rest", "mss_clamp", "unknown_tcp", "fragments", "allow_udp6_zero", "limits", "timeouts", "rfc_unsafe"}
-	poolSessions   = []string{"mapping", "filtering", "fragments"}
+	sessionsKeys   = []string{"spread", "on_move", "drain_timeout", "mapping", "filtering", "inbound_refresh", "port_rest", "mss_clamp", "unknown_tcp", "fragments", "allow_udp6_zero", "limits", "timeouts", "rfc_unsafe"}
+	poolSessions   = []string{"mapping", "filtering", "inbound_refresh", "fragments"}
 	limitsKeys     = []string{"per_instance", "per_vpc"}
 	instanceLimits = []string{"per_instance"}
 	timeoutsKeys   = []string{"tcp_partially_open", "tcp_established", "tcp_closing", "udp", "udp_ports", "icmp", "other"}
@@ -156,9 +157,10 @@ var (
 	parseMapping = oneOf(choice[Mapping]{"endpoint-independent", EndpointIndependentMapping}, choice[Mapping]{"address-and-port-dependent", AddressAndPortDependentMapping})
 	parseFilter  = oneOf(choice[Filtering]{"endpoint-independent", EndpointIndependentFiltering}, choice[Filtering]{"address-dependent", AddressDependentFiltering},
 		choice[Filtering]{"address-and-port-dependent", AddressAndPortDependentFiltering})
-	parsePieces = oneOf(choice[Fragments]{"track", TrackFragments}, choice[Fragments]{"drop", DropFragments})
-	parseClamp  = oneOf(choice[int]{"auto", MSSClampAuto}, choice[int]{"off", MSSClampOff})
-	parseEncap  = words("vxlan", "geneve")
+	parseRefresh = oneOf(choice[InboundRefresh]{"off", RefreshOff}, choice[InboundRefresh]{"on", RefreshOn})
+	parsePieces  = oneOf(choice[Fragments]{"track", TrackFragments}, choice[Fragments]{"drop", DropFragments})
+	parseClamp   = oneOf(choice[int]{"auto", MSSClampAuto}, choice[int]{"off", MSSClampOff})
+	parseEncap   = words("vxlan", "geneve")
 )
 
 // later reports a value that is well-formed and that this version does not support yet. today is
@@ -301,7 +303,7 @@ func (r *reader) sessions(v value) {
 			if d := r.duration(v); d.ok {
 				c.DrainTimeout = d.value
 			}
-		case "mapping", "filtering", "fragments":
+		case "mapping", "filtering", "inbound_refresh", "fragments":
 			r.translation(&r.doc.sessions, key, v)
 		case "port_rest":
 			if d := r.duration(v); d.ok {
@@ -336,6 +338,8 @@ func (r *reader) translation(t *translationText, key string, v value) {
 		t.filtering = text(r, v, parseFilter)
 	case "fragments":
 		t.fragments = text(r, v, parsePieces)
+	case "inbound_refresh":
+		t.refresh = text(r, v, parseRefresh)
 	}
 }
 

@@ -257,7 +257,7 @@ func (c *checker) checkPools() {
 // remote endpoints at once, only the endpoint says which instance owns a packet, so such a mapping
 // filters by it.
 func (c *checker) translation(t *translationText, def Translation) Translation {
-	n := Translation{t.mapping.or(def.Mapping), t.filtering.or(def.Filtering), t.fragments.or(def.Fragments)}
+	n := Translation{t.mapping.or(def.Mapping), t.filtering.or(def.Filtering), t.fragments.or(def.Fragments), t.refresh.or(def.InboundRefresh)}
 	if n.Mapping == AddressAndPortDependentMapping && n.Filtering != AddressAndPortDependentFiltering {
 		if t.filtering.ok {
 			c.faults.add(t.filtering.spot, "mapping address-and-port-dependent requires filtering by address and port; expected filtering: address-and-port-dependent, or another mapping")

@@ -174,6 +174,12 @@ func (n *reference) fromOutside(q question, from origin) outcome {
 	}
 	o := n.in(s, q)
 	o.tracked, o.of = n.track(s, q, from), s
+	if !o.dropped && n.rules(s.external).InboundRefresh == config.RefreshOn && q.proto != "rst" {
+		switch s.state {
+		case session.UDP, session.ICMP, session.Other, session.TCPOpen:
+			s.last = n.now
+		}
+	}
 	if o.dropped {
 		o.forecast = droppedAs(drop.TCPReset)
 	}

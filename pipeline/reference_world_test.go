@@ -116,6 +116,7 @@ func (w *world) changePool(p int) {
 	if w.some(0.3) {
 		w.pools[p].rules = "mapping: address-and-port-dependent"
 	}
+	w.pools[p].rules += pick(w.generator, []string{"", "", ", inbound_refresh: on"})
 	w.pools[p].ports = pick(w.generator, []string{"", "", "", ", ports: [out0]", ", ports: [out1]"})
 }
 

@@ -37,7 +37,7 @@ func (w *Worker) selectSource(p *Packet, in *generation.Instance, tag uint32) dr
 	p.leaveAs(c.Addr, p.localPort, c.Ports, false)
 	p.setDeltas(p.local, c.Addr, p.localPort, p.localPort)
 	// 1:1 never needs state: a session only keeps the address over changes. Without one the function chooses.
-	f := flow{in: in, private: p.local, privatePort: p.localPort, external: c.Addr, externalPort: p.localPort, ports: c.Ports, mapping: session.None}
+	f := flow{in: in, private: p.local, privatePort: p.localPort, external: c.Addr, externalPort: p.localPort, ports: c.Ports, refresh: c.Rules&generation.InboundRefresh != 0, mapping: session.None}
 	if !begins(p) || w.filled(7) || w.create(p, &f) != drop.Pass {
 		w.counts.stateless++
 	}
@@ -139,7 +139,7 @@ func (w *Worker) selectSNAT(p *Packet, in *generation.Instance, sel *generation.
 		return drop.Martian
 	}
 	p.setDeltas(p.local, c.Addr, p.localPort, p.newPort)
-	f := flow{in: in, private: p.local, privatePort: p.localPort, external: c.Addr, externalPort: p.newPort, ports: c.Ports, flags: session.SNAT, mapping: mapping}
+	f := flow{in: in, private: p.local, privatePort: p.localPort, external: c.Addr, externalPort: p.newPort, ports: c.Ports, refresh: c.Rules&generation.InboundRefresh != 0, flags: session.SNAT, mapping: mapping}
 	r := w.create(p, &f)
 	if r != drop.Pass && mapping != session.None {
 		w.mappings.Release(mapping, w.tick)

@@ -79,12 +79,13 @@ func (g *Generation) Recheck(s *session.Session, tick uint32) bool {
 			return false
 		}
 	}
-	g.Adjust(s, in, h.Ports, s.Proto(), s.RemotePort())
+	g.Adjust(s, in, h.Ports, h.Rules&InboundRefresh != 0, s.Proto(), s.RemotePort())
 	return true
 }
 
-// Adjust notes in a session, of instance in, what only the generation decides. Ports are those that its external address may use.
-func (g *Generation) Adjust(s *session.Session, in *Instance, ports uint32, proto uint8, remotePort uint16) {
+// Adjust notes in a session, of instance in, what only the generation decides. Ports are those that its external address may use;
+// refresh is what its pool says of packets from outside.
+func (g *Generation) Adjust(s *session.Session, in *Instance, ports uint32, refresh bool, proto uint8, remotePort uint16) {
 	f := s.Remote.Family()
 	if s.Remote.Private() {
 		if r := g.Find(in.Routes[f], s.Remote); r != 0 {
@@ -93,7 +94,9 @@ func (g *Generation) Adjust(s *session.Session, in *Instance, ports uint32, prot
 	}
 	s.Delivery = session.Delivery{At: in.At[f], Link: in.Link[f], HopGroup: g.group(ports)}
 	s.Neighbor, s.Timer = in.Neighbor[f], g.Header.timer(proto, remotePort)
-	s.Flags &^= session.OnLink
+	if s.Flags &^= session.OnLink | session.Refresh; refresh {
+		s.Flags |= session.Refresh
+	}
 	for i := range g.OnLink {
 		if g.OnLink[i].Holds(s.Remote) {
 			s.Flags |= session.OnLink

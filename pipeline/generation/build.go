@@ -165,6 +165,9 @@ func rulesOf(t config.Translation) (r rules) {
 	if t.Fragments == config.DropFragments {
 		r |= DropFragments
 	}
+	if t.InboundRefresh == config.RefreshOn {
+		r |= InboundRefresh
+	}
 	return r
 }
 

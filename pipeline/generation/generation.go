@@ -202,10 +202,11 @@ type Candidate struct {
 type rules uint8
 
 const (
-	Overload      rules = 1 << iota // mapping address-and-port-dependent
-	FilterNone                      // filtering endpoint-independent
-	FilterPort                      // filtering address-and-port-dependent; neither of the two: address-dependent
-	DropFragments                   // fragments are refused
+	Overload       rules = 1 << iota // mapping address-and-port-dependent
+	FilterNone                       // filtering endpoint-independent
+	FilterPort                       // filtering address-and-port-dependent; neither of the two: address-dependent
+	DropFragments                    // fragments are refused
+	InboundRefresh                   // packets from outside refresh sessions
 )
 
 // Kinds of a route.

@@ -50,13 +50,14 @@ const (
 	Hairpin  // the remote endpoint is an external address of weir's own
 	Asked    // TCP: a SYN is the last that the instance said
 	OnLink   // the remote address lies in a prefix of an outside port's own
+	Refresh  // packets from outside refresh it too
 )
 
 // ShortInside and ShortOutside are the flags with which a session's packets may go the short way, from
 // inside and from outside: the short way does all that the long one would. Any other flag, and any new
 // one until it is in these lists, sends them the long way.
 const (
-	ShortInside  = SNAT | FromOutside | SeenInside | SeenOutside | FinInside | FinOutside | Draining | Reset | Paired
+	ShortInside  = SNAT | FromOutside | SeenInside | SeenOutside | FinInside | FinOutside | Draining | Reset | Paired | Refresh
 	ShortOutside = ShortInside | OnLink
 )
 
