@@ -34,6 +34,10 @@ func (w *Worker) classify(b *Burst, from, to int) (bytes uint64) {
 		case punted:
 			w.punt(b, p, discovery)
 		default:
+			// The driver has cut what was longer than the link takes at one piece. The kernel makes such, of fragments.
+			if v == refuse(drop.ShortFrame) && len(p.Data)-header.EthernetSize >= w.mtus[b.Port] {
+				v = refuse(drop.Truncated)
+			}
 			w.out(p, b.Port, b.inside, v)
 		}
 	}

@@ -14,6 +14,7 @@ const (
 
 	// classify
 	ShortFrame
+	Truncated
 	Oversized
 	NotOurMAC
 	BadEtherType
@@ -102,6 +103,9 @@ var reasons = [NumReasons]struct {
 	ShortFrame: {"short_frame", Malformed, "classify",
 		"shorter than its headers say",
 		"", "capture packets at the neighbor"},
+	Truncated: {"truncated", Delivery, "classify",
+		"longer than the port's MTU, and cut short before weir got it",
+		"", "on net_af_packet, IPv4 fragments that the kernel joined to more than a frame of its ring: a larger `framesz`, or net_pcap"},
 	Oversized: {"oversized", Malformed, "classify",
 		"longer than one packet buffer",
 		"", "the `mtu` of the port"},
