@@ -135,7 +135,7 @@ func (r *replay) schedule(cfg *config.Config) ([]arrival, error) {
 		var at time.Duration
 		for n, rec := range records {
 			if len(rec.Frame) > maxFrame {
-				return nil, fmt.Errorf("%s: frame %d has %d bytes; expected %d at the most, as no device delivers more: leave it out of the capture", file, n+1, len(rec.Frame), maxFrame)
+				return nil, fmt.Errorf("%s: frame %d has %d bytes; expected at most %d, as no device delivers more: leave it out of the capture", file, n+1, len(rec.Frame), maxFrame)
 			}
 			at = max(at, rec.Time)
 			all = append(all, arrival{at, i, rec.Frame})
@@ -167,13 +167,13 @@ func (r *replay) run(out io.Writer) (err error) {
 		return err
 	}
 	state, err := state.New(state.Sizes{
-		// A frame begins one session at the most: a larger table would never be fuller.
-		Workers: 1, Sessions: min(cfg.Dataplane.Sessions, len(arrivals)+1024), Addresses: generation.SNATAddresses(cfg), Seed: &replaySeed,
+		// A frame begins at most one session: a larger table would never be fuller.
+		Workers: 1, Sessions: min(cfg.Dataplane.Sessions, len(arrivals)+1024), Seed: &replaySeed,
 	})
 	if err != nil {
 		return err
 	}
-	defer state.Segment.Close()
+	defer state.Close()
 	compiler := generation.NewCompiler(state, &replaySeed)
 	gen, err := compiler.Compile(cfg)
 	if err != nil {

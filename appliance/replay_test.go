@@ -70,8 +70,8 @@ func buildDataplane(t *testing.T, dir string) string {
 	return path
 }
 
-// scratch makes a folder that the program, who is somebody else, may write to. (t.TempDir is for
-// its maker only.)
+// scratch makes a folder that the program, which runs as another user, may write to. (t.TempDir is
+// for its maker only.)
 func scratch(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "weir-replay-")
@@ -279,13 +279,13 @@ func (p *program) testReplay(t *testing.T) {
 
 		{"an unknown port", []string{config, "--in=middle=" + at("good.pcap"), out}, 1, `^$`, `--in middle: the configuration has no port with this name`},
 		{"no such config", []string{"--config=" + at("none.yaml"), in, out}, 1, `^$`, `none.yaml: cannot be read: no such file`},
-		{"a faulty config", []string{"--config=" + at("faulty.yaml"), in, out}, 1, `^$`, `faulty.yaml:\d+: .*"nowhere" is no gateway`},
+		{"a faulty config", []string{"--config=" + at("faulty.yaml"), in, out}, 1, `^$`, `faulty.yaml:\d+: .*no gateway is named "nowhere"`},
 		{"no such capture", []string{config, "--in=inside=" + at("none.pcap"), out}, 1, `^$`, `none.pcap: no such file`},
 		{"no capture at all", []string{config, "--in=inside=" + at("text.pcap"), out}, 1, `^$`, `text.pcap: pcap header`},
 		{"a capture that ends inside a frame", []string{config, "--in=inside=" + at("cut.pcap"), out}, 1, `^$`, `cut.pcap: pcap record 1`},
-		{"a frame that no device delivers", []string{config, "--in=inside=" + at("long.pcap"), out}, 1, `^$`, `long.pcap: frame 2 has 65536 bytes; expected 65535 at the most`},
+		{"a frame that no device delivers", []string{config, "--in=inside=" + at("long.pcap"), out}, 1, `^$`, `long.pcap: frame 2 has 65536 bytes; expected at most 65535`},
 		{"an out that is a file", []string{config, in, "--out=" + at("file")}, 1, `^$`, `file: not a directory`},
-		{"a reload with faults", []string{config, in, out, "--reload=1=" + at("faulty.yaml")}, 1, `^$`, `"nowhere" is no gateway`},
+		{"a reload with faults", []string{config, in, out, "--reload=1=" + at("faulty.yaml")}, 1, `^$`, `no gateway is named "nowhere"`},
 		{"a reload with another port", []string{config, in, out, "--reload=1=" + at("ports.yaml")}, 1, `^$`, `ports.yaml: .*spare.* needs a restart`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -343,7 +343,7 @@ func (p *program) testCheck(t *testing.T) {
 		{"good", []string{"check", at("good.yaml")}, 0, `^\S+good.yaml: good: 2 ports, 1 pools, 1 gateways, 1 VPCs, 1 instances\n$`, `^$`},
 		{"good and strict", []string{"check", "--strict", at("good.yaml")}, 0, `: good: `, `^$`},
 		{"a directory", []string{"check", at("parts")}, 0, `1 VPCs, 2 instances\n$`, `^$`},
-		{"all faults", []string{"check", at("faulty.yaml")}, 1, `(?s)^fault: \S+faulty.yaml:6: .*"q".*\nfault: \S+faulty.yaml:11: .*"nowhere" is no gateway.*\n$`, `^$`},
+		{"all faults", []string{"check", at("faulty.yaml")}, 1, `(?s)^fault: \S+faulty.yaml:6: .*"q".*\nfault: \S+faulty.yaml:11: .*no gateway is named "nowhere".*\n$`, `^$`},
 		{"warnings", []string{"check", at("warned.yaml")}, 0, `(?s)^warning: \S+warned.yaml:12: .*192.0.2.1 is in no gateway.*: good: `, `^$`},
 		{"warnings and strict", []string{"check", "--strict", at("warned.yaml")}, 1, `(?m)^warning: `, `^$`},
 		{"no such file", []string{"check", at("none.yaml")}, 1, `^fault: \S+none.yaml: cannot be read: no such file`, `^$`},

@@ -28,6 +28,9 @@ import (
 	"encoding/hex"
 	"net"
 	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -36,17 +39,22 @@ const Version = 1
 
 // Bounds of a configuration.
 const (
-	MaxPorts     = 32
-	MaxWorkers   = 64
-	MaxVPCs      = 65535
-	MaxFloating  = 64 // floating addresses of one instance and family
-	MinSessions  = 1 << 10
-	MaxSessions  = 1 << 27
-	MinMemory    = 64 << 20
-	MaxMemory    = 1 << 40
-	MaxMTU       = 9600
-	MaxUDPPorts  = 254 // UDP ports with their own timeouts
-	MaxZeroPorts = 64  // UDP ports of sessions.allow_udp6_zero
+	MaxPorts    = 32
+	MaxWorkers  = 64
+	MaxVPCs     = 65535
+	MaxFloating = 64 // floating addresses of one instance and family
+
+	MaxInstances     = 1 << 20 // of all VPCs
+	MaxSNATAddresses = 1 << 16 // different ones
+
+	MinSessions = 1 << 10
+	MaxSessions = 1 << 27
+	MinMemory   = 64 << 20
+	MaxMemory   = 1 << 40
+	MaxMTU      = 9600
+	MaxUDPPorts = 254 // UDP ports with their own timeouts
+
+	MaxZeroPorts = 64 // UDP ports of sessions.allow_udp6_zero
 )
 
 // DefaultConfig is what holds for the keys that a configuration leaves out. It is read-only.
@@ -71,6 +79,7 @@ var DefaultConfig = Config{
 			TCPEstablished:   2*time.Hour + 4*time.Minute,
 			TCPClosing:       4 * time.Minute,
 			UDP:              5 * time.Minute,
+			UDPPorts:         []PortTimeout{{53, 10 * time.Second}}, // a question and its answer (RFC 4787 REQ-5a)
 			ICMP:             time.Minute,
 			Other:            5 * time.Minute,
 		},
@@ -322,6 +331,20 @@ type Attachment struct {
 	NextHops  []NextHop
 }
 
+// AttachmentSet is a text that two VPCs, of one or of two configurations with the same ports, share
+// when their packets come and go at the same places.
+func (v *VPC) AttachmentSet() string {
+	places := make([]string, len(v.Attach))
+	for i := range v.Attach {
+		places[i] = v.Attach[i].place()
+	}
+	slices.Sort(places)
+	return strings.Join(places, " ")
+}
+
+// place names what no two attachments of a configuration have in common.
+func (a *Attachment) place() string { return strconv.Itoa(a.Port) }
+
 // Class orders routes of equal length: a custom route beats a system one.
 type Class uint8
 
@@ -367,6 +390,15 @@ type Instance struct {
 	SNAT        []SNAT
 	Attached    []netip.Prefix
 	PerInstance int // sessions; 0: no limit
+}
+
+// Identity returns the address that the instance is known by within its VPC: the IPv4 one, else the
+// IPv6 one. Its name is a label.
+func (i *Instance) Identity() netip.Addr {
+	if i.Address4.IsValid() {
+		return i.Address4
+	}
+	return i.Address6
 }
 
 // SNAT is an instance's share of an external address: ports First to Last, inclusive.

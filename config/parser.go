@@ -220,6 +220,7 @@ func (c *checker) follow(before, now []*fragment) *checker {
 	n.external.whole = mergeClaims(c.external.whole, n.external.whole, compareWhole, stays)
 	n.external.shared = mergeClaims(c.external.shared, n.external.shared, compareShared, stays)
 	n.checkDistinct()
+	n.checkAmounts()
 	if len(n.faults.list) > 0 {
 		return nil
 	}

@@ -6,7 +6,7 @@
 //
 // # Who owns an mbuf
 //
-// An mbuf has one owner at any time, who must transmit it or free it, once:
+// An mbuf has one owner at any time, which must transmit it or free it, once:
 //
 //	Mempool.Alloc   pool   -> caller
 //	Port.Receive    device -> caller, the first RxBurst.N of RxBurst.Mbufs
@@ -20,8 +20,8 @@
 //
 // # Which thread may do what
 //
-// [Init], [OpenPort], [NewMempool] and a port's Start, Stop and Close run one at a time on a thread
-// of their own, the EAL's, wherever they are called from. Devices are opened in that thread's
+// [Init], [OpenPort], [NewMempool] and a port's Start, Stop and Close run one at a time on the
+// EAL's thread, wherever they are called from. Devices are opened in that thread's
 // network namespace: the process's. One queue is polled by one thread at a time. Threads that move
 // bursts call [RegisterThread] first: without it DPDK has no cache of mbufs for them, and every
 // burst goes to the shared pool. Stats, XStats and Link may be called beside the bursts. A [Waiter]

@@ -38,8 +38,9 @@ static __thread char captured[4096];
 static __thread size_t captured_len;
 static __thread bool log_muted; // what is logged is the answer to a question, and only kept
 
-// log_write sends one message, its level in front, to the Go side, and keeps it for the error of the call that this
-// thread is in. It must not wait and must not call Go: workers log too, from inside calls declared nocallback.
+// log_write sends one message, its level in front, to the Go side, and keeps it for the error of
+// the call that this thread is in. It must not wait and must not call Go: workers log too, from
+// inside calls declared nocallback.
 static ssize_t log_write(void *cookie, const char *text, size_t len)
 {
 	char line[1 + LOG_LINE];
@@ -212,7 +213,8 @@ int weir_port_mac(uint16_t port, uint8_t *mac)
 	return rc;
 }
 
-// weir_port_close closes the port and unplugs its device. The device is looked up first: a closed port has none.
+// weir_port_close closes the port and unplugs its device. The device is looked up first: a closed
+// port has none.
 int weir_port_close(uint16_t port)
 {
 	struct rte_eth_dev_info dev;
@@ -274,7 +276,8 @@ int weir_xstat_name(uint16_t port, uint64_t id, char *name, size_t size)
 
 // Interrupts
 
-// Drivers switch the interrupts of all queues of a port by one register, and leave the lock to the application.
+// Drivers switch the interrupts of all queues of a port by one register, and leave the lock to the
+// application.
 static rte_spinlock_t interrupt_locks[RTE_MAX_ETHPORTS];
 
 static int switch_interrupt(uint16_t port, uint16_t queue, bool on)
@@ -287,8 +290,9 @@ static int switch_interrupt(uint16_t port, uint16_t queue, bool on)
 	return rc;
 }
 
-// weir_port_rx_interrupts tells whether a started port's queues have interrupts: 1, they do and are off now; 0, they do and
-// are always on (net_tap: the queue is a descriptor, and whoever waits for it is woken).
+// weir_port_rx_interrupts tells whether a started port's queues have interrupts: 1, they do and are
+// off now; 0, they do and are always on (net_tap: the queue is a descriptor, and a wait for it ends
+// when a packet comes).
 int weir_port_rx_interrupts(uint16_t port, uint16_t queues)
 {
 	int always_on = 0, rc = 0;
@@ -320,8 +324,9 @@ void weir_rx_interrupts(struct weir_queue *queues, unsigned int n, bool on)
 		switch_interrupt(queues[i].port, queues[i].queue, on);
 }
 
-// weir_wait waits until an interrupt comes, the time is over, or a signal. rte_epoll_wait alone counts milliseconds, which is
-// longer than a worker may sleep; it still reads the events, because a driver's must be taken out of their descriptors.
+// weir_wait waits until an interrupt comes, the time is over, or a signal. rte_epoll_wait alone
+// counts milliseconds, which is longer than a worker may sleep; it still reads the events, because
+// a driver's must be taken out of their descriptors.
 bool weir_wait(int epfd, int64_t nanos)
 {
 	struct pollfd p = {.fd = epfd, .events = POLLIN};
@@ -333,8 +338,8 @@ bool weir_wait(int epfd, int64_t nanos)
 
 // Bursts
 
-// weir_receive reads each mbuf here, while the driver's writes are in cache, so that Go meets plain arrays, and asks
-// for the first line of every packet so that the parser does not wait for it.
+// weir_receive reads each mbuf here, while the driver's writes are in cache, so that Go meets plain
+// arrays, and prefetches the first line of every packet so that the parser does not wait for it.
 void weir_receive(uint16_t port, uint16_t queue, struct weir_rx_burst *burst, uint16_t max)
 {
 	uint16_t n = rte_eth_rx_burst(port, queue, (struct rte_mbuf **)burst->mbufs, max);

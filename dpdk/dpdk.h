@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// The C half of the package: DPDK's static inline functions as real ones, and the steps that take unions and bit
-// fields, which Go cannot spell. Every int is 0 (or a count) when good, a negative error number otherwise.
+// The C half of the package: DPDK's static inline functions as real ones, and the steps that take
+// unions and bit fields, which Go cannot spell. Every int is 0 (or a count) when good, a negative
+// error number otherwise.
 #ifndef WEIR_DPDK_H
 #define WEIR_DPDK_H
 
@@ -22,7 +23,8 @@ enum {
 	WEIR_MAX_LCORE = RTE_MAX_LCORE,
 };
 
-// Addresses are uintptr_t throughout: cgo scans what it takes for Go pointers at ten times the cost of the call.
+// Addresses are uintptr_t throughout: cgo scans what it takes for Go pointers at ten times the cost
+// of the call.
 
 #define WEIR_MAX_BURST 64
 
@@ -38,7 +40,7 @@ struct weir_rx_burst { // RxBurst in Go
 struct weir_port_info {
 	char driver[32];
 	bool virtual_device; // on the vdev bus
-	uint32_t if_index;   // of the kernel's interface behind it; 0: none
+	uint32_t if_index;   // of the kernel interface below it; 0: none
 	int socket;          // -1: unknown
 	uint16_t mtu;
 	uint16_t max_rx_queues, max_tx_queues;

@@ -47,7 +47,7 @@ var (
 )
 
 // Init starts EAL. It works once a process, even when it fails. Neither the caller's thread nor the
-// process's affinity changes: EAL gets a thread of its own, which may run on any core that the
+// process's affinity changes: EAL gets its own thread, which may run on any core that the
 // caller may run on, and nothing is left in the file system. Memory is huge pages when enough are
 // free, else plain pages, with a warning.
 func Init(cfg EALConfig) error {
@@ -72,7 +72,7 @@ func Init(cfg EALConfig) error {
 	if free := freeHugeMemory("/sys"); huge && free < cfg.Memory {
 		huge = false
 		cfg.Log.Warn("plain memory instead of huge pages: packet buffers miss the TLB more often, so packets cost more "+
-			"time, and a PCI device works only behind an IOMMU; reserve huge pages before the start (vm.nr_hugepages)",
+			"time, and a PCI device works only with an IOMMU; reserve huge pages before the start (vm.nr_hugepages)",
 			"wanted_bytes", cfg.Memory, "free_huge_bytes", free)
 	}
 	args := ealArgs(cfg, huge, coreList(&cpus), os.Getpid())
@@ -218,7 +218,7 @@ func call(object, name string, fn func() C.int) error {
 	return callLocked(object, name, fn)
 }
 
-// callLocked is call for those who hold eal.mu.
+// callLocked is call for callers that hold eal.mu.
 func callLocked(object, name string, fn func() C.int) error {
 	if eal.work == nil {
 		return errNotRunning

@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// alone runs body in a process of its own, because EAL starts once a process. Setup, if any, may
+// alone runs body in a separate process, because EAL starts once a process. Setup, if any, may
 // change that process.
 func alone(t *testing.T, setup func(*exec.Cmd), body func(*testing.T)) {
 	t.Helper()

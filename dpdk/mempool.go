@@ -83,8 +83,8 @@ func (p *Mempool) InUse() int { return int(C.rte_mempool_in_use_count(p.pool)) }
 // of no use to Alloc.
 func (p *Mempool) Available() int { return int(C.rte_mempool_avail_count(p.pool)) }
 
-// Free returns the pool's memory to EAL. It refuses while mbufs are in use: whoever has them would
-// write into memory that is somebody else's. Close the ports and free what is held first.
+// Free returns the pool's memory to EAL. It refuses while mbufs are in use: their owners would
+// write into memory that is not theirs any more. Close the ports and free what is held first.
 func (p *Mempool) Free() error {
 	if n := p.InUse(); n > 0 {
 		return fmt.Errorf("mempool %q: %d mbufs are still in use: close the ports and free what is held first", p.name, n)

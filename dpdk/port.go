@@ -158,7 +158,7 @@ func checkFrameSize(device string, mtu int) error {
 
 var pciAddress = regexp.MustCompile(`^(?i)([0-9a-f]{4,8}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$`)
 
-// deviceName returns the name that DPDK gives the device: what stands before the arguments, a PCI
+// deviceName returns the name that DPDK gives the device: what is before the arguments, a PCI
 // address with its domain.
 func deviceName(device string) string {
 	name, _, _ := strings.Cut(device, ",")
@@ -316,7 +316,7 @@ func (p *Port) checkRSS() error {
 	return nil
 }
 
-// setMTU sets the device's MTU. Where a kernel interface is behind the device, the MTU is that
+// setMTU sets the device's MTU. Where a kernel interface is below the device, the MTU is that
 // interface's: it is left alone when it is right already, and drivers that cannot change it
 // (net_af_packet beyond 1518) need it large enough.
 func (p *Port) setMTU() error {
@@ -516,5 +516,5 @@ func (p *Port) SocketID() int { return int(p.info.socket) }
 // Driver returns the name of DPDK's driver: "net_pcap".
 func (p *Port) Driver() string { return C.GoString(&p.info.driver[0]) }
 
-// IfIndex returns the index of the kernel's interface behind the device, 0 for none.
+// IfIndex returns the index of the kernel interface below the device, 0 for none.
 func (p *Port) IfIndex() int { return int(p.info.if_index) }

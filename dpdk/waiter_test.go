@@ -17,7 +17,7 @@ import (
 // long is a wait that no test sits through.
 const long = 10 * time.Second
 
-// asleep starts a wait on a thread of its own, and returns when that thread is inside it.
+// asleep starts a wait on a separate thread, and returns when that thread is inside it.
 func asleep(t *testing.T, w *Waiter) (woken chan bool) {
 	t.Helper()
 	woken = make(chan bool, 1)

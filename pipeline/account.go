@@ -22,8 +22,8 @@ func (q *Queue) sentExtras(n int) (extras int) {
 	return extras
 }
 
-// Sent books the fate of queue port: its first n frames were sent, bytes long in all, the others refused. It
-// empties the queue, and leaves what was refused in Done.
+// Sent books the fate of queue port: its first n frames were sent, bytes long in all, the others
+// refused. It empties the queue, and leaves what was refused in Done.
 func (w *Worker) Sent(port, n int) {
 	q := &w.Out[port]
 	bytes := q.bytes
@@ -60,14 +60,14 @@ func (w *Worker) refused(q *Queue, port, n int) {
 	w.flush()
 }
 
-// Originated books frames of weir's own that the driver sent through port.
+// Originated books frames of weir itself that the driver sent through port.
 func (w *Worker) Originated(port, frames int, bytes uint64) {
 	w.counters.Originated += uint64(frames)
 	w.counters.Transmitted[port] += uint64(frames)
 	w.counters.TransmittedBytes[port] += bytes
 }
 
-// Unsent counts frames of weir's own for which the driver had no buffer, or the port no room.
+// Unsent counts frames of weir itself for which the driver had no buffer, or the port no room.
 func (w *Worker) Unsent(frames int) { w.counters.Unsent += uint64(frames) }
 
 // Turned counts one turn of the loop that took so many nanoseconds.
@@ -76,7 +76,8 @@ func (w *Worker) Turned(nanos int64) {
 	w.counters.TurnsNanoseconds += uint64(nanos)
 }
 
-// Polled counts n receive calls, empty of which brought nothing, and the nanoseconds of turns with work.
+// Polled counts n receive calls, empty of which brought nothing, and the nanoseconds of turns with
+// work.
 func (w *Worker) Polled(n, empty int, busy int64) {
 	w.counters.Polls += uint64(n)
 	w.counters.EmptyPolls += uint64(empty)

@@ -6,8 +6,8 @@ import (
 	"weir/pipeline/inet"
 )
 
-// martian reports whether a may be nobody's address on the Internet's side: RFC 1122 §3.2.1.3, RFC 6890, RFC 4291.
-// A private address is not among them: a VPC may route one to a gateway.
+// martian reports whether a may be nobody's address on the Internet's side: RFC 1122 §3.2.1.3, RFC
+// 6890, RFC 4291. A private address is not among them: a VPC may route one to a gateway.
 func martian(a inet.Addr) bool {
 	if a.Is4() {
 		switch n := a.Uint32(); n >> 24 {

@@ -7,8 +7,9 @@ import (
 	"weir/pipeline/session"
 )
 
-// apply gives those packets of a run that have a live session their rewriting: they need neither route nor select. act stays actNone
-// for the others. The run begins with the first-th packet of the look-up.
+// apply gives those packets of a run that have a live session their rewriting: they need neither
+// route nor select. act stays actNone for the others. The run begins with the first-th packet of
+// the look-up.
 func (w *Worker) apply(b *Burst, first int) {
 	for k, i := range b.live {
 		p := &b.Packets[i]
@@ -27,9 +28,11 @@ func (w *Worker) apply(b *Burst, first int) {
 				w.fromOutside(s, p)
 			}
 		case s.State() == session.Unconfirmed && ((p.kind == kindTCP || p.kind == kindEchoRequest) && begins(p) || !w.confirm(ref, s, p)):
-			// No reply, but a beginning: whoever sent the packet from outside does not choose its address. Or the mapping that it went to
-			// is gone.
+			// No reply, but a beginning: the sender outside does not choose its address. Or the
+			// mapping that it went to is gone.
 			w.end(ref)
+		case s.Flags&session.Given != 0 && p.tcpFlags&(tcpSYN|tcpRST) == tcpSYN && !w.regain(ref, s, p):
+			w.end(ref) // its port is another endpoint's: what begins is a flow like any other
 		default:
 			w.fromInside(s, p)
 		}
@@ -44,16 +47,19 @@ func (p *Packet) outsideKey() session.Key {
 	return session.OutsideKey(p.local, p.remote, p.localPort, p.remotePort, p.proto)
 }
 
-// stray reports whether a packet takes no part in sessions: ICMP other than queries, and what goes no further.
+// stray reports whether a packet takes no part in sessions: ICMP other than queries, and what goes
+// no further.
 func (p *Packet) stray() bool { return p.kind >= kindError || p.expired || p.pinned }
 
-// uninvited reports whether a packet from outside is none of its session's: a ping to an identifier that is mapped for replies to the
-// instance's own, or one that only claims to come from an external address of weir's own, whose packets turn back and never come by a port.
+// uninvited reports whether a packet from outside does not belong to its session: a ping to an
+// identifier that is mapped for replies to the instance's pings, or a packet that only claims to
+// come from an external address of weir, whose packets turn back and never come in at a port.
 func (p *Packet) uninvited(s *session.Session) bool {
 	return p.kind == kindEchoRequest && s.Flags&session.SNAT != 0 || p.turned != (s.Flags&session.Hairpin != 0)
 }
 
-// late finds the session of a packet that began after the batch was looked up: with an earlier packet of one burst.
+// late finds the session of a packet that began after the batch was looked up: with an earlier
+// packet of one burst.
 func (w *Worker) late(k session.Key, p *Packet) (*session.Session, bool) {
 	if !w.created || p.stray() {
 		return nil, false
@@ -62,8 +68,8 @@ func (w *Worker) late(k session.Key, p *Packet) (*session.Session, bool) {
 	return s, s != nil
 }
 
-// fromInside applies a session to a packet from its instance. Only these refresh it (RFC 4787 REQ-6).
-// Its twin is short.
+// fromInside applies a session to a packet from its instance. Only these refresh it (RFC 4787
+// REQ-6). Its twin is short.
 func (w *Worker) fromInside(s *session.Session, p *Packet) {
 	if p.tcpFlags&tcpRST == 0 { // which may answer what came from outside (RFC 7857 §8)
 		s.Last = w.tick
@@ -76,14 +82,14 @@ func (w *Worker) fromInside(s *session.Session, p *Packet) {
 	p.delta, p.headerDelta = s.Delta, s.HeaderDelta
 }
 
-// leaveAs notes that a packet leaves as from an external address and port, by one of ports; shared: other
-// instances have the address too.
+// leaveAs notes that a packet leaves as from an external address and port, by one of ports; shared:
+// other instances have the address too.
 func (p *Packet) leaveAs(external inet.Addr, port uint16, ports uint32, shared bool) {
 	p.act, p.newAddr, p.newPort, p.ports, p.shared = actOut, external, port, ports, shared
 }
 
-// confirm lets the first packet from inside, but a reset, confirm a session that began outside. Through SNAT it holds the mapping
-// from here on; false: that is gone.
+// confirm lets the first packet from inside, but a reset, confirm a session that began outside.
+// Through SNAT it holds the mapping from here on; false: that is gone.
 func (w *Worker) confirm(ref uint32, s *session.Session, p *Packet) bool {
 	if p.tcpFlags&tcpRST != 0 || p.kind == kindPiece {
 		return true
@@ -115,8 +121,8 @@ func (w *Worker) fromOutside(s *session.Session, p *Packet) {
 		p.act = actReset
 		return
 	}
-	// What filtering has refused does not come here, and who began a session does not keep it alive alone (RFC 7857 §7). An opening and a
-	// closing connection have their time from inside only.
+	// What filtering has refused does not come here, and who began a session does not keep it alive
+	// alone (RFC 7857 §7). An opening and a closing connection have their time from inside only.
 	if s.Flags&session.Refresh != 0 && p.tcpFlags&tcpRST == 0 && refreshable>>(s.State()%64)&1 != 0 {
 		s.Last = w.tick
 	}
@@ -126,7 +132,8 @@ func (w *Worker) fromOutside(s *session.Session, p *Packet) {
 	p.to, p.neighbor = way{s.At, s.Link}, s.Neighbor
 }
 
-// refreshable are the states that packets from outside may refresh, where the pool says that they do.
+// refreshable are the states that packets from outside may refresh, where the pool says that they
+// do.
 const refreshable = 1<<session.UDP | 1<<session.ICMP | 1<<session.Other | 1<<session.TCPOpen
 
 // firstState is the state of a session's first packet from inside.

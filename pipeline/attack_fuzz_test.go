@@ -46,8 +46,9 @@ type tuple struct {
 	sport, dport uint16 // of TCP and UDP
 }
 
-// opinion is what gopacket reads: ok if it finds addresses, and a whole transport header where that is TCP or UDP; cut if it has something to
-// complain of, or weir has by policy. strange says why nobody is to compare.
+// opinion is what gopacket reads: ok if it finds addresses, and a whole transport header where that
+// is TCP or UDP; cut if it has something to complain of, or weir has by policy. strange says why
+// nobody is to compare.
 func opinion(frame []byte) (u tuple, ok, cut bool, strange string) {
 	p := gopacket.NewPacket(frame, layers.LayerTypeEthernet, gopacket.DecodeOptions{NoCopy: true})
 	cut = p.Metadata().Truncated || p.ErrorLayer() != nil
@@ -130,8 +131,9 @@ func opinion(frame []byte) (u tuple, ok, cut bool, strange string) {
 	return u, ok, cut, strange
 }
 
-// FuzzParserAgrees holds weir's parser against gopacket's: what weir lets on has the addresses, the protocol and the ports that gopacket reads;
-// and what gopacket reads without complaint weir drops only for reasons that gopacket does not know.
+// FuzzParserAgrees holds weir's parser against gopacket's: what weir lets on has the addresses, the
+// protocol and the ports that gopacket reads; and what gopacket reads without complaint weir drops
+// only for reasons that gopacket does not know.
 func FuzzParserAgrees(f *testing.F) {
 	for _, frame := range caseFrames(f) {
 		f.Add(frame)

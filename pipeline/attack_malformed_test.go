@@ -74,7 +74,8 @@ func TestM01ShortFrames(t *testing.T) {
 	a.rule(0)
 }
 
-// M-2: every version with every header length, in frames of three lengths and of both Ethernet types.
+// M-2: every version with every header length, in frames of three lengths and of both Ethernet
+// types.
 func TestM02BadIPHeaders(t *testing.T) {
 	a := newArena(t)
 	for _, c := range []struct {
@@ -106,7 +107,8 @@ func TestM02BadIPHeaders(t *testing.T) {
 	a.rule(2)
 }
 
-// M-3: every total length, in a frame that is cut there or goes on; what is behind the packet is not the packet's.
+// M-3: every total length, in a frame that is cut there or goes on; what is behind the packet is
+// not the packet's.
 func TestM03TruncatedAndTrailer(t *testing.T) {
 	a := newArena(t)
 	for _, line := range []string{"udp 10.0.0.5:1000 > 8.8.8.8:53 len=12", "tcp 10.0.0.5:1000 > 8.8.8.8:53 ACK", "icmp echo-request 10.0.0.6 > 8.8.8.8 id=7 len=9"} {
@@ -160,7 +162,8 @@ func TestM04HeaderChecksum(t *testing.T) {
 	a.rule(0)
 }
 
-// M-5: transport headers cut at every byte in packets whose lengths agree, and lengths in them that lie.
+// M-5: transport headers cut at every byte in packets whose lengths agree, and lengths in them that
+// lie.
 func TestM05TransportHeaders(t *testing.T) {
 	a := newArena(t)
 	rest := bytes.Repeat([]byte{0x5a}, 64)
@@ -220,7 +223,8 @@ func TestM05TransportHeaders(t *testing.T) {
 	a.rule(-1)
 }
 
-// M-6: TCP options of every kind and length at every place: what reads them ends, and changes nothing but an MSS.
+// M-6: TCP options of every kind and length at every place: what reads them ends, and changes
+// nothing but an MSS.
 func TestM06TCPOptions(t *testing.T) {
 	a := newArena(t)
 	var lists [][]byte
@@ -250,7 +254,8 @@ func TestM06TCPOptions(t *testing.T) {
 	a.rule(1)
 }
 
-// M-7: all 256 combinations of TCP flags, each way, with and without a flow: nothing begins one but SYN alone, or with ECN's flags.
+// M-7: all 256 combinations of TCP flags, each way, with and without a flow: nothing begins one but
+// SYN alone, or with ECN's flags.
 func TestM07TCPFlags(t *testing.T) {
 	const syn, others = 0x02, 0xe8 // which may come with it: PSH, URG, ECE, CWR
 	a := newArena(t)
@@ -280,7 +285,8 @@ func TestM07TCPFlags(t *testing.T) {
 				a.restart()
 			}
 		}
-		// From outside to a floating address everything arrives; without a session nothing else does.
+		// From outside to a floating address everything arrives; without a session nothing else
+		// does.
 		if got := a.throw(1, flagged(1, "tcp 8.8.4.4:443 > 192.0.2.5:1000 none", flags)); strings.HasPrefix(got, "drop") {
 			t.Fatalf("from outside to a floating address with flags %#02x: %s", flags, got)
 		}
@@ -382,7 +388,8 @@ func TestM09IPv6Lengths(t *testing.T) {
 	a.rule(1)
 }
 
-// M-10: chains of extension headers: too many, too long, looping, out of order, cut at every byte, of every length and number.
+// M-10: chains of extension headers: too many, too long, looping, out of order, cut at every byte,
+// of every length and number.
 func TestM10ExtensionChains(t *testing.T) {
 	a := newArena(t)
 	const udp = "udp [fd00::5]:1000 > [2001:4860::8]:53 "
@@ -411,11 +418,13 @@ func TestM10ExtensionChains(t *testing.T) {
 		} else {
 			a.refused(0, f, drop.TooBig)
 		}
-		// The same number in AH counts words of four bytes; whatever it says, no translation keeps it (RFC 4302).
+		// The same number in AH counts words of four bytes; whatever it says, no translation keeps
+		// it (RFC 4302).
 		a.refused(0, parseLine(t, 0, udp+fmt.Sprintf(" ext=51:%02x%s", words, strings.Repeat("00", 1400))), drop.BadExtension, drop.BadTransport, drop.Untranslatable)
 		a.refused(0, parseLine(t, 0, udp+fmt.Sprintf(" ext=ah:%02x%s", words, strings.Repeat("00", max(6, (words+2)*4-2)))), drop.BadExtension, drop.BadTransport, drop.Untranslatable)
 	}
-	// Every number behind the fixed header and behind an option header, with nothing, or not much, behind it.
+	// Every number behind the fixed header and behind an option header, with nothing, or not much,
+	// behind it.
 	for next := range 256 {
 		for _, size := range []int{0, 1, 7, 8, 40} {
 			for _, f := range [][]byte{
@@ -445,7 +454,8 @@ func TestM10ExtensionChains(t *testing.T) {
 	a.rule(-1)
 }
 
-// M-11: VLAN tags on a port without VLANs: one to three of them, every type, VID and place to be cut at.
+// M-11: VLAN tags on a port without VLANs: one to three of them, every type, VID and place to be
+// cut at.
 func TestM11VLANTags(t *testing.T) {
 	a := newArena(t)
 	packet := parseLine(t, 0, "udp 10.0.0.5:1000 > 8.8.8.8:53")[12:]
@@ -486,7 +496,8 @@ func TestM12EtherTypes(t *testing.T) {
 	a.rule(0)
 }
 
-// M-12: control answers and learns from ARP of Ethernet and IPv4 only, and believes nobody who has weir's own address.
+// M-12: control answers and learns from ARP of Ethernet and IPv4 only, and believes nobody who has
+// weir's own address.
 func TestM12ARP(t *testing.T) {
 	c := newControl(t, responderConfig)
 	c.quiet()
@@ -605,7 +616,8 @@ func TestM18Martians(t *testing.T) {
 	a.rule(-1)
 }
 
-// M-19: ICMP errors that quote packets of every protocol, cut at every byte, of both families, 1:1 and SNAT, both ways.
+// M-19: ICMP errors that quote packets of every protocol, cut at every byte, of both families, 1:1
+// and SNAT, both ways.
 func TestM19QuotedPackets(t *testing.T) {
 	a := newArena(t)
 	for _, c := range []struct {
@@ -676,8 +688,8 @@ func resum(f []byte) {
 	binary.BigEndian.PutUint16(f[56:], sum(f[54:], pseudo))
 }
 
-// M-20: a million frames of random bytes, half of them behind headers that are right so far. TestMutations has a million that are nearly
-// right.
+// M-20: a million frames of random bytes, half of them behind headers that are right so far.
+// TestMutations has a million that are nearly right.
 func TestM20Random(t *testing.T) {
 	frames := 1_000_000
 	if testing.Short() {

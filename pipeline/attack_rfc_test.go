@@ -17,8 +17,9 @@ import (
 
 // What the RFCs ask of all values of a field, tried for all values.
 
-// Every IP protocol, both families, both ways: 1:1 translates its addresses, and what has a pseudo-header keeps a right sum; SNAT refuses
-// what has no port (AH, which no translation leaves intact, both refuse).
+// Every IP protocol, both families, both ways: 1:1 translates its addresses, and what has a
+// pseudo-header keeps a right sum; SNAT refuses what has no port (AH, which no translation leaves
+// intact, both refuse).
 func TestEveryProtocol(t *testing.T) {
 	a := newArena(t)
 	for proto := range 256 {
@@ -66,7 +67,8 @@ func TestEveryProtocol(t *testing.T) {
 	a.rule(0)
 }
 
-// summed writes the sum of a protocol with a pseudo-header at byte 6 of its header, and leaves other protocols alone.
+// summed writes the sum of a protocol with a pseudo-header at byte 6 of its header, and leaves
+// other protocols alone.
 func summed(frame []byte, proto byte, at int) []byte {
 	if proto != header.ProtocolUDPLite && proto != header.ProtocolDCCP {
 		return frame
@@ -135,8 +137,9 @@ func TestEveryTTL(t *testing.T) {
 	a.rule(3)
 }
 
-// Paired pooling (RFC 4787 REQ-2, RFC 6888 REQ-2): whatever an instance with SNAT entries on four addresses begins, in whatever protocol,
-// is seen from one of them; and other instances are seen from the others.
+// Paired pooling (RFC 4787 REQ-2, RFC 6888 REQ-2): whatever an instance with SNAT entries on four
+// addresses begins, in whatever protocol, is seen from one of them; and other instances are seen
+// from the others.
 func TestPairedPooling(t *testing.T) {
 	var instances strings.Builder
 	for i := range 64 {
@@ -171,8 +174,8 @@ func TestPairedPooling(t *testing.T) {
 	}
 }
 
-// No application gateway (RFC 4787 REQ-10, RFC 5382 REQ-6): addresses and ports in payloads stay what they are, on the ports of the
-// protocols that others change.
+// No application gateway (RFC 4787 REQ-10, RFC 5382 REQ-6): addresses and ports in payloads stay
+// what they are, on the ports of the protocols that others change.
 func TestNoALG(t *testing.T) {
 	a := newArena(t)
 	payloads := []string{

@@ -17,7 +17,8 @@ import (
 	"weir/pipeline/session"
 )
 
-// S-1: a guest sends from every address that is not its own, of both families. Nothing leaves, and nobody is told.
+// S-1: a guest sends from every address that is not its own, of both families. Nothing leaves, and
+// nobody is told.
 func TestS01ForeignSources(t *testing.T) {
 	a := newArena(t)
 	for _, src := range []string{
@@ -47,8 +48,8 @@ func TestS01ForeignSources(t *testing.T) {
 	a.rule(0)
 }
 
-// S-2: thirty tenants with one private address, the same ports and destinations, behind one SNAT address: each token comes back
-// to its owner, a hundred thousand times.
+// S-2: thirty tenants with one private address, the same ports and destinations, behind one SNAT
+// address: each token comes back to its owner, a hundred thousand times.
 func TestS02SameAddresses(t *testing.T) {
 	const tenants, flows = 30, 20
 	rounds := 85
@@ -109,7 +110,8 @@ vpcs:`+vpcs.String(), config.MAC{})
 	}
 }
 
-// withPayload is a copy of a UDP frame with its last bytes replaced, and its checksum mended for that.
+// withPayload is a copy of a UDP frame with its last bytes replaced, and its checksum mended for
+// that.
 func withPayload(frame, payload []byte) []byte {
 	f := bytes.Clone(frame)
 	udp := len(f) - len(payload) - 8
@@ -128,8 +130,8 @@ func withPayload(frame, payload []byte) []byte {
 	return f
 }
 
-// bounced is the answer to a UDP frame that left by an outside port of MAC 02:00:00:00:00:01: addresses and ports change places, which
-// no checksum sees.
+// bounced is the answer to a UDP frame that left by an outside port of MAC 02:00:00:00:00:01:
+// addresses and ports change places, which no checksum sees.
 func bounced(frame []byte) []byte {
 	f := bytes.Clone(frame)
 	copy(f, []byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 2, 1})
@@ -175,7 +177,8 @@ func TestS03SNATScan(t *testing.T) {
 	a.rule(0)
 }
 
-// S-4 and S-5: an external address whose instance is gone takes nothing any more; a private address never does from outside.
+// S-4 and S-5: an external address whose instance is gone takes nothing any more; a private address
+// never does from outside.
 func TestS04GoneInstances(t *testing.T) {
 	a := newArena(t)
 	a.through(0, 1, parseLine(t, 0, "udp 10.0.0.5:1000 > 8.8.8.8:53"))
@@ -197,8 +200,9 @@ func TestS05PrivateDestinations(t *testing.T) {
 	a.rule(0)
 }
 
-// everyError throws an ICMP error of every type, and of many codes, about a flow from outside, after each of which the flow must be as
-// before: its session is neither ended nor refreshed nor in another state.
+// everyError throws an ICMP error of every type, and of many codes, about a flow from outside,
+// after each of which the flow must be as before: its session is neither ended nor refreshed nor in
+// another state.
 func (a *arena) everyError(flow, outer, quote string) {
 	a.t.Helper()
 	frame := parseLine(a.t, 1, fmt.Sprintf(outer, quote))
@@ -243,8 +247,8 @@ func (a *arena) only0() *session.Session {
 	return a.onlyOf(func(s *session.Session) bool { return s.VPC != calm })
 }
 
-// S-7 and S-8, and RFC 4787 REQ-12, RFC 5382 REQ-10: ICMP of no type and code, whoever sends it and whatever it quotes, changes a
-// session; nor does weir let it lower an MTU of its own.
+// S-7 and S-8, and RFC 4787 REQ-12, RFC 5382 REQ-10: ICMP of no type and code, whoever sends it and
+// whatever it quotes, changes a session; nor does weir let it lower an MTU of its own.
 func TestS08ICMPErrors(t *testing.T) {
 	a := newArena(t)
 	for _, c := range []struct{ flow, outer, quote string }{
@@ -264,7 +268,8 @@ func TestS08ICMPErrors(t *testing.T) {
 	a.rule(0)
 }
 
-// S-9: another remote host does not come in by the session that somebody has, and does not touch it.
+// S-9: another remote host does not come in by the session that somebody has, and does not touch
+// it.
 func TestS09Strangers(t *testing.T) {
 	a := newArena(t)
 	for _, flow := range []string{"tcp 10.0.0.6:1000 > 8.8.8.8:443 SYN", "tcp [fd00::6]:1000 > [2001:4860::8]:443 SYN"} {

@@ -19,11 +19,11 @@ import (
 	"weir/pipeline/session"
 )
 
-// The tests TestM01... to TestX12... are the catalogue of attacks and faults: malformed packets, spoofing and leaks, exhaustion.
-// After each, whatever it was, arena.rule must hold.
+// The tests TestM01... to TestX12... are the catalogue of attacks and faults: malformed packets,
+// spoofing and leaks, exhaustion. After each, whatever it was, arena.rule must hold.
 
-// attackConfig is rigConfig, whose instances attack, and beside them a second tenant with the very same private addresses, on port
-// 2, who shares the SNAT address.
+// attackConfig is rigConfig, whose instances attack, and beside them a second tenant with the very
+// same private addresses, on port 2, who shares the SNAT address.
 var attackConfig = strings.NewReplacer("pools:\n", "  - {name: quiet, device: net_null2, side: inside}\npools:\n",
 	"1024-65535", "1024-32767").Replace(rigConfig) + `
   - name: w
@@ -36,7 +36,8 @@ var attackConfig = strings.NewReplacer("pools:\n", "  - {name: quiet, device: ne
          external: {snat: [{address: 192.0.2.6, ports: 32768-65535}, {address: "2001:db8:1::6", ports: 32768-65535}]}}
 `
 
-// arena is a rig in which one tenant and the Internet do what they like, and another tenant must not feel it.
+// arena is a rig in which one tenant and the Internet do what they like, and another tenant must
+// not feel it.
 type arena struct {
 	*rig
 	watch  *leakWatch
@@ -46,12 +47,13 @@ type arena struct {
 // goldenFlow is a flow of the other tenant: a packet each way, before and after the pipeline.
 type goldenFlow struct{ request, left, reply, arrived []byte }
 
-// calmFlows are the other tenant's: 1:1 and SNAT, both families. ID, for a packet that fragments never touch, is its sender's.
+// calmFlows are the other tenant's: 1:1 and SNAT, both families. ID, for a packet that fragments
+// never touch, is its sender's.
 var calmFlows = []string{
-	"udp 10.0.0.5:1000 > 8.8.8.8:53 df ipid=7 \"golden\"", "udp 10.0.0.6:1000 > 8.8.8.8:53 df ipid=7 \"golden\"",
+	"udp 10.0.0.5:1000 > 8.8.8.8:4500 df ipid=7 \"golden\"", "udp 10.0.0.6:1000 > 8.8.8.8:4500 df ipid=7 \"golden\"",
 	"tcp 10.0.0.5:1000 > 8.8.8.8:443 SYN df seq=1", "tcp 10.0.0.6:1000 > 8.8.8.8:443 SYN df seq=1",
 	"icmp echo-request 10.0.0.5 > 8.8.8.8 df id=7 \"golden\"", "icmp echo-request 10.0.0.6 > 8.8.8.8 df id=7 \"golden\"",
-	"udp [fd00::5]:1000 > [2001:4860::8]:53 \"golden\"", "udp [fd00::6]:1000 > [2001:4860::8]:53 \"golden\"",
+	"udp [fd00::5]:1000 > [2001:4860::8]:4500 \"golden\"", "udp [fd00::6]:1000 > [2001:4860::8]:4500 \"golden\"",
 	"tcp [fd00::5]:1000 > [2001:4860::8]:443 SYN seq=1", "tcp [fd00::6]:1000 > [2001:4860::8]:443 SYN seq=1",
 	"icmp6 echo-request fd00::5 > 2001:4860::8 id=7 \"golden\"", "icmp6 echo-request fd00::6 > 2001:4860::8 id=7 \"golden\"",
 }
@@ -90,8 +92,8 @@ func (a *arena) through(in, out int, frame []byte) []byte {
 	return bytes.Clone(f.frame)
 }
 
-// mirror is the reply that the remote gives to a frame that left by port 1. To a SYN it says SYN,ACK from 1 on; other segments it
-// repeats.
+// mirror is the reply that the remote gives to a frame that left by port 1. To a SYN it says
+// SYN,ACK from 1 on; other segments it repeats.
 func mirror(t testing.TB, frame []byte) []byte {
 	t.Helper()
 	words := strings.Fields(bare(frame))
@@ -123,8 +125,9 @@ func mirror(t testing.TB, frame []byte) []byte {
 	return parseLine(t, 1, line)
 }
 
-// throw takes a copy of a frame through the worker, as frameFate, and looks at what leaves. A frame that is lost, or leaves by an
-// outside port with a source that the configuration does not allow, ends the test.
+// throw takes a copy of a frame through the worker, as frameFate, and looks at what leaves. A frame
+// that is lost, or leaves by an outside port with a source that the configuration does not allow,
+// ends the test.
 func (a *arena) throw(port int, frame []byte) string {
 	a.t.Helper()
 	dropped, punted := a.counters.Dropped, a.counters.Punted
@@ -169,9 +172,9 @@ func (a *arena) refused(port int, frame []byte, reasons ...drop.Reason) {
 	a.t.Fatalf("%s into port %d:\n  got  %s\n  want a drop as %v", packettext.Format(frame), port, got, reasons)
 }
 
-// rule is what has to hold after every attack: all buffers are back, received = sent + dropped under names, sessions, mappings and
-// limits agree, there are as many sessions of the attackers as there should be (-1: any number), and the other tenant's flows go on,
-// byte for byte.
+// rule is what has to hold after every attack: all buffers are back, received = sent + dropped
+// under names, sessions, mappings and limits agree, there are as many sessions of the attackers as
+// there should be (-1: any number), and the other tenant's flows go on, byte for byte.
 func (a *arena) rule(sessions int) {
 	a.t.Helper()
 	for second := 0; a.counters.Held > 0; second++ { // whatever it waits for, it does not wait for ever

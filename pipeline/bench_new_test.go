@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// BenchmarkNewSessions is what a session costs from its first packet to its end, without I/O: in each round every packet
-// begins one, until the table is half full, and then the expiry walk ends them all. Making the frames is measured apart
-// and taken off.
+// BenchmarkNewSessions is what a session costs from its first packet to its end, without I/O: in
+// each round every packet begins one, until the table is half full, and then the expiry walk ends
+// them all. Making the frames is measured apart and taken off.
 func BenchmarkNewSessions(b *testing.B) {
 	for _, c := range []struct {
 		name string

@@ -52,7 +52,7 @@ func newTestWorker(t testing.TB, text string) *Worker {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { s.Segment.Close() })
+	t.Cleanup(func() { s.Close() })
 	g, err := generation.NewCompiler(s, &testSeed).Compile(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -90,8 +90,9 @@ func bytes6(hi, lo uint64) []byte {
 	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, hi), lo)
 }
 
-// flows generates the packets of many flows of one instance towards 64 remote hosts, from a template a host, so that
-// making a packet costs a copy and two stores. (Transport checksums are not right; the pipeline never looks.)
+// flows generates the packets of many flows of one instance towards 64 remote hosts, from a
+// template a host, so that making a packet costs a copy and two stores. (Transport checksums are
+// not right; the pipeline never looks.)
 type flows struct {
 	templates [64][]byte
 	ports     int  // offset of the ports
@@ -153,8 +154,8 @@ func (w *Worker) drain() {
 	w.Done = w.Done[:0]
 }
 
-// BenchmarkEstablished is the pipeline without I/O: bursts of 32 frames of 60 bytes, each of a random session. Making
-// the frames is measured apart and taken off.
+// BenchmarkEstablished is the pipeline without I/O: bursts of 32 frames of 60 bytes, each of a
+// random session. Making the frames is measured apart and taken off.
 func BenchmarkEstablished(b *testing.B) {
 	for _, c := range []struct {
 		name string
@@ -170,7 +171,8 @@ func BenchmarkEstablished(b *testing.B) {
 					f.makeTCP()
 				}
 				var burst Burst
-				// A buffer for each of many packets, as a receive ring has; the order is random over all sessions.
+				// A buffer for each of many packets, as a receive ring has; the order is random
+				// over all sessions.
 				const buffers = 1024
 				var data [buffers][128]byte
 				for i := range n {

@@ -13,8 +13,8 @@ import (
 // MaxBurst is the most packets of one burst.
 const MaxBurst = session.MaxBatch
 
-// Burst is what one receive call brought, all by one port. The caller sets Port, N and, of each packet, Data and
-// Handle, and calls Worker.Process; the rest is the pipeline's notes, which no stage makes twice.
+// Burst is what one receive call brought, all from one port. The caller sets Port, N and, of each
+// packet, Data and Handle, and calls Worker.Process; the rest is the pipeline's notes.
 type Burst struct {
 	Port int
 	N    int
@@ -29,14 +29,15 @@ type Burst struct {
 	turned    [MaxBurst]uint8
 }
 
-// begin forgets the notes about packets of before. inside says from which side those come that are in the burst now, or will be.
+// begin forgets the notes about earlier packets. inside says from which side the burst's packets
+// come.
 func (b *Burst) begin(inside bool) {
 	b.inside, b.fragments = inside, false
 	b.live, b.back = b.index[:0], b.turned[:0]
 }
 
-// Packet is one frame and what the stages found out about it. "Local" is the VPC's side of a flow: private
-// addresses inside, ours outside; "remote" is the Internet's.
+// Packet is one frame and what the stages found out about it. "Local" is the VPC's side of a flow:
+// private addresses inside, ours outside; "remote" is the Internet's.
 type Packet struct {
 	Data   []byte  // the frame; aliases the caller's buffer, and is rewritten there
 	Handle uintptr // the caller's name of the buffer
@@ -90,7 +91,7 @@ type marks struct {
 	plain      bool // parsePlain has taken it: it may go the short way, if it has a session
 	fragmented bool // a piece of a datagram
 	noSum      bool // UDP over IPv6 without a checksum
-	hairpin    bool // from inside, to an external address of weir's own: it turns back
+	hairpin    bool // from inside, to an external address of weir: it turns back
 	turned     bool // it has turned back, and is as if from outside
 	shared     bool // actOut: the new address is shared with other instances
 	long       bool // longer than the next link's MTU
@@ -105,7 +106,7 @@ const (
 	kindUDP
 	kindEchoRequest // or ICMP timestamp request
 	kindEchoReply   // or ICMP timestamp reply
-	kindPiece       // a fragment behind the first: no transport header
+	kindPiece       // a later fragment: no transport header
 	kindError       // ICMP error that is translated by what it quotes
 	kindICMP        // any other ICMP
 )
@@ -132,7 +133,8 @@ const (
 	tcpURG
 )
 
-// Queue is what is to be sent by one port, in order. The driver sends it and calls Worker.Sent.
+// Queue is what is to be sent through one port, in order. The driver sends it and calls
+// Worker.Sent.
 type Queue struct {
 	N       int
 	Handles [queueSize]uintptr
@@ -143,7 +145,9 @@ type Queue struct {
 	extras int                    // how many
 }
 
-// queueSize lets a queue take a whole burst, the fragments that waited for it, and the pieces of packets that are too long.
+// queueSize lets a queue take a whole burst, the fragments that waited for it, and the pieces of
+// packets that are too long.
 const queueSize = 8 * MaxBurst
 
-const _ = uint(queueSize - MaxBurst - 2*maxWaiting - MaxBurst - MaxSpare) // does not compile when it does not
+// It does not compile when the queue is too short.
+const _ = uint(queueSize - MaxBurst - 2*maxWaiting - MaxBurst - MaxSpare)

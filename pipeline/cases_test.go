@@ -26,8 +26,8 @@ import (
 
 var update = flag.Bool("update", false, "write the derived files of the cases")
 
-// TestCases runs every case folder in memory and compares with what is committed. Reading case.txt against
-// the result is the first half: -update cannot record what case.txt does not say.
+// TestCases runs every case folder in memory and compares with what is committed. Reading case.txt
+// against the result is the first half: -update cannot record what case.txt does not say.
 func TestCases(t *testing.T) {
 	for _, dir := range casetest.Dirs(t, "testdata/cases") {
 		t.Run(filepath.Base(dir), func(t *testing.T) {
@@ -107,8 +107,8 @@ vpcs:
     instances: [{name: web, addresses: [172.30.0.5, "fd00:1::5"], external: {floating: [FLOATING]}}]
 `
 
-// sources sends the first packet of each of n flows of one instance through a fresh worker, whose secrets come from
-// seed and whose table holds sessions, and returns the source that each left by.
+// sources sends the first packet of each of n flows of one instance through a fresh worker, whose
+// secrets come from seed and whose table holds sessions, and returns the source that each left by.
 func sources(t *testing.T, floating string, v6 bool, n, sessions int, seed [32]byte) []netip.Addr {
 	t.Helper()
 	text := strings.Replace(balanceConfig, "FLOATING", floating, 1)
@@ -120,7 +120,7 @@ func sources(t *testing.T, floating string, v6 bool, n, sessions int, seed [32]b
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer state.Segment.Close()
+	defer state.Close()
 	gen, err := generation.NewCompiler(state, &seed).Compile(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -157,8 +157,9 @@ func sources(t *testing.T, floating string, v6 bool, n, sessions int, seed [32]b
 	return list
 }
 
-// TestBalance: floating addresses share the flows evenly, and every worker, with whatever secrets and with or without
-// room for sessions, chooses alike (design: a pure function of the flow and the eligible addresses).
+// TestBalance: floating addresses share the flows evenly, and every worker, with whatever secrets
+// and with or without room for sessions, chooses alike (design: a pure function of the flow and the
+// eligible addresses).
 func TestBalance(t *testing.T) {
 	const flows = 100_000
 	for _, v6 := range []bool{false, true} {

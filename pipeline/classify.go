@@ -11,7 +11,8 @@ import (
 	"weir/pipeline/state"
 )
 
-// classify finds the headers of packets from to to, or drops them, or hands them to control. It returns how many bytes they have.
+// classify finds the headers of packets from to to, or drops them, or hands them to control. It
+// returns how many bytes they have.
 func (w *Worker) classify(b *Burst, from, to int) (bytes uint64) {
 	mac, own := w.macs[b.Port], w.gen.Ports[b.Port].Own
 	for i := from; i < to; i++ {
@@ -25,8 +26,9 @@ func (w *Worker) classify(b *Burst, from, to int) (bytes uint64) {
 		switch v := w.parse(p, b.inside, mac); v {
 		case goesOn:
 			b.fragments = b.fragments || p.fragmented
-			// Without a checksum nothing tells whether the addresses are the sender's. A router forwards such UDP as it is; a translation
-			// would vouch for it, and does so for the tunnels that the configuration names (RFC 6935 §5, RFC 6936 §5).
+			// Without a checksum nothing tells whether the addresses are the sender's. A router
+			// forwards such UDP as it is; a translation would vouch for it, and does so for the
+			// tunnels that the configuration names (RFC 6935 §5, RFC 6936 §5).
 			if p.noSum && !w.gen.ZeroSum(p.localPort, p.remotePort) {
 				p.pinned = true
 			}
@@ -34,7 +36,8 @@ func (w *Worker) classify(b *Burst, from, to int) (bytes uint64) {
 		case punted:
 			w.punt(b, p, discovery)
 		default:
-			// The driver has cut what was longer than the link takes at one piece. The kernel makes such, of fragments.
+			// The driver has cut what was longer than the link takes at one piece. The kernel makes
+			// such, of fragments.
 			if v == refuse(drop.ShortFrame) && len(p.Data)-header.EthernetSize >= w.mtus[b.Port] {
 				v = refuse(drop.Truncated)
 			}
@@ -74,7 +77,7 @@ func (w *Worker) parse(p *Packet, inside bool, mac uint64) verdict {
 	case header.EtherTypeIPv6:
 		v := p.parse6(inside)
 		if group && v == goesOn {
-			return refuse(drop.NotOurMAC) // neighbor discovery is all that weir hears on a group address
+			return refuse(drop.NotOurMAC) // of group addresses weir hears neighbor discovery only
 		}
 		return v
 	case header.EtherTypeARP:
@@ -171,7 +174,8 @@ func (p *Packet) parse6(inside bool) verdict {
 	return goesOn
 }
 
-// parseFragment notes where in its datagram a piece of size bytes, behind a header of head bytes, belongs.
+// parseFragment notes where in its datagram a piece of size bytes, after a header of head bytes,
+// belongs.
 func (p *Packet) parseFragment(id uint32, at, size, head int, more bool) verdict {
 	if size == 0 || more && size%8 != 0 || head+at+size > 65535 {
 		return refuse(drop.BadFragment)
@@ -180,8 +184,9 @@ func (p *Packet) parseFragment(id uint32, at, size, head int, more bool) verdict
 	return goesOn
 }
 
-// parseTransport finds ports, identifier and flags, or reports what of the transport header is wrong. The first fragment
-// of a datagram has all of the header (RFC 1858, RFC 7112), but not all that the header tells the length of.
+// parseTransport finds ports, identifier and flags, or reports what of the transport header is
+// wrong. The first fragment of a datagram has all of the header (RFC 1858, RFC 7112), but not all
+// that the header tells the length of.
 func (p *Packet) parseTransport(proto uint8, offset int, inside bool) verdict {
 	d := p.Data[offset:]
 	p.proto, p.transport = proto, uint16(offset)
@@ -254,8 +259,9 @@ func (p *Packet) parseICMP(d []byte, inside bool) verdict {
 	case p.kind == kindError:
 		p.parseError(d, inside)
 	case p.family == inet.V6 && t >= 133 && t <= 137:
-		// Neighbor discovery (RFC 4861 §6.1, §7.1): from this link, which a hop limit of 255 proves. weir is a
-		// router that is told its neighbors; it hears solicitations and advertisements only.
+		// Neighbor discovery (RFC 4861 §6.1, §7.1): from this link, which a hop limit of 255
+		// proves. weir is a router that is told its neighbors; it hears solicitations and
+		// advertisements only.
 		if p.Data[header.EthernetSize+7] != 255 || t != 135 && t != 136 {
 			return refuse(drop.ICMPUnsupported)
 		}
@@ -264,7 +270,8 @@ func (p *Packet) parseICMP(d []byte, inside bool) verdict {
 	return goesOn
 }
 
-// optionsForwardable walks IPv4 options: their lengths must be right, and none may be a source route (RFC 7126 §4.3, §4.4).
+// optionsForwardable walks IPv4 options: their lengths must be right, and none may be a source
+// route (RFC 7126 §4.3, §4.4).
 func optionsForwardable(o []byte) bool {
 	for len(o) > 0 {
 		switch o[0] {

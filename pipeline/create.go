@@ -38,7 +38,7 @@ func (w *Worker) limited(in *generation.Instance) drop.Reason {
 	return drop.Pass
 }
 
-// flow is what a new session is made of, beside its packet.
+// flow is what a new session is made of, together with its packet.
 type flow struct {
 	in                        *generation.Instance
 	private, external         inet.Addr
@@ -47,6 +47,7 @@ type flow struct {
 	refresh                   bool   // packets from outside refresh it
 	flags                     uint16
 	mapping                   uint32 // that it holds, or session.None
+	alone                     bool   // no session has its outside key
 }
 
 // create makes a session for the flow of p. Every session begins here: see end.
@@ -55,14 +56,16 @@ func (w *Worker) create(p *Packet, f *flow) drop.Reason {
 	if r := w.limited(in); r != drop.Pass {
 		return r
 	}
-	// The outside key may be taken: by a session of before a change, or begun from outside. One that overloads the port, since before
-	// its pool's mapping changed, is live and stays.
-	key := session.OutsideKey(f.external, p.remote, f.externalPort, p.remotePort, p.proto)
-	if ref := w.sessions.Find(&key); ref != session.None && w.usable(ref, w.sessions.At(ref)) {
-		if f.mapping != session.None && w.sessions.At(ref).State() != session.Unconfirmed {
-			return drop.PortsExhausted
+	// The outside key may be taken: by a session of before a change, begun from outside, or closed.
+	// One that overloads the port, since before its pool's mapping changed, is live and stays.
+	if !f.alone {
+		key := session.OutsideKey(f.external, p.remote, f.externalPort, p.remotePort, p.proto)
+		if ref := w.sessions.Find(&key); ref != session.None && w.usable(ref, w.sessions.At(ref)) {
+			if s := w.sessions.At(ref); f.mapping != session.None && s.State() != session.Unconfirmed && !s.Closed() {
+				return drop.PortsExhausted
+			}
+			w.end(ref)
 		}
-		w.end(ref)
 	}
 	ref, s, ok := w.sessions.Alloc()
 	if !ok {

@@ -10,19 +10,21 @@ import (
 	"weir/pipeline/inet"
 )
 
-// Only the first fragment of a datagram has ports. reassemble puts no datagram together: it remembers the ports of
-// the first piece for those that follow, in whatever order they come (RFC 4787 REQ-14). A piece that comes before the
-// first waits for it, and goes on behind it. What no receiver shall put together does not pass: pieces that overlap
-// (RFC 1858, RFC 3128, RFC 5722) end their datagram.
+// Only the first fragment of a datagram has ports. reassemble puts no datagram together: it
+// remembers the ports of the first piece for those that follow, in whatever order they come (RFC
+// 4787 REQ-14). A piece that comes before the first waits for it, and goes on after it. What no
+// receiver shall put together does not pass: pieces that overlap (RFC 1858, RFC 3128, RFC 5722) end
+// their datagram.
 //
-// All of it is bounded, and who floods displaces himself (REQ-14a): packets from inside and from outside have tables of
-// their own; within one, a datagram's holder is its VPC or the external address that it is for, and each holder has a share.
+// All of it is bounded, and a flood displaces only its own datagrams (REQ-14a): inside and outside
+// have separate tables; within one, a datagram's holder is its VPC or the external address that it
+// is for, and each holder has a share.
 
 // Bounds on one side, inside or outside, of a worker.
 const (
 	maxDatagrams     = 2048 // in pieces at the same time
 	maxDatagramsEach = 512  // of one holder
-	maxWaiting       = 128  // pieces that wait for their first one; with the other side's 3 % of the smallest mempool
+	maxWaiting       = 128  // pieces that wait for their first one; twice that is 3 % of a mempool
 	maxWaitingEach   = 32   // of one holder
 	maxWaitingPieces = 16   // of one datagram
 	maxRanges        = 32   // of a datagram, seen and not adjoining
@@ -30,14 +32,14 @@ const (
 	waitingMillis  = 2000  // that a piece waits
 	datagramMillis = 30000 // that the first piece's ports are remembered
 
-	maxFollowing    = maxDatagrams - maxWaiting - 1 // so that there is an entry for every piece that waits, and one more
+	maxFollowing    = maxDatagrams - maxWaiting - 1 // each piece that waits has an entry
 	datagramBuckets = maxDatagrams
 	holders         = 4096
 	lookBack        = 8 // of the oldest datagrams, how many are looked at for one to displace
 )
 
-// datagramKey is what the pieces of a datagram have in common (RFC 791 §3.2, RFC 8200 §4.5). In IPv6 the protocol is
-// not part of it.
+// datagramKey is what the pieces of a datagram have in common (RFC 791 §3.2, RFC 8200 §4.5). In
+// IPv6 the protocol is not part of it.
 type datagramKey struct {
 	local, remote inet.Addr
 	id            uint32
@@ -45,7 +47,7 @@ type datagramKey struct {
 	proto         uint8
 }
 
-// Classes of datagrams, each with lists of its own, oldest first.
+// Classes of datagrams, each with its lists, oldest first.
 const (
 	waiting   = iota // the first piece has not come
 	following        // it has come, or is not needed
@@ -70,7 +72,7 @@ type datagram struct {
 	id                    uint16 // that all pieces leave with through SNAT
 	since                 uint32 // millisecond of the class's begin
 	first, last           uint32 // call in which the first piece came, and any piece
-	total                 uint32 // bytes behind the IP header; 0: the last piece has not come
+	total                 uint32 // bytes after the IP header; 0: the last piece has not come
 	seen                  uint32
 	ranges                [maxRanges]byteRange
 	numRanges             uint8
@@ -82,7 +84,8 @@ type datagram struct {
 
 type byteRange struct{ from, to uint16 }
 
-// fifo is a list of datagrams, oldest first; 0 is none. A datagram is in two: its side's and its holder's.
+// fifo is a list of datagrams, oldest first; 0 is none. A datagram is in two: its side's and its
+// holder's.
 type (
 	fifo struct{ head, tail, n uint16 }
 	link struct{ prev, next uint16 }
@@ -93,7 +96,8 @@ const (
 	ofHolder
 )
 
-// holder counts what a VPC, or packets to an external address, have in the table. Holders share an entry by chance only.
+// holder counts what a VPC, or packets to an external address, have in the table. Holders share an
+// entry by chance only.
 type holder struct {
 	lists   [numDatagramClasses]fifo
 	waiting uint16
@@ -106,7 +110,7 @@ type heldPiece struct {
 	next   uint16 // of the same datagram, or free
 }
 
-// fragments are the datagrams in pieces of one side. Index 0 of datagrams and held is nobody.
+// fragments are the datagrams in pieces of one side. Index 0 of datagrams and held is unused.
 type fragments struct {
 	inside    bool
 	datagrams [maxDatagrams + 1]datagram
@@ -130,7 +134,8 @@ func newFragments(inside bool) *fragments {
 	return t
 }
 
-// followingPiece is a piece that goes on behind its first one: slot is where it waited, 0 when it came in the same burst.
+// followingPiece is a piece that goes on after its first one: slot is where it waited, 0 when it
+// came in the same burst.
 type followingPiece struct {
 	packet *Packet
 	slot   uint16
@@ -185,7 +190,7 @@ func (d *datagram) add(p *Packet) verdict {
 			return refuse(drop.FragmentOverlap)
 		}
 	}
-	// Behind the last piece, or a last piece before another: lengths that contradict each other.
+	// After the last piece, or a last piece before another: lengths that contradict each other.
 	if d.total != 0 && (uint32(to) > d.total || !p.more) {
 		return refuse(drop.FragmentOverlap)
 	}
@@ -234,7 +239,8 @@ func (d *datagram) join() {
 	}
 }
 
-// completed notes that nothing more of a datagram will come. It is forgotten at the end of the call: its packets know it until then.
+// completed notes that nothing more of a datagram will come. It is forgotten at the end of the
+// call: its packets know it until then.
 func (w *Worker) completed(d *datagram) {
 	if d.began && d.seen == d.total {
 		w.pieces.complete = append(w.pieces.complete, d)
@@ -256,8 +262,8 @@ func (w *Worker) newDatagram(t *fragments, k *datagramKey, hash uint32, o uint16
 	return i
 }
 
-// room makes sure that holder o may have one more datagram whose first piece has come. If need be the oldest gives way: the holder's
-// own, when he has his share or as many as anybody who would have to give.
+// room makes sure that holder o may have one more datagram whose first piece has come. If need be
+// the oldest gives way: the holder's own if it has its share or as many as any other.
 func (w *Worker) room(t *fragments, o uint16) bool {
 	own := &t.holders[o].lists[following]
 	all := &t.lists[following]
@@ -308,7 +314,7 @@ func (w *Worker) wait(t *fragments, i uint16, port int, p *Packet) verdict {
 	for o.waiting >= maxWaitingEach || t.freeHeld == 0 {
 		victim := o.lists[waiting].head
 		if o.waiting < maxWaitingEach {
-			// All places are taken: the oldest datagram of whoever has the most gives way.
+			// All places are taken: the oldest datagram of the holder with the most gives way.
 			most := o.waiting
 			if victim == i {
 				most = 0
@@ -344,7 +350,8 @@ func (w *Worker) wait(t *fragments, i uint16, port int, p *Packet) verdict {
 	return held
 }
 
-// resume lets the pieces that waited for datagram i's first follow it. It reports false when there is no room to remember it.
+// resume lets the pieces that waited for datagram i's first follow it. It reports false when there
+// is no room to remember it.
 func (w *Worker) resume(t *fragments, i uint16) bool {
 	d := &t.datagrams[i]
 	if !w.room(t, d.holder) {
@@ -454,7 +461,8 @@ func (t *fragments) remove(l *fifo, i uint16, of int) {
 	l.n--
 }
 
-// ageFragments drops the pieces whose first has not come in time, and forgets what is old. In each list the oldest is first.
+// ageFragments drops the pieces whose first has not come in time, and forgets what is old. In each
+// list the oldest is first.
 func (w *Worker) ageFragments() {
 	for _, t := range w.pieces.sides {
 		for {

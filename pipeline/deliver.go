@@ -79,9 +79,11 @@ func (w *Worker) deliverOne(p *Packet) verdict {
 	return goesOn
 }
 
-// strange reports whether a packet that came by an outside port claims to be from where none comes from there. Flows begin from the private
-// networks that the port lists. An ICMP error begins nothing, and any router on the way may send it, whatever its own address: one about
-// a packet of its receiver is let on, to be held against sessions and addresses (RFC 5508 REQ-4, RFC 4787 REQ-12a).
+// strange reports whether a packet that came by an outside port claims to be from where none comes
+// from there. Flows begin from the private networks that the port lists. An ICMP error begins
+// nothing, and any router on the way may send it, whatever its own address: one about a packet of
+// its receiver is let on, to be held against sessions and addresses (RFC 5508 REQ-4, RFC 4787
+// REQ-12a).
 func (w *Worker) strange(p *Packet) bool {
 	scoped := linkLocal(p.remote)
 	switch {

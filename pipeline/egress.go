@@ -11,8 +11,9 @@ import (
 	"weir/pipeline/state"
 )
 
-// egress finds the port and neighbor of each packet, and drops what does not fit the link. It comes before rewrite, so
-// that an ICMP error quotes the packet as its sender knows it; what may be fragmented, transmit does.
+// egress finds the port and neighbor of each packet, and drops what does not fit the link. It comes
+// before rewrite, so that an ICMP error quotes the packet as its sender knows it; what may be
+// fragmented, transmit does.
 func (w *Worker) egress(b *Burst) {
 	keep := b.live[:0]
 	for _, i := range b.live {

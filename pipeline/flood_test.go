@@ -21,7 +21,8 @@ import (
 	"weir/pipeline/state"
 )
 
-// floodConfig has a second VPC, w, on port 2. One next hop, one instance and w's instance have to be resolved.
+// floodConfig has a second VPC, w, on port 2. One next hop, one instance and w's instance have to
+// be resolved.
 var floodConfig = strings.Replace(responderConfig, "pools:\n", "  - {name: yin, device: net_null7, side: inside}\npools:\n", 1) + `
   - name: w
     attach: [{port: yin, addresses: [10.0.0.1/16]}]
@@ -48,7 +49,8 @@ func (r *rig) burst(b *Burst, port int, frames ...[]byte) {
 	r.drain()
 }
 
-// asks says what a frame of weir's is: 1 for an ARP request, 135 for a neighbor solicitation, else 0.
+// asks says what a frame of weir's is: 1 for an ARP request, 135 for a neighbor solicitation,
+// else 0.
 func asks(frame []byte) byte {
 	switch {
 	case frame[12] == 0x08 && frame[13] == 0x06 && frame[21] == 1:
@@ -59,8 +61,8 @@ func asks(frame []byte) byte {
 	return 0
 }
 
-// Twenty seconds of 20,000 packets a second for weir itself: meanwhile the next hops stay resolved, each of their answers
-// reaches control, and another network's ARP and pings are answered.
+// Twenty seconds of 20,000 packets a second for weir itself: meanwhile the next hops stay resolved,
+// each of their answers reaches control, and another network's ARP and pings are answered.
 func TestFloodIsNobodyElsesOutage(t *testing.T) {
 	const (
 		insideARP  = "0 arp who-has 10.0.0.1 tell 10.0.7.%d"
@@ -212,7 +214,8 @@ func (r *rig) wanted(port int, addr inet.Addr) {
 	r.punts.Pop()
 }
 
-// One network's silence takes no other network's places, and who finds no place is asked for all the same.
+// One network's silence takes no other network's places, and who finds no place is asked for all
+// the same.
 func TestHeldShares(t *testing.T) {
 	r := newRig(t, floodConfig, config.MAC{})
 	for i := range 2 * maxHeld {
@@ -303,8 +306,9 @@ func TestConfiguredNeighborsTakeNoRoom(t *testing.T) {
 	}
 }
 
-// Neighbors that no configuration names have room for 1,024 on each port. When a port's is full, one that never answered
-// gives way to the next, and only when there is none, the one that was heard of longest ago.
+// Neighbors that no configuration names have room for 1,024 on each port. When a port's is full,
+// one that never answered gives way to the next, and only when there is none, the one that was
+// heard of longest ago.
 func TestNeighborsGiveWay(t *testing.T) {
 	c := newFlooded(t, floodConfig)
 	const first = 9 << 8
@@ -350,8 +354,9 @@ func TestNeighborsGiveWay(t *testing.T) {
 	}
 }
 
-// A responder takes over what an earlier one resolved: it asks each neighbor again within the time of asking again, no more at
-// once than the way to the worker takes, keeps those that answer, and lets go of those that do not.
+// A responder takes over what an earlier one resolved: it asks each neighbor again within the time
+// of asking again, no more at once than the way to the worker takes, keeps those that answer, and
+// lets go of those that do not.
 func TestResponderInherits(t *testing.T) {
 	const named, dynamic = 2000, 600
 	text := manyInstances(named)
@@ -420,8 +425,8 @@ func TestResponderInherits(t *testing.T) {
 	}
 }
 
-// The last quarter of the session table is not for what the Internet begins, the last eighth for SNAT alone; what goes
-// without a session passes all the same.
+// The last quarter of the session table is not for what the Internet begins, the last eighth for
+// SNAT alone; what goes without a session passes all the same.
 func TestTableIsShared(t *testing.T) {
 	r := newRig(t, rigConfig, config.MAC{})
 	capacity := r.Capacity()
@@ -479,7 +484,8 @@ func TestTableIsShared(t *testing.T) {
 	}
 }
 
-// A search for a port that found none is not repeated for 10 ms: not the same question, that is, and at any time.
+// A search for a port that found none is not repeated for 10 ms: not the same question, that is,
+// and at any time.
 func TestExhaustionIsRemembered(t *testing.T) {
 	for _, later := range []time.Duration{0, 24 * time.Hour, 30 * 24 * time.Hour, 49 * 24 * time.Hour} {
 		r := newRig(t, sixteen, config.MAC{})
@@ -514,11 +520,13 @@ func TestExhaustionIsRemembered(t *testing.T) {
 	}
 }
 
-// strangerConfig gives the instance one an address that no gateway's pool holds: it receives and answers, and begins nothing.
+// strangerConfig gives the instance one an address that no gateway's pool holds: it receives and
+// answers, and begins nothing.
 var strangerConfig = strings.NewReplacer("  - {name: attached,", "  - {name: q, ranges: [203.0.112.0/24]}\n  - {name: attached,",
 	"floating: [192.0.2.5,", "floating: [192.0.2.5, 203.0.112.5,").Replace(rigConfig)
 
-// Who sends first from outside does not choose the source of what an instance begins, not even within one burst.
+// Who sends first from outside does not choose the source of what an instance begins, not even
+// within one burst.
 func TestStrangerDoesNotChooseSource(t *testing.T) {
 	for _, c := range []struct{ stranger, own, want string }{
 		{"tcp 8.8.8.8:443 > 203.0.112.5:5000 SYN", "tcp 10.0.0.5:5000 > 8.8.8.8:443 SYN", "tcp 192.0.2.5:5000 > 8.8.8.8:443 SYN"},
@@ -546,7 +554,8 @@ func TestStrangerDoesNotChooseSource(t *testing.T) {
 	}
 }
 
-// Each step is a wait, a direction with TCP flags, or neither; then the session is in a state, or gone.
+// Each step is a wait, a direction with TCP flags, or neither; then the session is in a state, or
+// gone.
 func TestResetsAndTimeouts(t *testing.T) {
 	const gone, opening, open, closing, unconfirmed = session.Free, session.TCPOpening, session.TCPOpen, session.TCPClosing, session.Unconfirmed
 	type step struct {
@@ -627,7 +636,8 @@ func TestPingFromThePinged(t *testing.T) {
 	r.expect(1, "icmp echo-reply 8.8.8.8 > 192.0.2.6 "+id, "icmp echo-reply 8.8.8.8 > 10.0.0.6 id=7")
 }
 
-// What no translation leaves intact, or goes no further, has no part in a session that has its very ports.
+// What no translation leaves intact, or goes no further, has no part in a session that has its very
+// ports.
 func TestStrayPackets(t *testing.T) {
 	const ah, segments = "ext=ah:020000000000010000000100000000", "ext=route:00fd0100000000"
 	r := newRig(t, rigConfig, config.MAC{})
@@ -674,8 +684,8 @@ func TestNoErrorToASpoofedSource(t *testing.T) {
 	}
 }
 
-// A configured MAC comes into force with its generation: not before every worker is past the old one, and never if the
-// generation is discarded.
+// A configured MAC comes into force with its generation: not before every worker is past the old
+// one, and never if the generation is discarded.
 func TestMACComesWithItsGeneration(t *testing.T) {
 	r := newRig(t, rigConfig, config.MAC{})
 	mac := func() config.MAC {

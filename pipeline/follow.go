@@ -46,8 +46,9 @@ func (w *Worker) follow(first *Burst) {
 	v.complete = v.complete[:0]
 }
 
-// trackWhole tracks a TCP segment once all its pieces have passed: the first has counted, as any segment, with its own bytes only.
-// Who sees nothing of a connection gains nothing by pieces, since the whole is held against the same numbers again.
+// trackWhole tracks a TCP segment once all its pieces have passed: the first has counted, as any
+// segment, with its own bytes only. A blind attacker gains nothing by pieces, since the whole is
+// checked against the same numbers again.
 func (w *Worker) trackWhole(d *datagram, inside bool) {
 	g := d.segment
 	g.end += d.total
@@ -63,7 +64,8 @@ func (w *Worker) trackWhole(d *datagram, inside bool) {
 		return
 	}
 	w.changeTCP(s, &g, true)
-	if s.Flags&session.Hairpin != 0 { // and it has come in by another session, if that is this worker's
+	// It has come in by another session too, which may be this worker's.
+	if s.Flags&session.Hairpin != 0 {
 		if s = w.liveSession(session.OutsideKey(s.Remote, s.External, s.RemotePort(), s.ExternalPort(), header.ProtocolTCP)); s != nil {
 			w.changeTCP(s, &g, false)
 		}

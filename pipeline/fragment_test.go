@@ -148,8 +148,9 @@ func fragmentOf(frame []byte) (id uint32, at int, more bool, data []byte) {
 	return uint32(binary.BigEndian.Uint16(ip[4:])), int(word&0x1fff) * 8, word&0x2000 != 0, ip[int(ip[0]&15)*4:]
 }
 
-// join puts the datagram together that frames are the pieces of: what a receiver makes of them. The frame it returns has the
-// header of the first piece, without a Fragment header, and identification 0.
+// join puts the datagram together that frames are the pieces of: what a receiver makes of them. The
+// frame it returns has the header of the first piece, without a Fragment header, and
+// identification 0.
 func join(t testing.TB, frames [][]byte) []byte {
 	t.Helper()
 	slices.SortStableFunc(frames, func(a, b []byte) int {
@@ -221,8 +222,9 @@ var orders = [][3]int{{0, 1, 2}, {0, 2, 1}, {1, 0, 2}, {1, 2, 0}, {2, 0, 1}, {2,
 
 const text80 = `"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-+0123456789abcdef"`
 
-// RFC 4787 REQ-14: a datagram in three pieces, in every order, in bursts of their own or in one, both families, 1:1 and SNAT, out and
-// in, UDP with and without checksum, TCP, echo. What leaves, put together, is what the whole datagram becomes.
+// RFC 4787 REQ-14: a datagram in three pieces, in every order, in bursts of their own or in one,
+// both families, 1:1 and SNAT, out and in, UDP with and without checksum, TCP, echo. What leaves,
+// put together, is what the whole datagram becomes.
 func TestFragmentOrders(t *testing.T) {
 	p, n := newPost(t, rigConfig), 0
 	for _, proto := range []string{"udp", "udp0", "tcp", "echo"} {
@@ -435,7 +437,8 @@ func TestFragmentsOfADeadDataPlane(t *testing.T) {
 	}
 }
 
-// No datagram has more than 16 pieces waiting; one in many pieces passes all the same when they come in order.
+// No datagram has more than 16 pieces waiting; one in many pieces passes all the same when they
+// come in order.
 func TestFragmentsOfOneDatagram(t *testing.T) {
 	p := newPost(t, rigConfig)
 	line := "udp 10.0.0.6:1 > 8.8.8.8:2 len=" + fmt.Sprint(8*200)
@@ -485,9 +488,10 @@ var tenants = strings.Replace(strings.Replace(rigConfig, "vpcs:\n", `vpcs:
       - {name: shared, addresses: [10.0.0.6], mac: "02:00:00:00:01:06", external: {snat: [{address: 192.0.2.106, ports: 1024-65535}]}}
 `, 1), "  - {name: out,", "  - {name: in2, device: net_null2, side: inside}\n  - {name: out,", 1)
 
-// A flood of fragments of one tenant, or from outside to one address: firsts without the rest, the rest without firsts, overlaps,
-// from many addresses. Another tenant's flows, whole and in pieces, in order and not, out and in, stay what they are; the flooded
-// address's own whole packets pass; and nothing is left of it all.
+// A flood of fragments of one tenant, or from outside to one address: firsts without the rest, the
+// rest without firsts, overlaps, from many addresses. Another tenant's flows, whole and in pieces,
+// in order and not, out and in, stay what they are; the flooded address's own whole packets pass;
+// and nothing is left of it all.
 func TestFragmentFlood(t *testing.T) {
 	for _, f := range []struct {
 		name string
@@ -588,8 +592,9 @@ func piece4(from, to string, id, at int, more bool) []byte {
 	return b
 }
 
-// RFC 6864, RFC 4963: guests behind one address choose the same identifications towards one receiver; it can tell their datagrams
-// apart, for as long as 16 bits allow, and the pieces of one datagram stay together.
+// RFC 6864, RFC 4963: guests behind one address choose the same identifications towards one
+// receiver; it can tell their datagrams apart, for as long as 16 bits allow, and the pieces of one
+// datagram stay together.
 func TestIdentificationThroughSNAT(t *testing.T) {
 	text := strings.Replace(rigConfig, "ports: 1024-65535}, {address", "ports: 1024-30000}, {address", 1)
 	text = strings.Replace(text, "      - {name: several", "      - {name: second, addresses: [10.0.0.16], mac: \"02:00:00:00:01:16\", external: {snat: [{address: 192.0.2.6, ports: 30001-65535}]}}\n      - {name: several", 1)
@@ -642,8 +647,9 @@ func TestIdentificationThroughSNAT(t *testing.T) {
 	}
 }
 
-// RFC 4787 REQ-13a, RFC 791 §3.2: packets that are too long and may be fragmented leave in pieces that fit, in order, with the options
-// that go into each; put together they are what they were. Sizes around every edge, several MTUs, fragments that are cut again.
+// RFC 4787 REQ-13a, RFC 791 §3.2: packets that are too long and may be fragmented leave in pieces
+// that fit, in order, with the options that go into each; put together they are what they were.
+// Sizes around every edge, several MTUs, fragments that are cut again.
 func TestFragmentation(t *testing.T) {
 	for _, mtu := range []int{68, 100, 576, 1280, 1499, 1500} {
 		text := strings.Replace(rigConfig, "side: outside,", fmt.Sprintf("side: outside, mtu: %d,", mtu), 1)
@@ -719,7 +725,8 @@ func dropIPv6(text string) string {
 	return text
 }
 
-// Without buffers for the pieces a packet is dropped; what the link refuses of them is no packet of its own.
+// Without buffers for the pieces a packet is dropped; what the link refuses of them is no packet of
+// its own.
 func TestFragmentationWithoutRoom(t *testing.T) {
 	p := newPost(t, rigConfig)
 	long := parseLine(t, 0, "udp 10.0.0.5:1 > 8.8.8.8:2 len=4500") // four pieces
@@ -780,7 +787,8 @@ func TestFragmentationAfterHold(t *testing.T) {
 	}
 }
 
-// Fragments that do not need ports do not wait: within the VPC, to and from attached prefixes, protocols without ports.
+// Fragments that do not need ports do not wait: within the VPC, to and from attached prefixes,
+// protocols without ports.
 func TestFragmentsThatNeedNoPorts(t *testing.T) {
 	p := newPost(t, rigConfig)
 	for _, c := range []struct {
@@ -856,8 +864,8 @@ func TestFragmentsAllocateNothing(t *testing.T) {
 	}
 }
 
-// FuzzFragments sends any sequence of pieces of few datagrams, from both sides, in bursts of any length: tables agree with
-// themselves, buffers come back, and nothing is left half a minute later.
+// FuzzFragments sends any sequence of pieces of few datagrams, from both sides, in bursts of any
+// length: tables agree with themselves, buffers come back, and nothing is left half a minute later.
 func FuzzFragments(f *testing.F) {
 	f.Add([]byte{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15})
 	f.Add(bytes.Repeat([]byte{0x10, 0x01, 0x22}, 40))
@@ -912,7 +920,8 @@ func FuzzFragments(f *testing.F) {
 	})
 }
 
-// Fragments to an external address of weir's own turn back as the whole datagram does, in any order (RFC 4787 REQ-9, REQ-14).
+// Fragments to an external address of weir's own turn back as the whole datagram does, in any order
+// (RFC 4787 REQ-9, REQ-14).
 func TestFragmentsTurnBack(t *testing.T) {
 	p := newPost(t, rigConfig)
 	id := uint32(0)
@@ -948,7 +957,8 @@ func TestFragmentsTurnBack(t *testing.T) {
 	}
 }
 
-// Whichever worker receives a piece, the owner of its remote address has them all, also of what turns back to yet another owner.
+// Whichever worker receives a piece, the owner of its remote address has them all, also of what
+// turns back to yet another owner.
 func TestFragmentsOfSeveralWorkers(t *testing.T) {
 	c := newCrew(t, 3, rigConfig)
 	rnd := rand.New(rand.NewPCG(3, 3))
@@ -989,7 +999,8 @@ func TestFragmentsOfSeveralWorkers(t *testing.T) {
 	}
 }
 
-// What is let in to a mapping is let in whole, also where there is no room for a session by which its later pieces would be known.
+// What is let in to a mapping is let in whole, also where there is no room for a session by which
+// its later pieces would be known.
 func TestInvitedFragmentsWithoutSession(t *testing.T) {
 	text := strings.NewReplacer("vpcs:", "sessions: {filtering: endpoint-independent}\nvpcs:", "{name: shared,", "{name: shared, limits: {per_instance: 1},").Replace(rigConfig)
 	p := newPost(t, text)

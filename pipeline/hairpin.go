@@ -6,10 +6,11 @@ import (
 	"weir/pipeline/header"
 )
 
-// hairpin makes those packets of a burst that go to an external address of weir's own, translated as they would be for the Internet,
-// packets from outside (RFC 4787 REQ-9): their receiver sees the sender's external address and port.
-// They turn once: what comes from outside never leaves by an outside port. The sender's external address is their remote
-// one now, so they may have another owner.
+// hairpin makes those packets of a burst that go to an external address of weir, translated as they
+// would be for the Internet, packets from outside (RFC 4787 REQ-9): their receiver sees the
+// sender's external address and port. They turn once: what comes from outside never leaves through
+// an outside port. The sender's external address is their remote one now, so they may have another
+// owner.
 func (w *Worker) hairpin(b *Burst) {
 	if len(b.back) == 0 {
 		return

@@ -10,15 +10,16 @@ import (
 	"weir/pipeline/prefetch"
 )
 
-// Handoff is how packets come to the worker that owns them from those that received them: lanes from each worker to each other. It
-// belongs to the process that has the packets' buffers.
+// Handoff is how packets come to the worker that owns them from those that received them: lanes
+// from each worker to each other. It belongs to the process that has the packets' buffers.
 type Handoff struct {
 	workers int
 	lanes   []handoffLane // from*workers + to
 }
 
-// handoffLane is the way from one worker to another. Frames are read again by their owner, which costs less than to bring what the first one
-// knows from its cache to the other's. What has turned back knows more than its bytes say, and is rare.
+// handoffLane is the way from one worker to another. The owner parses frames again, which costs
+// less than moving the first worker's notes from cache to cache. What has turned back knows more
+// than its bytes say, and is rare.
 type handoffLane struct {
 	frames handoffRing[handedFrame]
 	turned handoffRing[handedPacket]
@@ -27,10 +28,11 @@ type handoffLane struct {
 // handoffSlots is how many frames a ring holds: a few bursts.
 const handoffSlots = 256
 
-// turnedSlots is how many of those that turned back: as many between few workers, fewer between more, whose rings are many.
+// turnedSlots is how many packets that turned back a ring holds: fewer where many workers have many
+// rings.
 func turnedSlots(workers int) int { return min(handoffSlots, 2048>>bits.Len(uint(workers-1))) }
 
-// handedFrame is a frame that a worker has found to be good, as it came by a port.
+// handedFrame is a frame that a worker has found to be good, as it came in at a port.
 type handedFrame struct {
 	data   []byte
 	handle uintptr
@@ -77,7 +79,8 @@ func (r *handoffRing[T]) announce() {
 	}
 }
 
-// waiting returns how many there are for the reader; at is the i-th of them, and taken gives n back.
+// waiting returns how many there are for the reader; at is the i-th of them, and taken gives n
+// back.
 func (r *handoffRing[T]) waiting() int  { return int(atomic.LoadUint64(&r.head) - r.tail) }
 func (r *handoffRing[T]) at(i int) *T   { return &r.slots[(r.tail+uint64(i))&uint64(len(r.slots)-1)] }
 func (r *handoffRing[T]) taken(n int)   { atomic.StoreUint64(&r.tail, r.tail+uint64(n)) }
@@ -114,9 +117,10 @@ func (l *handoffLane) give(b *Burst, p *Packet) bool {
 	return true
 }
 
-// Adopt takes a burst that another worker handed over all its way, as Process does, and returns how many packets it had. The driver calls
-// it every turn for each other worker, and empties the queues after it. Where both rings have something they take turns: neither waits for a
-// flood in the other to end.
+// Adopt takes a burst that another worker handed over all its way, as Process does, and returns how
+// many packets it had. The driver calls it every turn for each other worker, and empties the queues
+// after it. Where both rings have something they take turns: neither waits for a flood in the other
+// to end.
 func (w *Worker) Adopt(from int) int {
 	l := &w.handoff.lanes[from*w.handoff.workers+w.index]
 	b := &w.adopted
@@ -136,7 +140,7 @@ func (w *Worker) Adopt(from int) int {
 	return b.N
 }
 
-// adoptFrames takes those that came by the same port as the first, n at most.
+// adoptFrames takes those that came in at the same port as the first, n at most.
 func (w *Worker) adoptFrames(b *Burst, r *handoffRing[handedFrame], n int) {
 	first := r.at(0)
 	b.Port, b.N = int(first.port), 0
@@ -150,7 +154,7 @@ func (w *Worker) adoptFrames(b *Burst, r *handoffRing[handedFrame], n int) {
 		p.Data, p.Handle, p.Long = s.data, s.handle, false
 		w.frames[b.N] = unsafe.Pointer(unsafe.SliceData(s.data))
 	}
-	prefetch.Lines(&w.frames[0], b.N) // they lie in the other one's cache
+	prefetch.Lines(&w.frames[0], b.N) // they lie in the other worker's cache
 	r.taken(b.N)
 	w.counters.Adopted += uint64(b.N)
 	w.intake(b, false)

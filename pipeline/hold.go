@@ -14,8 +14,8 @@ import (
 const (
 	maxHeld            = 256
 	maxHeldPerNeighbor = 3  // datagrams, whole or in pieces
-	maxHeldFrames      = 48 // of them in all: what the longest datagram is in pieces of 1,500 bytes, and a few more
-	minHeldPerPort     = 8  // each port has a share, so that one network's silence is not another's
+	maxHeldFrames      = 48 // of them in all: the longest datagram in pieces of 1,500 bytes
+	minHeldPerPort     = 8  // each port has a share, so that a silent network fills no other's share
 	holdMillis         = 3000
 )
 
@@ -81,9 +81,9 @@ func (w *Worker) resolve(at attach.Word, hop inet.Addr) {
 	}
 }
 
-// Release queues held packets whose neighbor has been resolved since, and drops those that waited too long, for that or for
-// their first fragment. The
-// driver calls it every turn, and empties the queues after it.
+// Release queues held packets whose neighbor has been resolved since, and drops those that waited
+// too long, for that or for their first fragment. The driver calls it every turn, and empties the
+// queues after it.
 func (w *Worker) Release() {
 	w.ageFragments()
 	if w.counters.Held == 0 {

@@ -25,8 +25,8 @@ func (r *rig) resolve(port int, addr inet.Addr) {
 // inside4 is 10.0.hi.lo.
 func inside4(n int) inet.Addr { return inet.Addr{Lo: 0xffff_0a00_0000 + uint64(n)} }
 
-// Packets wait for a neighbor: three for each, each port's share of 256 in all; the rest is dropped. Control is asked for every
-// neighbor, whether its packets found room or not.
+// Packets wait for a neighbor: three for each, each port's share of 256 in all; the rest is
+// dropped. Control is asked for every neighbor, whether its packets found room or not.
 func TestHoldBounds(t *testing.T) {
 	r := newRig(t, rigConfig, config.MAC{})
 	send := func(host, n int) string {
@@ -74,7 +74,8 @@ func TestHoldBounds(t *testing.T) {
 	r.balanced()
 }
 
-// What was held leaves in the order in which it came, when its neighbor is known, and nothing else does.
+// What was held leaves in the order in which it came, when its neighbor is known, and nothing else
+// does.
 func TestRelease(t *testing.T) {
 	r := newRig(t, rigConfig, config.MAC{})
 	for n := range 3 {
@@ -111,8 +112,9 @@ func TestRelease(t *testing.T) {
 	r.balanced()
 }
 
-// The fragments of a datagram are one of the three that wait for a neighbor, in whatever order they come, of both families and from
-// either side: the first large datagram is not lost. A flood of pieces is bounded all the same.
+// The fragments of a datagram are one of the three that wait for a neighbor, in whatever order they
+// come, of both families and from either side: the first large datagram is not lost. A flood of
+// pieces is bounded all the same.
 func TestHoldFragments(t *testing.T) {
 	for _, c := range []struct {
 		name, line string

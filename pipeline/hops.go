@@ -11,8 +11,9 @@ import (
 	"weir/pipeline/state"
 )
 
-// nextHop chooses the way out: a destination in an outside port's own prefix goes there directly, all else is spread
-// by the flow's hash over the live next hops of its family on the ports it may use.
+// nextHop chooses the way out: a destination in an outside port's own prefix goes there directly;
+// everything else is spread by the flow's hash over the live next hops of its family on the ports
+// it may use.
 func (w *Worker) nextHop(p *Packet) bool {
 	g := w.gen
 	for i := range g.OnLink {

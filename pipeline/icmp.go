@@ -13,20 +13,21 @@ import (
 	"weir/pipeline/session"
 )
 
-// ICMP errors are translated by the packet that they quote (RFC 5508 §4): it names the flow, and went the other way. The error's own
-// addresses and the quoted packet's change alike, so both ends of a flow meet only addresses that they know. An error never begins,
-// refreshes or ends a session (RFC 4787 REQ-12, RFC 5508 REQ-6).
+// ICMP errors are translated by the packet that they quote (RFC 5508 §4): it names the flow, and
+// went the other way. The error's own addresses and the quoted packet's change alike, so both ends
+// of a flow meet only addresses that they know. An error never begins, refreshes or ends a session
+// (RFC 4787 REQ-12, RFC 5508 REQ-6).
 
-// quote is the packet that an ICMP error is about. Local and remote are the error's: an error from outside quotes what local sent,
-// one from inside what local received.
+// quote is the packet that an ICMP error is about. Local and remote are the error's: an error from
+// outside quotes what local sent, one from inside what local received.
 type quote struct {
 	local, remote         inet.Addr
 	localPort, remotePort uint16 // as a Packet's
-	ip, transport, end    uint16 // offsets in Data: its IP header, its transport header, and where it is cut or ends
+	ip, transport, end    uint16 // offsets in Data: IP header, transport header, end or cut
 	proto                 uint8
 	kind                  kind
 	fault                 drop.Reason // why no translation of the error may pass; Pass: one may
-	plain                 bool        // it is to an attached prefix, and was not translated: it stays as it is
+	plain                 bool        // to an attached prefix: it was not translated and is not now
 }
 
 // icmpKind returns what an ICMP or ICMPv6 type is to the translation.
@@ -43,7 +44,7 @@ func icmpKind(f inet.Family, typ uint8) kind {
 		return kindICMP
 	}
 	switch typ {
-	case header.ICMPv4EchoRequest, header.ICMPv4Timestamp: // the two have their identifier in one place, and share its space
+	case header.ICMPv4EchoRequest, header.ICMPv4Timestamp: // one space of identifiers
 		return kindEchoRequest
 	case header.ICMPv4EchoReply, header.ICMPv4TimestampReply:
 		return kindEchoReply
@@ -53,15 +54,16 @@ func icmpKind(f inet.Family, typ uint8) kind {
 	return kindICMP
 }
 
-// parseError reads what the error d quotes. What is wrong with it matters only to who translates it: within a VPC and through attached
-// prefixes weir is a router, which looks at no ICMP that is not its own.
+// parseError reads what the error d quotes. What is wrong with it matters only for translation:
+// within a VPC and through attached prefixes weir is a router, which looks at no ICMP that is not
+// its own.
 func (p *Packet) parseError(d []byte, inside bool) {
 	p.quote = quote{}
 	p.quote.fault = p.readQuote(d, inside)
 }
 
-// readQuote trusts no length beyond the packet. Of the quoted transport the first eight bytes have to be there, which is what RFC 792
-// asks for; their checksum is not looked at (RFC 5508 REQ-3).
+// readQuote trusts no length beyond the packet. Of the quoted transport the first eight bytes have
+// to be there, which is what RFC 792 asks for; their checksum is not looked at (RFC 5508 REQ-3).
 func (p *Packet) readQuote(d []byte, inside bool) drop.Reason {
 	q := &p.quote
 	var b []byte // the quoted packet
@@ -140,8 +142,8 @@ func (p *Packet) readQuote(d []byte, inside bool) drop.Reason {
 	return drop.Pass
 }
 
-// remoteOwner returns the remote address of the flow that the packet belongs to: for an ICMP error the quoted packet's, since any
-// router on the way may have sent the error.
+// remoteOwner returns the remote address of the flow that the packet belongs to: for an ICMP error
+// the quoted packet's, since any router on the way may have sent the error.
 func (p *Packet) remoteOwner() inet.Addr {
 	if p.kind == kindError && p.quote.fault == drop.Pass {
 		return p.quote.remote
@@ -174,8 +176,9 @@ func (p *Packet) refused() drop.Reason {
 	return p.quote.fault
 }
 
-// errorOut gives an ICMP error from inside the address under which the remote knows its instance (RFC 5508 REQ-5): that of the quoted
-// packet's session, which may come with another port; without one, for 1:1, the address that its reply would get.
+// errorOut gives an ICMP error from inside the address under which the remote knows its instance
+// (RFC 5508 REQ-5): that of the quoted packet's session, which may come with another port; without
+// one, for 1:1, the address that its reply would get.
 func (w *Worker) errorOut(p *Packet, in *generation.Instance, tag uint32) drop.Reason {
 	q := &p.quote
 	sel := &w.gen.Selections[in.Selections+2*tag+uint32(p.family)]
@@ -186,7 +189,7 @@ func (w *Worker) errorOut(p *Packet, in *generation.Instance, tag uint32) drop.R
 		return r
 	}
 	switch {
-	case q.remote != p.remote: // an error goes to who sent what it is about
+	case q.remote != p.remote: // an error goes to the sender of the packet it is about
 		return drop.ICMPUnrelated
 	case q.local == p.local:
 		s := w.liveSession(session.InsideKey(w.gen.VPCs[in.VPC].Slot, q.local, q.remote, q.localPort, q.remotePort, q.proto))
@@ -213,8 +216,8 @@ func (w *Worker) errorOut(p *Packet, in *generation.Instance, tag uint32) drop.R
 	return drop.Pass
 }
 
-// errorIn delivers an ICMP error from outside to who sent the quoted packet (RFC 5508 REQ-4): by its session, or, to a 1:1
-// address, by the address alone.
+// errorIn delivers an ICMP error from outside to the sender of the quoted packet (RFC 5508 REQ-4):
+// by its session, or, to a 1:1 address, by the address alone.
 func (w *Worker) errorIn(p *Packet, h *generation.Host) drop.Reason {
 	q := &p.quote
 	if p.expired {
@@ -242,8 +245,9 @@ func (w *Worker) errorIn(p *Packet, h *generation.Host) drop.Reason {
 	return drop.Pass
 }
 
-// translateError replaces the local address and port of the quoted packet, mends its checksums as far as they are quoted, and then
-// the error's own. What RFC 4884 puts after the quote, with its checksum, is not touched.
+// translateError replaces the local address and port of the quoted packet, mends its checksums as
+// far as they are quoted, and then the error's own. What RFC 4884 puts after the quote, with its
+// checksum, is not touched.
 func (p *Packet) translateError(icmp []byte, out bool) {
 	q := &p.quote
 	var sum header.Delta // what happens to the error's checksum

@@ -18,7 +18,8 @@ import (
 	"weir/pipeline/session"
 )
 
-// icmpError says how to build an error. Its bytes are put together here, not by the code under test.
+// icmpError says how to build an error. Its bytes are put together here, not by the code under
+// test.
 type icmpError struct {
 	from, to  netip.Addr
 	typ, code byte
@@ -102,8 +103,9 @@ func addresses(frame []byte) (src, dst netip.Addr) {
 	return ip.Src(), ip.Dst()
 }
 
-// checkErrors holds, for a flow, that an error about its packet comes to who sent the packet, about the very packet that was sent,
-// both ways; that all checksums which are quoted as a whole are right; and that it leaves no trace in the session.
+// checkErrors holds, for a flow, that an error about its packet comes to who sent the packet, about
+// the very packet that was sent, both ways; that all checksums which are quoted as a whole are
+// right; and that it leaves no trace in the session.
 func checkErrors(t testing.TB, r *rig, s sample, typ, code byte, size int, extended bool) {
 	t.Helper()
 	kind := sampleKinds[s.kind]
@@ -191,7 +193,8 @@ func checkErrors(t testing.TB, r *rig, s sample, typ, code byte, size int, exten
 	}
 }
 
-// named gives an IPv4 packet the identification of another: SNAT chooses it, and a quote has what was chosen.
+// named gives an IPv4 packet the identification of another: SNAT chooses it, and a quote has what
+// was chosen.
 func named(ip, as []byte) []byte {
 	if ip[0]>>4 == 4 {
 		copy(ip[4:6], as[4:6])
@@ -224,7 +227,8 @@ func TestErrorsAreAboutWhatWasSent(t *testing.T) {
 	}
 }
 
-// Every ICMP type about a live flow: the errors pass, the rest of what quotes does not, and the flow goes on as if nothing had been.
+// Every ICMP type about a live flow: the errors pass, the rest of what quotes does not, and the
+// flow goes on as if nothing had been.
 func TestEveryTypeAboutALiveFlow(t *testing.T) {
 	for _, six := range []bool{false, true} {
 		for _, shared := range []bool{false, true} {
@@ -278,8 +282,9 @@ func TestEveryTypeAboutALiveFlow(t *testing.T) {
 	}
 }
 
-// A quote of any protocol, cut at any byte: nothing is read or written beyond the packet, and what passes is right. The buffer ends where
-// the packet does, so that the runtime watches over the first.
+// A quote of any protocol, cut at any byte: nothing is read or written beyond the packet, and what
+// passes is right. The buffer ends where the packet does, so that the runtime watches over the
+// first.
 func TestQuotesCutAnywhere(t *testing.T) {
 	r := newRig(t, rigConfig, config.MAC{})
 	g := rand.New(rand.NewPCG(19, 19))
@@ -324,7 +329,8 @@ func TestQuotesCutAnywhere(t *testing.T) {
 					frames++
 					if q := &r.Out[1-port]; q.N > 0 {
 						passed++
-						// The error's own checksum, the quoted header's, and nothing behind the transport's checksum.
+						// The error's own checksum, the quoted header's, and nothing behind the
+						// transport's checksum.
 						icmp := header.EthernetSize + 20 + 20*sixth(six)
 						src, dst := addresses(b)
 						sum := onesComplement(b[icmp:])
@@ -383,7 +389,8 @@ func TestErrorsWithoutSession(t *testing.T) {
 		{0, "icmp unreachable 3 10.0.0.5 > 8.8.8.8 quote(udp 8.8.8.8:5 > 10.0.0.8:4)", "drop icmp_unrelated"}, // about what another got
 		{0, "icmp unreachable 3 10.9.0.3 > 8.8.8.8 quote(udp 8.8.8.8:5 > 10.9.0.3:4)", "drop public_source"},
 		{0, "icmp unreachable 3 10.0.0.77 > 8.8.8.8 quote(udp 8.8.8.8:5 > 10.0.0.77:4)", "drop antispoof"},
-		// An instance that is the router of an attached prefix speaks of its packets, which weir did not translate.
+		// An instance that is the router of an attached prefix speaks of its packets, which weir
+		// did not translate.
 		{0, "icmp time-exceeded 0 10.0.0.5 > 8.8.8.8 quote(udp 8.8.8.8:5 > 203.0.113.17:4)", "icmp time-exceeded 0 192.0.2.5 > 8.8.8.8 quote(udp 8.8.8.8:5 > 203.0.113.17:4)"},
 		{0, "icmp time-exceeded 0 10.0.0.8 > 8.8.8.8 quote(udp 8.8.8.8:5 > 203.0.113.17:4)", "drop icmp_unrelated"}, // another's prefix
 		{0, "icmp6 too-big fd00::5 > 2001:4860::8 mtu=1280 quote(udp [2001:4860::8]:5 > [2001:db8:2::9]:4)", "icmp6 too-big 2001:db8:1::5 > 2001:4860::8 mtu=1280 quote(udp [2001:4860::8]:5 > [2001:db8:2::9]:4)"},
@@ -398,8 +405,8 @@ func TestErrorsWithoutSession(t *testing.T) {
 	}
 }
 
-// With several floating addresses an error from inside leaves by that which the remote knows: the session's, or, when the packet came
-// without making one, the address that it came to.
+// With several floating addresses an error from inside leaves by that which the remote knows: the
+// session's, or, when the packet came without making one, the address that it came to.
 func TestErrorsFromSeveralAddresses(t *testing.T) {
 	r := newRig(t, rigConfig, config.MAC{})
 	stateless := 0
@@ -458,7 +465,8 @@ func TestRemoteOwner(t *testing.T) {
 	}
 }
 
-// With several workers an error finds its session whichever of them receives it, and whichever router sent it; hairpinned too.
+// With several workers an error finds its session whichever of them receives it, and whichever
+// router sent it; hairpinned too.
 func TestErrorsAmongWorkers(t *testing.T) {
 	c := newCrew(t, 3, rigConfig)
 	for i := range 60 {

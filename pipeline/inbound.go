@@ -10,8 +10,9 @@ import (
 	"weir/pipeline/session"
 )
 
-// inbound delivers an unsolicited packet to a 1:1 address. It begins a session only where the function, applied to the
-// reply, would not give the address it arrived on: 1:1 never needs state to be possible.
+// inbound delivers an unsolicited packet to a 1:1 address. It begins a session only where the
+// function, applied to the reply, would not give the address it arrived on: 1:1 never needs state
+// to be possible.
 func (w *Worker) inbound(p *Packet, in *generation.Instance, h *generation.Host) {
 	f := p.family
 	p.act, p.newAddr, p.newPort = actIn, in.Addr[f], p.localPort
@@ -33,11 +34,12 @@ func (w *Worker) inbound(p *Packet, in *generation.Instance, h *generation.Host)
 	}
 }
 
-// invited delivers a packet to a mapping of an SNAT address, if the filtering lets its sender in (RFC 4787 §5), and begins a
-// session. The session holds the mapping from the first packet from inside on.
+// invited delivers a packet to a mapping of an SNAT address, if the filtering lets its sender in
+// (RFC 4787 §5), and begins a session. The session holds the mapping from the first packet from
+// inside on.
 func (w *Worker) invited(p *Packet, h *generation.Host) drop.Reason {
 	space, ok := p.portSpace()
-	piece := p.kind == kindPiece // its first one was let in; there may have been no room for a session
+	piece := p.kind == kindPiece // its first one was let in, perhaps without a session
 	if !ok || h.Rules&generation.Overload != 0 || space == session.EchoIdentifiers || !begins(p) && !piece {
 		return drop.Unsolicited
 	}
@@ -84,9 +86,11 @@ func (w *Worker) knows(h *generation.Host, p *Packet) bool {
 	}
 }
 
-// beginOutside makes an unconfirmed session for a packet from outside that is translated already, if there may be one.
+// beginOutside makes an unconfirmed session for a packet from outside that is translated already,
+// if there may be one.
 func (w *Worker) beginOutside(p *Packet, in *generation.Instance, h *generation.Host, flags uint16) bool {
-	// The inside key may be taken by a flow that the instance began and that left by another address: that one stays.
+	// The inside key may be taken by a flow that the instance began and that left by another
+	// address: that one stays.
 	key := session.InsideKey(w.gen.VPCs[in.VPC].Slot, p.newAddr, p.remote, p.newPort, p.remotePort, p.proto)
 	if ref := w.sessions.Find(&key); ref != session.None && w.usable(ref, w.sessions.At(ref)) {
 		return false
@@ -94,9 +98,9 @@ func (w *Worker) beginOutside(p *Packet, in *generation.Instance, h *generation.
 	if w.filled(6) {
 		return false
 	}
-	// At most a quarter of what the instance may have, and of what the VPC may: strangers take no limit away from those inside. The
-	// oldest of the instance's at this worker gives way. Each worker has its share, so that those whom one of them owns deny nobody
-	// the others.
+	// At most a quarter of what the instance may have, and of what the VPC may: strangers take no
+	// limit away from those inside. The oldest of the instance's at this worker gives way. Each
+	// worker has its share, so that the remotes of one worker take nothing from those of another.
 	v, most := &w.gen.VPCs[in.VPC], quarter(in.Limit)
 	all := v.Limit != 0 && atomic.LoadUint32(&w.state.VPCs[v.Slot].Unconfirmed) >= max(1, v.Limit/4)
 	mine := &w.unconfirmed[in.Slot]

@@ -33,7 +33,8 @@ func TestStrangersLeaveTheVPCItsLimit(t *testing.T) {
 	}
 }
 
-// A remote host that uses up an instance's unconfirmed sessions at the worker that owns it denies none to those whom others own.
+// A remote host that uses up an instance's unconfirmed sessions at the worker that owns it denies
+// none to those whom others own.
 func TestUnconfirmedOfEachWorker(t *testing.T) {
 	c := newCrew(t, 2, unconfirmedConfig)
 	var hosts [2]string
@@ -54,8 +55,8 @@ func TestUnconfirmedOfEachWorker(t *testing.T) {
 	c.owned()
 }
 
-// Two workers that get a few packets by each port a turn, half of them the other one's, lose none: Adopt takes one run, and the driver
-// calls it until there is none.
+// Two workers that get a few packets by each port a turn, half of them the other one's, lose none:
+// Adopt takes one run, and the driver calls it until there is none.
 func TestHandoffRuns(t *testing.T) {
 	c := newCrew(t, 2, rigConfig)
 	for turn := range 300 {
@@ -84,7 +85,8 @@ func TestHandoffRuns(t *testing.T) {
 	}
 }
 
-// What is taken away late in a turn is not used again while another worker is in a turn that began before.
+// What is taken away late in a turn is not used again while another worker is in a turn that began
+// before.
 func TestLimboOutlastsTurns(t *testing.T) {
 	c := newCrew(t, 2, rigConfig)
 	w0, w1 := c.workers[0], c.workers[1]
@@ -128,8 +130,8 @@ func TestHairpinTooBig(t *testing.T) {
 	}
 }
 
-// A data plane that died between a session's publication and its place among those that share its mapping and remote address: the
-// next one finds it there.
+// A data plane that died between a session's publication and its place among those that share its
+// mapping and remote address: the next one finds it there.
 func TestSweepPairs(t *testing.T) {
 	r := newRig(t, rigConfig, config.MAC{2, 0, 0, 0, 9, 9})
 	external := strings.Fields(r.send(0, "udp 10.0.0.6:5000 > 8.8.8.8:53"))[1]
@@ -143,8 +145,8 @@ func TestSweepPairs(t *testing.T) {
 	}
 }
 
-// With ports that are overloaded, an instance that asks for one more towards many remote endpoints that are full has a few searches a
-// millisecond.
+// With ports that are overloaded, an instance that asks for one more towards many remote endpoints
+// that are full has a few searches a millisecond.
 func TestSearchesAreFew(t *testing.T) {
 	text := strings.Replace(rigConfig, "{address: 192.0.2.6, ports: 1024-65535}", "{address: 192.0.2.6, ports: 1024-1031}", 1) + "sessions: {mapping: address-and-port-dependent}\n"
 	r := newRig(t, text, config.MAC{2, 0, 0, 0, 9, 9})

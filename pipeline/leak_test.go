@@ -67,8 +67,8 @@ func (w *leakWatch) source(frame []byte) (netip.Addr, error) {
 	return netip.Addr{}, err
 }
 
-// quotedDestination returns where the packet was going that an ICMP error is about, which no one outside may know by a private
-// address; the zero Addr if frame is none.
+// quotedDestination returns where the packet was going that an ICMP error is about, which no one
+// outside may know by a private address; the zero Addr if frame is none.
 func quotedDestination(frame []byte) netip.Addr {
 	if frame[12] == 0x08 {
 		ip := header.IPv4(frame[header.EthernetSize:])
@@ -86,8 +86,8 @@ func quotedDestination(frame []byte) netip.Addr {
 	return netip.Addr{}
 }
 
-// check takes a burst through the worker: nothing leaves by the outside port that the configuration does not allow, and
-// the counters add up.
+// check takes a burst through the worker: nothing leaves by the outside port that the configuration
+// does not allow, and the counters add up.
 func (w *leakWatch) check(t testing.TB, r *rig, b *Burst) {
 	was := make([][]byte, 0, MaxBurst)
 	for i := range b.N {
@@ -155,7 +155,8 @@ var leakSeeds = [2][]string{
 	},
 }
 
-// Frames of a million, each a valid one with some bits changed, and half of them with the header checksum mended.
+// Frames of a million, each a valid one with some bits changed, and half of them with the header
+// checksum mended.
 func TestMutations(t *testing.T) {
 	frames := 1_000_000
 	if testing.Short() {
@@ -212,7 +213,8 @@ func TestMutations(t *testing.T) {
 	}
 }
 
-// mend makes the IPv4 header checksum of a frame right, if it has a whole header, and those of an ICMP error and its quote.
+// mend makes the IPv4 header checksum of a frame right, if it has a whole header, and those of an
+// ICMP error and its quote.
 func mend(f []byte) {
 	if len(f) < 34 || f[12] != 8 || f[13] != 0 || f[14]&15 < 5 {
 		return
@@ -233,7 +235,8 @@ func mendSum(b []byte, at int) {
 	binary.BigEndian.PutUint16(b[at:], ^onesComplement(b))
 }
 
-// FuzzProcess takes arbitrary frames into both ports, one after the other and then both in one burst.
+// FuzzProcess takes arbitrary frames into both ports, one after the other and then both in one
+// burst.
 func FuzzProcess(f *testing.F) {
 	for _, lines := range leakSeeds {
 		for i, l := range lines {

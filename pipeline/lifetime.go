@@ -6,7 +6,8 @@ import (
 	"weir/pipeline/session"
 )
 
-// usable ends a session that is over, by time or by a newer generation, and reports whether it lives.
+// usable ends a session that is over, by time or by a newer generation, and reports whether it
+// lives.
 func (w *Worker) usable(ref uint32, s *session.Session) bool {
 	// The check comes first: Timer is an index into the generation's own table.
 	if s.Generation != uint32(w.gen.Number) && !w.gen.Recheck(s, w.tick) || w.over(s) {
@@ -31,8 +32,9 @@ const (
 	pressTo   = 5
 )
 
-// pressedRest is how long a port rests, in milliseconds, while the table of mappings is as full: ranges are an instance's own, so that RFC 6888
-// REQ-8 asks for no rest, and a full table would refuse everybody.
+// pressedRest is how long a port rests, in milliseconds, while the table of mappings is as full:
+// ranges belong to one instance, so that RFC 6888 REQ-8 asks for no rest, and a full table would
+// refuse everybody.
 const pressedRest = 1000
 
 // weigh decides whether what has not been answered ends early. Established sessions never do.
@@ -47,8 +49,9 @@ func (w *Worker) weigh() {
 	w.counters.Pressed = uint64(w.pressed)
 }
 
-// Expire ends the sessions among the next n that have been idle for too long or that a newer generation ends, and
-// returns how many. Called every turn, it walks the table in slices. The first worker also lets go of mappings.
+// Expire ends the sessions among the next n that have been idle for too long or that a newer
+// generation ends, and returns how many. Called every turn, it walks the table in slices. The first
+// worker also lets go of mappings.
 func (w *Worker) Expire(n int) int {
 	ended := 0
 	w.weigh()
@@ -74,8 +77,9 @@ func (w *Worker) Expire(n int) int {
 	return ended
 }
 
-// filled reports whether eighths of the session table are in use. The last eighth is for SNAT, which cannot do without a
-// session; the eighth before it is for 1:1 flows that begin inside too; what the Internet begins has to stay below both.
+// filled reports whether eighths of the session table are in use. The last eighth is for SNAT,
+// which cannot do without a session; the eighth before it is for 1:1 flows that begin inside too;
+// what the Internet begins has to stay below both.
 func (w *Worker) filled(eighths int) bool {
 	return w.sessions.Len() >= w.sessions.Capacity()/8*eighths
 }

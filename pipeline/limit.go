@@ -25,8 +25,8 @@ func (b *bucket) take(now int64, rate, burst float64) bool {
 	return true
 }
 
-// takeAbout is take at a random cost, one event on average. Whoever shares the bucket cannot count by it what the others had
-// (CVE-2020-25705, "SAD DNS").
+// takeAbout is take at a random cost, one event on average. Those that share the bucket cannot
+// learn from it what others took (CVE-2020-25705, "SAD DNS").
 func (b *bucket) takeAbout(now int64, rate, burst float64, random uint64) bool {
 	if !b.take(now, rate, burst) {
 		return false

@@ -25,8 +25,8 @@ func mapped(t *testing.T, files map[string]*ast.File) (stages, others []string) 
 	return stages, others
 }
 
-// stagePlace returns the file and the method of a stage: select is a word of the language, and flush is the
-// end of finish.
+// stagePlace returns the file and the method of a stage: select is a word of the language, and
+// flush is the end of finish.
 func stagePlace(stage string) (file, method string) {
 	switch stage {
 	case "select":
@@ -37,8 +37,8 @@ func stagePlace(stage string) (file, method string) {
 	return stage + ".go", stage
 }
 
-// The map at the top of pipeline.go is true: each stage is a method in the file of its name, each file is
-// in the map, and the stages are called in the map's order.
+// The map at the top of pipeline.go is true: each stage is a method in the file of its name, each
+// file is in the map, and the stages are called in the map's order.
 func TestMap(t *testing.T) {
 	files := sources(t)
 	stages, others := mapped(t, files)

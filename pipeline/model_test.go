@@ -17,8 +17,8 @@ import (
 	"weir/pipeline/state"
 )
 
-// The model decides on a packet without a session straight from a Config: loops and comparisons, in the order of the
-// product's rules. It shares only the published hash with the pipeline.
+// The model decides on a packet without a session straight from a Config: loops and comparisons, in
+// the order of the product's rules. It shares only the published hash with the pipeline.
 type model struct{ *config.Config }
 
 // question is a packet as the model sees it: by which port it came, and what is in its header.
@@ -85,7 +85,8 @@ func within(list []netip.Prefix, a netip.Addr) bool {
 	return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Masked().Contains(a) })
 }
 
-// leaving is what becomes of a packet from inside up to the side it leaves by. Does it turn back there, to an address of weir's own?
+// leaving is what becomes of a packet from inside up to the side it leaves by. Does it turn back
+// there, to an address of weir's own?
 func (m model) leaving(q question) (v forecast, turns bool) {
 	vi := slices.IndexFunc(m.VPCs, func(v config.VPC) bool {
 		return slices.ContainsFunc(v.Attach, func(a config.Attachment) bool { return a.Port == q.port })
@@ -142,7 +143,8 @@ func (m model) leaving(q question) (v forecast, turns bool) {
 	return v, m.ours(q.dst) && !strings.HasPrefix(v.fate, "drop")
 }
 
-// reaches reports whether a route to a gateway leads to dst: a private address is not where a /0 leads to.
+// reaches reports whether a route to a gateway leads to dst: a private address is not where a /0
+// leads to.
 func (m model) reaches(route config.Route, dst netip.Addr) bool {
 	return !m.byPort(route, dst) || m.beside(dst) != nil
 }
@@ -167,7 +169,8 @@ func (m model) inside(q question) forecast {
 	if !turns {
 		return tagged
 	}
-	// It turns back: its receiver sees it come from the sender's external address. Not to the very socket that sent it.
+	// It turns back: its receiver sees it come from the sender's external address. Not to the very
+	// socket that sent it.
 	if another := q.proto == "ping" || q.proto == "pong" || q.proto == "error" || q.proto != "gre" && q.sport != q.dport; tagged.fate == "out" && tagged.src == q.dst && !another {
 		return droppedAs(drop.Martian)
 	}
@@ -225,7 +228,8 @@ func source(v *config.VPC, a netip.Addr) (in *config.Instance, own, transit bool
 	return in, false, transit, attached
 }
 
-// route is the longest match; custom before system, with from before without, a longer from before a shorter.
+// route is the longest match; custom before system, with from before without, a longer from before
+// a shorter.
 func (m model) route(v *config.VPC, in *config.Instance, dst netip.Addr) (best config.Route, found bool) {
 	mine := in.Address4
 	if dst.Is6() {
@@ -326,8 +330,8 @@ func (m model) ours(a netip.Addr) bool {
 	return false
 }
 
-// leaves fills in the outside ports: the one whose own prefix has the destination, else those with a next hop; of
-// the pool's ports, if it names some.
+// leaves fills in the outside ports: the one whose own prefix has the destination, else those with
+// a next hop; of the pool's ports, if it names some.
 func (m model) leaves(v forecast, external, dst netip.Addr, route config.Route) forecast {
 	if m.ours(dst) {
 		return v
@@ -523,7 +527,8 @@ func (m model) instancePort(v *config.VPC, in *config.Instance, family netip.Add
 	return []int{v.Attach[0].Port}
 }
 
-// generator makes random small configurations, legal by construction, and packets that mean something in them.
+// generator makes random small configurations, legal by construction, and packets that mean
+// something in them.
 type generator struct {
 	*rand.Rand
 	sources      []netip.Addr
@@ -880,7 +885,8 @@ func (v forecast) check(r *rig, q question) error {
 	return nil
 }
 
-// portOf is the source port or echo identifier of a frame that weir sent, without options or extension headers.
+// portOf is the source port or echo identifier of a frame that weir sent, without options or
+// extension headers.
 func portOf(frame []byte) uint16 {
 	proto, transport := frame[23], frame[34:]
 	if frame[12] == 0x86 {

@@ -8,7 +8,8 @@ import (
 	"weir/pipeline/inet"
 )
 
-// clampMSS lowers the segment size that a SYN offers to what fits both links, or to what the configuration says.
+// clampMSS lowers the segment size that a SYN offers to what fits both links, or to what the
+// configuration says.
 func (w *Worker) clampMSS(from int, p *Packet) {
 	limit := w.gen.Header.MSSClamp
 	switch limit {

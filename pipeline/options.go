@@ -8,8 +8,8 @@ import (
 	"weir/pipeline/header"
 )
 
-// IPv4 options in which routers leave their addresses (RFC 791 §3.1): no translation finds them there, and what has been recorded before weir
-// are addresses of a VPC.
+// IPv4 options in which routers leave their addresses (RFC 791 §3.1): no translation finds them
+// there, and what has been recorded before weir are addresses of a VPC.
 const (
 	optionEnd         = 0
 	optionNOP         = 1
@@ -17,10 +17,11 @@ const (
 	optionTimestamp   = 68
 )
 
-// conceal puts zeros in the place of all addresses that an IPv4 packet which leaves, or the packet that an ICMP error quotes, has in record
-// route and timestamp options, and returns what that does to the header's checksum. The pointers stay: routers outside go on behind the
-// zeros. Timestamps that come without addresses stay too. What comes in is left as it is: it has no address from inside but in
-// answer to what left without.
+// conceal puts zeros in the place of all addresses that an IPv4 packet which leaves, or the packet
+// that an ICMP error quotes, has in record route and timestamp options, and returns what that does
+// to the header's checksum. The pointers stay: routers outside go on behind the zeros. Timestamps
+// that come without addresses stay too. What comes in is left as it is: it has no address from
+// inside but in answer to what left without.
 func conceal(ip []byte) header.Delta {
 	options := ip[header.IPv4Size : int(ip[0]&0x0f)*4]
 	old := header.Checksum(options, 0)
@@ -47,8 +48,8 @@ func conceal(ip []byte) header.Delta {
 	return header.Delta(0).Replace16(old, header.Checksum(options, 0))
 }
 
-// concealQuote is conceal for the packet that an ICMP error quotes. It mends the quoted header, and returns what all of it does to a
-// checksum over the quote.
+// concealQuote is conceal for the packet that an ICMP error quotes. It mends the quoted header, and
+// returns what all of it does to a checksum over the quote.
 func (p *Packet) concealQuote() header.Delta {
 	b := p.Data[p.quote.ip:p.quote.end]
 	d := conceal(b)

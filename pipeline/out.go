@@ -29,9 +29,10 @@ func refuse(r drop.Reason) verdict { return verdict(r) }
 func (v verdict) dropped() bool       { return v != goesOn && v < 0x100 }
 func (v verdict) reason() drop.Reason { return drop.Reason(v) }
 
-// out is the one way out: each packet that does not go on to a queue ends here, with its verdict, and
-// is counted here. port and inside are where it came in; of a packet that a port refused, that port.
-// A packet that is held comes to queue or here again. What is sent ends in queue and Sent instead.
+// out is the one way out: each packet that does not go on to a queue ends here, with its verdict,
+// and is counted here. port and inside are where it came in; of a packet that a port refused, that
+// port. A packet that is held comes to queue or here again. What is sent ends in queue and Sent
+// instead.
 func (w *Worker) out(p *Packet, port int, inside bool, v verdict) {
 	switch v {
 	case punted:

@@ -57,8 +57,8 @@ func written(e ast.Expr) string {
 	return ""
 }
 
-// One function ends packets, one queues them, one begins sessions and one ends them: capture, the log
-// of drops and the log of sessions rely on it.
+// One function ends packets, one queues them, one begins sessions and one ends them: capture, the
+// log of drops and the log of sessions rely on it.
 func TestOneWayOut(t *testing.T) {
 	want := map[string][]string{
 		// A packet's end.
@@ -119,7 +119,8 @@ func TestOneWayOut(t *testing.T) {
 	}
 }
 
-// Whatever ends is counted once, under its verdict, and its buffer goes back but where somebody has it.
+// Whatever ends is counted once, under its verdict, and its buffer goes back but where somebody has
+// it.
 func TestVerdictsAreCounted(t *testing.T) {
 	for _, c := range []struct {
 		verdict                       verdict

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package pipeline is what happens to a packet between receive and transmit. It takes plain memory and gives
-// verdicts; it knows nothing of DPDK.
+// Package pipeline is what happens to a packet between receive and transmit. It takes plain memory
+// and gives verdicts; it knows nothing of DPDK.
 //
 // The stages, in the order of a packet's way. Each is a method of Worker in the file of its name:
 //
 //	classify    is it whole and ours to handle, and where are its headers
 //	steer       to the worker that owns the flow, if that is another one
 //	lookup      the sessions of the burst's packets
-//	reassemble  bursts with fragments only: later fragments get the ports of the first, and follow it
+//	reassemble  bursts with fragments only: later ones get the ports of the first, and follow it
 //	short       what is in the middle of its session goes from it to a queue in one step
 //	apply       other packets that have a session get its rewriting
 //	route       from inside: longest prefix match; on inside the VPC, or tagged with a gateway
@@ -17,7 +17,7 @@
 //	egress      the port and next hop, and whether the packet fits
 //	rewrite     addresses, ports, TTL, checksums
 //	transmit    the neighbor's MAC; one queue per port
-//	hairpin     what goes to an external address of weir itself comes back, as if from outside, to lookup
+//	hairpin     what goes to an external address of weir comes back to lookup, as if from outside
 //	follow      the fragments whose first one has just gone this way go it too
 //	flush       what was counted goes to the shared counters
 //
@@ -36,6 +36,7 @@
 //	tcp         a connection's state
 //	mss         rewrite: the segment size that a SYN offers
 //	identify    rewrite: IPv4 identifications through SNAT
+//	options     rewrite: addresses that IPv4 options have recorded
 //	datagram    reassemble: what is known of datagrams in pieces
 //	addresses   addresses that nobody may have on the Internet's side
 //	hops        egress: next hops, and whether a neighbor is resolved
@@ -46,9 +47,10 @@
 //	handoff     steer: lanes between workers
 //	timed       what each stage takes
 //
-// The first three take a few packets at a time, so that what look-ups ask of memory comes meanwhile. The
-// others are one loop each over the packets that still go on: those of the burst, or those between two that
-// went the short way. A packet ends in a queue, by queue, or with a verdict, by out: there are no others.
+// The first three take a few packets at a time, so that what look-ups ask of memory comes
+// meanwhile. The others are one loop each over the packets that still go on: those of the burst, or
+// those between two that went the short way. A packet ends in a queue, by queue, or with a verdict,
+// by out: there are no others.
 package pipeline
 
 import (
@@ -65,8 +67,8 @@ import (
 	"weir/pipeline/state"
 )
 
-// Worker is one worker's pipeline. One goroutine uses it. Where there are several, each has the sessions of the remote addresses that it
-// owns.
+// Worker is one worker's pipeline. One goroutine uses it. Where there are several, each has the
+// sessions of the remote addresses that it owns.
 type Worker struct {
 	index     int
 	handoff   *Handoff // nil: the only worker
@@ -116,7 +118,8 @@ type Worker struct {
 	holding int // how many of held are in use
 	pieces  virtualReassembly
 
-	// Out is what is to be sent, per port; Done what is to be freed. The driver empties both after every call, and fills Spare.
+	// Out is what is to be sent, per port; Done what is to be freed. The driver empties both after
+	// every call, and fills Spare.
 	Out   [state.MaxPorts]Queue
 	Done  []uintptr
 	Spare Spare
@@ -174,8 +177,8 @@ func (w *Worker) SetGeneration(g *generation.Generation) {
 	atomic.StoreUint64(&w.counters.Generation, g.Number)
 }
 
-// SetClock tells the time, in nanoseconds of a monotonic clock. A time before the last one is not believed: sessions
-// are older than that, and idle times would come out at 49 days.
+// SetClock tells the time, in nanoseconds of a monotonic clock. A time before the last one is not
+// believed: sessions are older than that, and idle times would come out at 49 days.
 func (w *Worker) SetClock(nanos int64) {
 	if w.nanos == 0 {
 		w.resetFrom = nanos + w.quiet
@@ -183,15 +186,16 @@ func (w *Worker) SetClock(nanos int64) {
 		return
 	}
 	w.nanos = nanos
-	if tick := uint32(uint64(nanos) / 1e6); tick != w.tick { // a wrap of the milliseconds is a wrap of the word
+	if tick := uint32(uint64(nanos) / 1e6); tick != w.tick { // both wrap together
 		w.tick = tick
 		atomic.StoreUint64(&w.counters.Tick, uint64(tick))
 	}
 }
 
-// step is how many packets go through the first stages together: few enough that what they ask of memory comes while the next ones are
-// worked on (a core waits for about twenty lines at a time, and then for one of them), and enough that a call weighs little. ahead is how
-// long before their use sessions are asked for.
+// step is how many packets go through the first stages together: few enough that what they ask of
+// memory comes while the next ones are worked on (a core waits for about twenty lines at a time,
+// and then for one of them), and enough that a call weighs little. ahead is how long before their
+// use sessions are asked for.
 const (
 	step  = 4
 	ahead = 4 * step
@@ -211,7 +215,8 @@ func (w *Worker) received(b *Burst) {
 	b.begin(w.gen.Ports[b.Port].Side == uint8(config.Inside))
 }
 
-// intake takes the packets of a burst as far as their look-up can be begun, some at a time, and returns how many bytes they have.
+// intake takes the packets of a burst as far as their look-up can be begun, some at a time, and
+// returns how many bytes they have.
 func (w *Worker) intake(b *Burst, steer bool) (bytes uint64) {
 	w.batch.Reset()
 	for from := 0; from < b.N; from += step {
@@ -256,14 +261,15 @@ func (w *Worker) flush() {
 	c.Sessions = uint64(w.sessions.Len())
 }
 
-// lookupAll begins the look-up anew, of all packets of a burst.
+// lookupAll looks up all packets of a burst again.
 func (w *Worker) lookupAll(b *Burst) {
 	w.batch.Reset()
 	w.lookup(b, 0)
 }
 
-// forward takes packets that have been looked up, all from one side, from their session to a queue. Where some can go the short way, those
-// between them go the long one first, run by run: everything leaves in the order in which it came.
+// forward takes packets that have been looked up, all from one side, from their session to a queue.
+// Where some can go the short way, those between them go the long one first, run by run: everything
+// leaves in the order in which it came.
 func (w *Worker) forward(b *Burst) {
 	w.created = false
 	w.hops[inet.V4].known, w.hops[inet.V6].known = false, false
@@ -284,7 +290,8 @@ func (w *Worker) forward(b *Burst) {
 		if done < k {
 			w.longWay(b, all[done:k], done)
 			done = k
-			if ref = w.sessions.Found(&w.batch, k); ref == session.None || !w.settled(ref, long) { // not any more
+			// The long way may have ended the session, or changed it.
+			if ref = w.sessions.Found(&w.batch, k); ref == session.None || !w.settled(ref, long) {
 				continue
 			}
 		}
@@ -296,7 +303,8 @@ func (w *Worker) forward(b *Burst) {
 	w.Timed.end(stageShort)
 }
 
-// longWay takes packets that lie side by side in a burst through the stages. The first is the first-th of the look-up.
+// longWay takes packets that lie side by side in a burst through the stages. The first is the
+// first-th of the look-up.
 func (w *Worker) longWay(b *Burst, live []uint8, first int) {
 	if len(live) == 0 {
 		return

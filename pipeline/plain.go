@@ -10,9 +10,10 @@ import (
 	"weir/pipeline/state"
 )
 
-// Most packets are UDP or TCP, whole, in the middle of a session, and change nothing of it but its time. Those go the short way: parsePlain
-// takes them in, and short takes them from their session to a queue, in one step each. The result is that of parse and the stages, which
-// take everything else; tests compare the two.
+// Most packets are UDP or TCP, whole, in the middle of a session, and change nothing of it but its
+// time. Those go the short way: parsePlain takes them in, and short takes them from their session
+// to a queue, in one step each. The result is that of parse and the stages, which take everything
+// else; tests compare the two.
 
 // Where the transport header of a plain packet begins.
 const (
@@ -21,9 +22,9 @@ const (
 )
 
 // parsePlain takes in a packet that parse would let pass, and that is for this station, UDP or TCP,
-// without options and extension headers, no fragment, with hops to go; of TCP neither beginning nor end.
-// Anything else is parse's to judge: then it returns false, and what it noted does not matter. Its twins
-// are parse, parse4, parse6 and parseTransport: what they refuse, it must not take.
+// without options and extension headers, no fragment, with hops to go; of TCP neither beginning nor
+// end. Anything else is parse's to judge: then it returns false, and what it noted does not matter.
+// Its twins are parse, parse4, parse6 and parseTransport: what they refuse, it must not take.
 func (p *Packet) parsePlain(inside bool, mac uint64) bool {
 	d := p.Data
 	if len(d) < plain4+header.UDPSize || p.Long {
@@ -99,8 +100,9 @@ func (p *Packet) parsePlain(inside bool, mac uint64) bool {
 	return true
 }
 
-// sumOK reports whether the checksum of an IPv4 header without options is right: its words add up to 0xffff. In whatever byte order they are
-// added, that is so if and only if the sum is a multiple of it, for some word is not 0.
+// sumOK reports whether the checksum of an IPv4 header without options is right: its words add up
+// to 0xffff. In whatever byte order they are added, that is so if and only if the sum is a multiple
+// of it, for some word is not 0.
 func sumOK(ip *[header.IPv4Size]byte) bool {
 	sum := uint64(binary.LittleEndian.Uint32(ip[0:])) + uint64(binary.LittleEndian.Uint32(ip[4:])) +
 		uint64(binary.LittleEndian.Uint32(ip[8:])) + uint64(binary.LittleEndian.Uint32(ip[12:])) + uint64(binary.LittleEndian.Uint32(ip[16:]))

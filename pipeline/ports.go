@@ -9,7 +9,8 @@ import (
 	"weir/pipeline/session"
 )
 
-// portSpace returns the port space that a packet's local port or identifier belongs to. Other protocols have none.
+// portSpace returns the port space that a packet's local port or identifier belongs to. Other
+// protocols have none.
 func (p *Packet) portSpace() (session.PortSpace, bool) {
 	switch p.kind {
 	case kindTCP:
@@ -43,8 +44,8 @@ const (
 	exhaustedBits  = 10
 )
 
-// failures counts the searches of an instance that found no port in one millisecond: there are more remote endpoints than exhaustions
-// to remember.
+// failures counts the searches of an instance that found no port in one millisecond: there are more
+// remote endpoints than exhaustions to remember.
 type failures struct{ instance, tick, n uint32 }
 
 // maxFailures bounds them.
@@ -53,9 +54,10 @@ const maxFailures = 4
 // maxPortProbes bounds the search for a port that is overloaded.
 const maxPortProbes = 128
 
-// overload picks a port of the ranges at random (RFC 6056 §3.3.2: random start, then a step that meets every
-// port once) such that no other session has it with this remote endpoint (RFC 7857 §3). A search that finds nothing is dear: for a
-// while the same question gets the same answer.
+// overload picks a port of the ranges at random (RFC 6056 §3.3.2: random start, then a step that
+// meets every port once) such that no other session has it with this remote endpoint (RFC 7857 §3),
+// else one whose connection is closed and whose last number the SYN exceeds. A search that finds
+// nothing is dear: for a while the same question gets the same answer.
 func (w *Worker) overload(p *Packet, in *generation.Instance, external inet.Addr, ranges []session.PortRange) bool {
 	flow := uint64(in.Slot)<<32 | uint64(p.proto)<<16 | uint64(p.remotePort)
 	full := &w.exhausted[(flow^p.remote.Hi^p.remote.Lo)*0x9e3779b97f4a7c15>>(64-exhaustedBits)]
@@ -76,6 +78,7 @@ func (w *Worker) overload(p *Packet, in *generation.Instance, external inet.Addr
 	for gcd(step, total) != 1 {
 		step++ // ends at a prime at the latest
 	}
+	closed := false
 	for range min(total, maxPortProbes) {
 		port := session.PortAt(ranges, at)
 		key := session.OutsideKey(external, p.remote, port, p.remotePort, p.proto)
@@ -84,9 +87,15 @@ func (w *Worker) overload(p *Packet, in *generation.Instance, external inet.Addr
 			p.newPort = port
 			return true
 		}
+		if s := w.sessions.At(ref); !closed && s.State() == session.TCPClosing && s.GivesWay(p.segment().seq) {
+			p.newPort, closed = port, true
+		}
 		if at += step; at >= total {
 			at %= total
 		}
+	}
+	if closed {
+		return true
 	}
 	*full = exhaustion{flow, p.remote, w.nanos + exhaustedNanos}
 	failed.n++

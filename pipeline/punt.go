@@ -14,8 +14,8 @@ import (
 	"weir/pipeline/state"
 )
 
-// class is a kind of message to control. Each has its own rate on each attachment, so that a flood of one, or on one attachment,
-// takes nothing from the others.
+// class is a kind of message to control. Each has its own rate on each attachment, so that a flood
+// of one, or on one attachment, takes nothing from the others.
 type class uint8
 
 const (
@@ -36,8 +36,8 @@ const (
 	errorVPCBurst   = 50
 )
 
-// allowed reports whether one more message of a class may go to control. The last quarter of the ring is kept for outside
-// ports: what tenants say never fills it.
+// allowed reports whether one more message of a class may go to control. The last quarter of the
+// ring is kept for outside ports: what tenants say never fills it.
 func (w *Worker) allowed(at attach.Word, c class) bool {
 	if w.gen.Ports[at.Port()].Side == uint8(config.Inside) && w.punts.Used() > state.RingSlots*3/4 {
 		return false
@@ -45,8 +45,8 @@ func (w *Worker) allowed(at attach.Word, c class) bool {
 	return w.puntRates[puntSet(at)][c].take(w.nanos, puntsPerSecond, puntBurst)
 }
 
-// puntSets is how many sets of rates there are: one for the plain frames of each port, and some that
-// tagged attachments share.
+// puntSets is how many sets of rates there are: one for the plain frames of each port, and some
+// that tagged attachments share.
 const puntSets = 1024
 
 func puntSet(at attach.Word) int {
@@ -68,7 +68,8 @@ func (w *Worker) punt(b *Burst, p *Packet, c class) {
 	w.out(p, b.Port, b.inside, punted)
 }
 
-// fromNextHop reports whether an ARP message or advertisement claims to come from a next hop of its attachment.
+// fromNextHop reports whether an ARP message or advertisement claims to come from a next hop of its
+// attachment.
 func (w *Worker) fromNextHop(p *Packet) bool {
 	var from inet.Addr
 	switch d := p.Data; {
@@ -98,8 +99,9 @@ func (w *Worker) serve(b *Burst, p *Packet) {
 	w.punt(b, p, echo)
 }
 
-// answer asks control for the ICMP error that a drop calls for, if any; the packet itself is dropped by the caller. The
-// rate is limited per VPC and in all (RFC 1812 §4.3.2.8, RFC 4443 §2.4(f)).
+// answer asks control for the ICMP error that a drop calls for, if any; the packet itself is
+// dropped by the caller. The rate is limited per VPC and in all (RFC 1812 §4.3.2.8, RFC 4443
+// §2.4(f)).
 func (w *Worker) answer(p *Packet, r drop.Reason, mtu uint16) {
 	switch r {
 	case drop.TTLExceeded, drop.SNATProtocol, drop.TooBig, drop.LimitInstance, drop.LimitVPC, drop.TableFull, drop.PortsExhausted:
@@ -133,10 +135,11 @@ func (w *Worker) answer(p *Packet, r drop.Reason, mtu uint16) {
 	}
 }
 
-// resets reports whether a packet that finds neither a session nor an address is answered by a reset: it is of a TCP connection that nobody
-// here knows, or knows any more. Never a reset itself is (RFC 9293 §3.10.7.1), nor what asks for a new connection. Just after a start
-// all connections through shares of addresses may be unknown at once, and some are not lost: whoever knew them may have the traffic back in a
-// moment. A reset would end them for good.
+// resets reports whether a packet that finds neither a session nor an address is answered by a
+// reset: it is of a TCP connection that nobody here knows, or knows any more. Never a reset itself
+// is (RFC 9293 §3.10.7.1), nor what asks for a new connection. Just after a start all connections
+// through shares of addresses may be unknown at once, and some are not lost: whoever knew them may
+// have the traffic back in a moment. A reset would end them for good.
 func (w *Worker) resets(p *Packet) bool {
 	return w.gen.Header.UnknownTCP == uint8(config.UnknownTCPReset) && p.kind == kindTCP && !p.fragmented && p.tcpFlags&tcpRST == 0 && !begins(p) &&
 		w.nanos-w.resetFrom >= 0

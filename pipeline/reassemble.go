@@ -9,7 +9,8 @@ import (
 	"weir/pipeline/inet"
 )
 
-// reassemble gives later fragments the ports of the first. Those whose first comes in the same burst, or later, leave the burst.
+// reassemble gives later fragments the ports of the first. Those whose first comes in the same
+// burst, or later, leave the burst.
 func (w *Worker) reassemble(b *Burst) {
 	if !b.fragments {
 		return
@@ -122,7 +123,8 @@ func (w *Worker) reassembleOne(b *Burst, p *Packet) verdict {
 	return goesOn
 }
 
-// refusesFragment reports whether the pool of the external address that a fragment leaves by, or has turned back to, takes none.
+// refusesFragment reports whether the pool of the external address that a fragment leaves from, or
+// has turned back to, takes none.
 func (w *Worker) refusesFragment(p *Packet) bool {
 	a := p.local
 	switch {
@@ -135,8 +137,8 @@ func (w *Worker) refusesFragment(p *Packet) bool {
 	return h != nil && h.Rules&generation.DropFragments != 0
 }
 
-// fragmentWay says of a fragment whether its datagram is tracked, and whether its way depends on no port: attached
-// prefixes and what stays in the VPC. What goes no further is not tracked.
+// fragmentWay says of a fragment whether its datagram is tracked, and whether its way depends on no
+// port: attached prefixes and what stays in the VPC. What goes no further is not tracked.
 func (w *Worker) fragmentWay(b *Burst, p *Packet) (tracked, plain bool) {
 	g := w.gen
 	if !b.inside {
@@ -163,7 +165,8 @@ func (w *Worker) fragmentWay(b *Burst, p *Packet) (tracked, plain bool) {
 	return true, rt.Kind == generation.RouteInternal || from.attached != nil && g.Eligible(from.attached.Set, rt.Gateway)
 }
 
-// mayHavePorts reports whether a protocol behind an IPv6 Fragment header has ports, or may be followed by one that has.
+// mayHavePorts reports whether a protocol after an IPv6 Fragment header has ports, or may be
+// followed by one that has.
 func mayHavePorts(proto uint8) bool {
 	switch proto {
 	case header.ProtocolTCP, header.ProtocolUDP, header.ProtocolICMPv6, header.ProtocolHopByHop, header.ProtocolRouting, header.ProtocolDestination, header.ProtocolAH,

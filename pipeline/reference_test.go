@@ -12,10 +12,12 @@ import (
 	"weir/pipeline/session"
 )
 
-// reference is the whole NAT once more, as its rules say it: lists, loops, and one packet after the other. What a packet
-// without a session meets it asks the model. It shares the names of states and reasons with the pipeline, and the published hash.
+// reference is the whole NAT once more, as its rules say it: lists, loops, and one packet after the
+// other. What a packet without a session meets it asks the model. It shares the names of states and
+// reasons with the pipeline, and the published hash.
 //
-// What is random it cannot know: it says which external ports a session may get, and is told which one it got.
+// What is random it cannot know: it says which external ports a session may get, and is told which
+// one it got.
 type reference struct {
 	model
 	now      int64 // milliseconds
@@ -23,10 +25,15 @@ type reference struct {
 	pressed  bool
 	sessions []*refSession
 	mappings []*refMapping
-	refused  map[string]int64 // flows for which there was no port to overload, and when
+	spent    int                    // mappings without their ports, until the next walk
+	lazy     bool                   // what is over may not have been missed yet
+	regained func(*refSession) bool // where it may be so: whether the fast one let it have its port again
+	refused  map[string]int64       // flows for which there was no port to overload, and when
 
 	stateless, created, ended uint64
 	replaced                  int // unconfirmed sessions that gave way
+	given, again              int // closed connections that let go of their mappings, and those that got them back
+	reused, takenOver         int // ports of closed connections, and ports that rested, in other hands
 }
 
 // refMapping is the external endpoint of an internal one.
@@ -35,10 +42,11 @@ type refMapping struct {
 	private, external netip.Addr
 	privatePort, port uint16
 	proto             uint8
-	released          int64 // when the last session let go
+	rests             bool  // a session let go that was not closed
+	released          int64 // when the last of those did
 }
 
-// refSession is both directions of a flow. Instances are named "VPC/instance".
+// refSession is both directions of a flow. Instances are named as identityOf says.
 type refSession struct {
 	vpc, instance                         string
 	private, external, remote             netip.Addr
@@ -49,11 +57,13 @@ type refSession struct {
 	last                                  int64 // refreshed
 	drain                                 int64 // ends then; 0: does not drain
 	mapping                               *refMapping
+	given                                 bool // closed, it has let go of it
 	tcp                                   refTCP
 }
 
 // refTCP is what is known of a connection.
 type refTCP struct {
+	acked [2]uint32 // what they have acknowledged last
 	next  [2]uint32 // sequence numbers that come next, of the instance and the remote
 	syn   [2]bool   // next is known
 	fin   [2]bool
@@ -90,6 +100,7 @@ type outcome struct {
 	may          []uint16               // external ports that begins may get, if that is SNAT
 	mapped       bool                   // and by a mapping that it then holds
 	vain         map[uint16]drop.Reason // of those, ports with which it is refused nevertheless
+	perhaps      map[uint16]bool        // of those, ports with which it may be refused
 	turns        bool                   // it is as if from outside now
 	quoted       *question              // what an error is about, when it leaves
 	tracked
@@ -99,8 +110,8 @@ type outcome struct {
 
 func refused(r drop.Reason) outcome { return outcome{forecast: droppedAs(r)} }
 
-// find returns the session of a packet, that comes from inside, from outside, or turns back as if from outside. ICMP errors and packets
-// whose TTL is used up take no part in sessions.
+// find returns the session of a packet, that comes from inside, from outside, or turns back as if
+// from outside. ICMP errors and packets whose TTL is used up take no part in sessions.
 func (n *reference) find(q question, from origin) *refSession {
 	if q.proto == "error" || q.expired {
 		return nil
@@ -129,11 +140,20 @@ func (n *reference) vpcOf(port int) string {
 	return ""
 }
 
-// instanceOf finds an instance by its name.
+// identityOf says what sessions know an instance by, whatever its name: the VPC, and its IPv4
+// address there, else its IPv6 address.
+func identityOf(v *config.VPC, in *config.Instance) string {
+	if in.Address4.IsValid() {
+		return v.Name + "/" + in.Address4.String()
+	}
+	return v.Name + "/" + in.Address6.String()
+}
+
+// instanceOf finds an instance by its identity.
 func (n *reference) instanceOf(name string) (*config.VPC, *config.Instance) {
 	for i := range n.VPCs {
 		for j := range n.VPCs[i].Instances {
-			if in := &n.VPCs[i].Instances[j]; n.VPCs[i].Name+"/"+in.Name == name {
+			if in := &n.VPCs[i].Instances[j]; identityOf(&n.VPCs[i], in) == name {
 				return &n.VPCs[i], in
 			}
 		}
@@ -156,6 +176,10 @@ func (n *reference) fromInside(q question) outcome {
 	s := n.find(q, inside)
 	if s != nil && s.state == session.Unconfirmed && (q.proto == "syn" || q.proto == "ping" || q.proto != "rst" && !n.confirm(s)) {
 		n.end(s) // no reply, but a flow of the instance's own; or its mapping is gone
+		s = nil
+	}
+	if s != nil && s.given && (q.proto == "syn" || q.proto == "synack") && !n.regain(s) {
+		n.end(s) // its port is another's
 		s = nil
 	}
 	if s == nil {
@@ -186,7 +210,8 @@ func (n *reference) fromOutside(q question, from origin) outcome {
 	return o
 }
 
-// back is what a packet that turns looks like from outside: its receiver sees the sender's external address (RFC 4787 REQ-9a).
+// back is what a packet that turns looks like from outside: its receiver sees the sender's external
+// address (RFC 4787 REQ-9a).
 func (o outcome) back(q question) question {
 	q.src, q.sport = o.src, o.sport
 	if o.quoted != nil {
@@ -202,12 +227,14 @@ func (o outcome) back(q question) question {
 	return q
 }
 
-// loops reports whether a packet that leaves from a port of its destination would come back to the very socket that sent it.
+// loops reports whether a packet that leaves from a port of its destination would come back to the
+// very socket that sent it.
 func (q question) loops(external netip.Addr, port uint16) bool {
 	return q.dst == external && q.proto != "ping" && q.proto != "pong" && (q.proto == "gre" || port == q.dport)
 }
 
-// refresh is what a packet from inside does to its session. A reset may answer what came from outside, and proves nothing.
+// refresh is what a packet from inside does to its session. A reset may answer what came from
+// outside, and proves nothing.
 func (n *reference) refresh(s *refSession, q question) tracked {
 	if q.proto != "rst" {
 		s.last = n.now
@@ -239,8 +266,9 @@ type tracked struct {
 	last      int64
 }
 
-// track follows a TCP connection. What comes next in sequence counts; a segment from outside whose numbers have nothing to do with the
-// connection's comes from somebody who sees nothing, and has no effect. What lies between may be an old one, and may do what it likes.
+// track follows a TCP connection. What comes next in sequence counts; a segment from outside whose
+// numbers have nothing to do with the connection's comes from somebody who sees nothing, and has no
+// effect. What lies between may be an old one, and may do what it likes.
 func (n *reference) track(s *refSession, q question, from origin) (r tracked) {
 	if s.proto != 6 {
 		return tracked{}
@@ -297,7 +325,9 @@ func (n *reference) track(s *refSession, q question, from origin) (r tracked) {
 		s.last = n.now // the closing timer begins
 	}
 	r.uncertain = r.uncertain || t.vague
-	t.vague = r.uncertain
+	if t.vague = r.uncertain; !t.vague && s.mapping != nil && s.closed() {
+		n.give(s)
+	}
 	if r.uncertain && q.proto == "rst" && from != inside {
 		r.mayDrop, r.dropped = true, false
 	}
@@ -334,6 +364,7 @@ func (n *reference) goOn(s *refSession, q question, from origin, r *tracked) {
 	} else {
 		t.asked = false
 	}
+	t.acked[me] = q.ack
 	switch q.proto {
 	case "data":
 		t.next[me] += 10
@@ -400,7 +431,8 @@ func (n *reference) leaving(q question) outcome {
 	return o
 }
 
-// errorOut decides on an ICMP error from inside: it goes to who sent what it is about, as from where that was sent to. It touches no session.
+// errorOut decides on an ICMP error from inside: it goes to who sent what it is about, as from
+// where that was sent to. It touches no session.
 func (n *reference) errorOut(q question, o outcome) outcome {
 	a := q.about()
 	if s := n.begin(q.src, q.dst, 0, 0, q); o.fate == "drop "+drop.NoEligible.String() {
@@ -457,7 +489,7 @@ func (n *reference) owner(s *refSession) (*config.VPC, *config.Instance) {
 		v := &n.VPCs[i]
 		for j := range v.Instances {
 			if in := &v.Instances[j]; v.Name == s.vpc && (in.Address4 == s.private || in.Address6 == s.private) {
-				s.instance = v.Name + "/" + in.Name
+				s.instance = identityOf(v, in)
 				return v, in
 			}
 		}
@@ -484,14 +516,12 @@ func (n *reference) share(s *refSession, o outcome, q question) outcome {
 			o.may = append(o.may, m.port)
 		}
 	}
-	if o.may == nil {
-		o.may = free(o.shares, func(port uint16) bool {
-			return !slices.ContainsFunc(n.mappings, func(m *refMapping) bool { return m.external == s.external && m.proto == s.proto && m.port == port })
-		})
+	if o.perhaps = map[uint16]bool{}; o.may == nil {
+		n.draw(s, &o, q)
 		switch {
 		case o.may == nil:
 			return refused(drop.PortsExhausted)
-		case len(n.mappings) == n.capacity:
+		case len(n.mappings)+n.spent == n.capacity:
 			return refused(drop.TableFull)
 		}
 	}
@@ -502,13 +532,129 @@ func (n *reference) share(s *refSession, o outcome, q question) outcome {
 		case n.taken(s, port): // sessions that overload a port since before the pool's mapping changed are not put out
 			o.vain[port] = drop.PortsExhausted
 		}
+		if t := n.with(s, port); t != nil && t.tcp.vague {
+			o.perhaps[port] = true
+		}
 	}
 	return o
 }
 
-// taken reports whether a session has a port with the remote endpoint of s. One that began outside, when the port was another's, gives way.
+// draw finds the ports that a new mapping may get: free ones, first those with which there is no
+// session with the remote endpoint, then those whose session gives way; and when there is none, the
+// one of the subscriber's own that has rested longest, for a second at least.
+func (n *reference) draw(s *refSession, o *outcome, q question) {
+	var list [2][3][]uint16 // free or resting; whose session gives way surely, perhaps, or that have none
+	sort := func(ports []uint16, into *[3][]uint16) {
+		for _, port := range ports {
+			switch t := n.with(s, port); {
+			case t == nil:
+				into[2] = append(into[2], port)
+			case t.tcp.vague && t.state != session.Unconfirmed:
+				into[1] = append(into[1], port)
+			case t.givesWay(q.seq):
+				into[0] = append(into[0], port)
+			}
+		}
+	}
+	of := func(port uint16) *refMapping {
+		if i := slices.IndexFunc(n.mappings, func(m *refMapping) bool { return m.external == s.external && m.proto == s.proto && m.port == port }); i >= 0 {
+			return n.mappings[i]
+		}
+		return nil
+	}
+	sort(free(o.shares, func(port uint16) bool { return of(port) == nil }), &list[0])
+	sort(free(o.shares, func(port uint16) bool {
+		m := of(port)
+		return m != nil && !n.held(m) && m.vpc == s.vpc && m.private == s.private && n.now-m.released >= 1000
+	}), &list[1])
+	if n.lazy { // what is free may rest in the fast one's eyes, and what gives way may be over
+		for _, l := range list {
+			o.may = append(o.may, slices.Concat(l[:]...)...)
+		}
+		return
+	}
+	for i, l := range list {
+		longest := func(ports []uint16) []uint16 {
+			if i == 0 || len(ports) == 0 {
+				return ports
+			}
+			first := of(slices.MinFunc(ports, func(a, b uint16) int { return int(of(a).released - of(b).released) })).released
+			return slices.DeleteFunc(slices.Clone(ports), func(port uint16) bool { return of(port).released != first })
+		}
+		switch {
+		case l[2] != nil:
+			o.may = append(o.may, longest(l[2])...)
+			return
+		case l[1] != nil: // which of them give way nobody knows
+			o.may = append(append(o.may, l[0]...), l[1]...)
+			o.orExhausted = true
+		case l[0] != nil:
+			o.may = append(o.may, longest(l[0])...)
+			return
+		}
+	}
+}
+
+// with returns the session that has a port with the remote endpoint of s.
+func (n *reference) with(s *refSession, port uint16) *refSession {
+	if i := slices.IndexFunc(n.sessions, func(t *refSession) bool { return n.sameOutside(t, s, port) }); i >= 0 {
+		return n.sessions[i]
+	}
+	return nil
+}
+
+// closed reports whether both sides have ended a connection, and heard of it.
+func (s *refSession) closed() bool {
+	t := &s.tcp
+	return s.given || s.state == session.TCPClosing && t.fin[near] && t.fin[far] && !t.reset && t.acked == [2]uint32{t.next[far], t.next[near]}
+}
+
+// givesWay reports whether a session ends for another endpoint's SYN of number seq.
+func (s *refSession) givesWay(seq uint32) bool {
+	return s.state == session.Unconfirmed || s.proto == 6 && s.closed() && int32(seq-s.tcp.next[near]) > 0
+}
+
+// give lets a closed connection go of its mapping, which is free if nobody else has had it.
+func (n *reference) give(s *refSession) {
+	m := s.mapping
+	s.mapping, s.given = nil, true
+	n.given++
+	if !n.held(m) && (!m.rests || n.now-m.released > 24*3600*1000) {
+		n.drop(m)
+	}
+}
+
+// drop takes a mapping's port away.
+func (n *reference) drop(m *refMapping) {
+	n.mappings = slices.DeleteFunc(n.mappings, func(o *refMapping) bool { return o == m })
+	n.spent++
+}
+
+// regain lets a session have its mapping again, if its endpoint has no other one there and nobody
+// else has the port.
+func (n *reference) regain(s *refSession) bool {
+	if !n.hold(s, false) {
+		for _, m := range n.mappings {
+			if m.belongsTo(s) || m.external == s.external && m.proto == s.proto && m.port == s.externalPort {
+				return false
+			}
+		}
+		if len(n.mappings)+n.spent == n.capacity || n.lazy && !n.regained(s) {
+			return false
+		}
+		n.hold(s, true)
+	}
+	s.given = false
+	n.again++
+	return true
+}
+
+// taken reports whether a session has a port with the remote endpoint of s. One that began outside,
+// when the port was another's, gives way.
 func (n *reference) taken(s *refSession, port uint16) bool {
-	return slices.ContainsFunc(n.sessions, func(t *refSession) bool { return n.sameOutside(t, s, port) && t.state != session.Unconfirmed })
+	return slices.ContainsFunc(n.sessions, func(t *refSession) bool {
+		return n.sameOutside(t, s, port) && t.state != session.Unconfirmed && !t.closed()
+	})
 }
 
 // sameOutside reports whether t has a port of the external address of s with its remote endpoint.
@@ -522,8 +668,18 @@ func (n *reference) overload(s *refSession, o outcome, q question) outcome {
 	o.may = free(o.shares, func(port uint16) bool {
 		return !slices.ContainsFunc(n.sessions, func(t *refSession) bool { return n.sameOutside(t, s, port) })
 	})
-	if o.may == nil {
+	sure := o.may != nil
+	if o.may == nil { // else by those whose connection is closed
+		o.may = free(o.shares, func(port uint16) bool {
+			t := n.with(s, port)
+			sure = sure || t.state != session.Unconfirmed && !t.tcp.vague && t.givesWay(q.seq)
+			return t.proto == 6 && t.state != session.Unconfirmed && (t.tcp.vague || t.givesWay(q.seq))
+		})
+	}
+	if !sure {
 		n.refused[flow] = n.now
+	}
+	if o.may == nil {
 		return refused(drop.PortsExhausted)
 	}
 	for _, port := range o.may {
@@ -552,7 +708,8 @@ func inShares(shares []config.SNAT, port uint16) bool {
 	return slices.ContainsFunc(shares, func(s config.SNAT) bool { return s.First <= port && port <= s.Last })
 }
 
-// belongsTo reports whether a mapping is that of the internal endpoint of s on its external address.
+// belongsTo reports whether a mapping is that of the internal endpoint of s on its external
+// address.
 func (m *refMapping) belongsTo(s *refSession) bool {
 	return m.vpc == s.vpc && m.private == s.private && m.privatePort == s.privatePort && m.external == s.external && m.proto == s.proto
 }
@@ -566,6 +723,12 @@ func (n *reference) hold(s *refSession, make bool) bool {
 		}
 	}
 	if make {
+		for _, m := range slices.Clone(n.mappings) {
+			if m.external == s.external && m.proto == s.proto && m.port == s.externalPort { // it rested
+				n.drop(m)
+				n.takenOver++
+			}
+		}
 		s.mapping = &refMapping{vpc: s.vpc, private: s.private, privatePort: s.privatePort, external: s.external, port: s.externalPort, proto: s.proto}
 		n.mappings = append(n.mappings, s.mapping)
 	}
@@ -576,7 +739,8 @@ func (n *reference) held(m *refMapping) bool {
 	return slices.ContainsFunc(n.sessions, func(s *refSession) bool { return s.mapping == m })
 }
 
-// confirm lets the first packet from inside confirm a session that began outside, if what it was let in to is still there.
+// confirm lets the first packet from inside confirm a session that began outside, if what it was
+// let in to is still there.
 func (n *reference) confirm(s *refSession) bool { return !s.snat || n.hold(s, false) }
 
 // rules are those of the pool of an external address.
@@ -638,10 +802,10 @@ func (n *reference) invited(q question) outcome {
 	return o
 }
 
-// admit reports whether what came from outside may begin a session. It ends the oldest unconfirmed one of the instance where that
-// has to give way.
+// admit reports whether what came from outside may begin a session. It ends the oldest unconfirmed
+// one of the instance where that has to give way.
 func (n *reference) admit(s *refSession, q question, vpc *config.VPC, in *config.Instance) bool {
-	s.vpc, s.instance = vpc.Name, vpc.Name+"/"+in.Name
+	s.vpc, s.instance = vpc.Name, identityOf(vpc, in)
 	s.external, s.externalPort, s.state, s.fromOutside = q.dst, q.dport, session.Unconfirmed, true
 	s.tcp = refTCP{syn: [2]bool{false, true}, next: [2]uint32{0, q.seq + 1}}
 	for _, t := range n.sessions { // the instance's own flow with that remote endpoint stays
@@ -699,10 +863,14 @@ func (n *reference) limit(s *refSession) drop.Reason {
 	return drop.Pass
 }
 
-// add begins a session. A session from outside that has the same outside gives way: it was let in when the port was another's.
+// add begins a session. A session from outside that has the same outside gives way: it was let in
+// when the port was another's.
 func (n *reference) add(s *refSession) {
 	for _, t := range n.sessions {
 		if n.sameOutside(t, s, s.externalPort) {
+			if t.closed() {
+				n.reused++
+			}
 			n.end(t)
 			break
 		}
@@ -714,8 +882,8 @@ func (n *reference) add(s *refSession) {
 func (n *reference) end(s *refSession) {
 	n.sessions = slices.DeleteFunc(n.sessions, func(t *refSession) bool { return t == s })
 	n.ended++
-	if s.mapping != nil && !n.held(s.mapping) {
-		s.mapping.released = n.now
+	if s.mapping != nil {
+		s.mapping.rests, s.mapping.released = true, n.now
 	}
 }
 
@@ -736,13 +904,15 @@ func (n *reference) wait(millis int64) {
 	n.rested()
 }
 
-// rested gives up the mappings that rested long enough: a second is, while there is hardly room for more.
+// rested gives up the mappings that rested long enough: a second is, while there is hardly room for
+// more.
 func (n *reference) rested() {
 	rest := n.Sessions.PortRest.Milliseconds()
-	if len(n.mappings) >= n.capacity/8*6 {
+	if len(n.mappings)+n.spent >= n.capacity/8*6 {
 		rest = min(rest, 1000)
 	}
 	n.mappings = slices.DeleteFunc(n.mappings, func(m *refMapping) bool { return !n.held(m) && n.now-m.released >= rest })
+	n.spent = 0
 }
 
 // weigh looks whether the table is nearly full, when what has not been answered ends early.

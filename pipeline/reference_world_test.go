@@ -13,8 +13,9 @@ import (
 	"weir/pipeline/session"
 )
 
-// world draws small configurations, each a small change from the one before, and what happens in them: few endpoints, few remote
-// ones, a handful of ports, tiny limits, so that everything collides all the time.
+// world draws small configurations, each a small change from the one before, and what happens in
+// them: few endpoints, few remote ones, a handful of ports, tiny limits, so that everything
+// collides all the time.
 type world struct {
 	*generator
 	pools [worldPools]struct {
@@ -309,8 +310,8 @@ func (w *world) instance(v, i int) string {
 		in.name, quoted(private), in.limit, quoted(floating), quoted(ephemeral), strings.Join(snat, ", "), quoted(prefixes))
 }
 
-// event is one thing that happens: time passes, another configuration comes into force, the data plane dies and starts again, or a
-// burst arrives. In lazy worlds a walk ends what is over.
+// event is one thing that happens: time passes, another configuration comes into force, the data
+// plane dies and starts again, or a burst arrives. In lazy worlds a walk ends what is over.
 type event struct {
 	wait    time.Duration
 	reload  string
@@ -372,6 +373,13 @@ func (w *world) ask(n *reference) question {
 	inside := w.some(0.55)
 	if len(n.sessions) > 0 && w.some(0.6) {
 		s := pick(w.generator, n.sessions)
+		if inside && w.some(0.5) {
+			w.preferClosed(n, &s)
+		}
+		if s.given && inside && w.some(0.6) { // another endpoint of its instance wants what it wanted
+			return question{port: slices.Index([]string{"v0", "v1", "v2"}, s.vpc), proto: "syn", src: s.private, dst: s.remote,
+				sport: worldPrivate[w.IntN(len(worldPrivate))], dport: s.remotePort, seq: w.Uint32()}
+		}
 		q := question{port: worldVPCs + w.IntN(2), src: s.remote, dst: s.external, sport: s.remotePort, dport: s.externalPort}
 		if inside {
 			q = question{port: slices.Index([]string{"v0", "v1", "v2"}, s.vpc), src: s.private, dst: s.remote, sport: s.privatePort, dport: s.remotePort}
@@ -436,6 +444,19 @@ func (w *world) ask(n *reference) question {
 	return q
 }
 
+// preferClosed draws again among those whose connection is closed, if any is.
+func (w *world) preferClosed(n *reference, s **refSession) {
+	var closed []*refSession
+	for _, t := range n.sessions {
+		if t.given {
+			closed = append(closed, t)
+		}
+	}
+	if closed != nil {
+		*s = pick(w.generator, closed)
+	}
+}
+
 // proto draws a packet of a session.
 func (w *world) proto(s *refSession, q *question, inside bool) {
 	switch s.proto {
@@ -452,8 +473,8 @@ func (w *world) proto(s *refSession, q *question, inside bool) {
 	}
 }
 
-// segment draws a segment of a connection: mostly what comes next, so that connections open and close; of the rest from outside most by
-// somebody who sees nothing of it.
+// segment draws a segment of a connection: mostly what comes next, so that connections open and
+// close; of the rest from outside most by somebody who sees nothing of it.
 func (w *world) segment(s *refSession, q *question, inside bool) {
 	t, me, peer := &s.tcp, near, far
 	if !inside {
@@ -464,6 +485,10 @@ func (w *world) segment(s *refSession, q *question, inside bool) {
 	case w.some(0.7) && inside && s.state == session.Unconfirmed, w.some(0.8) && !inside && t.asked && !t.syn[far]:
 		q.proto = "synack"
 	case w.some(0.8) && s.state == session.TCPOpening && t.syn[near] && t.syn[far]:
+		q.proto = "ack"
+	case w.some(0.3) && s.state == session.TCPOpen && !t.fin[me]:
+		q.proto = "fin"
+	case w.some(0.5) && s.state == session.TCPClosing && !s.given:
 		q.proto = "ack"
 	}
 	if q.proto == "syn" || q.proto == "synack" {

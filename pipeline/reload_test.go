@@ -23,7 +23,8 @@ import (
 	"weir/pipeline/state"
 )
 
-// onMove is rigConfig with sessions.on_move, and with or without the association of the pool that all external addresses lie in.
+// onMove is rigConfig with sessions.on_move, and with or without the association of the pool that
+// all external addresses lie in.
 func onMove(policy string, associated bool) string {
 	text := strings.Replace(rigConfig, "vpcs:", "sessions: {on_move: "+policy+", drain_timeout: 10m}\nvpcs:", 1)
 	if !associated {
@@ -32,13 +33,13 @@ func onMove(policy string, associated bool) string {
 	return text
 }
 
-// What sessions.on_move does to sessions whose address is not eligible any more, in time. Each step is a reload or a wait, and
-// then says whether the session lives.
+// What sessions.on_move does to sessions whose address is not eligible any more, in time. Each step
+// is a reload or a wait, and then says whether the session lives.
 func TestOnMove(t *testing.T) {
 	const (
-		fromInside  = "udp 10.0.0.5:1000 > 8.8.8.8:53"
-		fromOutside = "udp 8.8.8.8:53 > 192.0.2.21:1000" // to one of the three addresses of 10.0.0.7, not the one that the function gives
-		tcp         = "tcp 10.0.0.6:1000 > 8.8.8.8:53 SYN"
+		fromInside  = "udp 10.0.0.5:1000 > 8.8.8.8:4500"
+		fromOutside = "udp 8.8.8.8:4500 > 192.0.2.21:1000" // to one of the three addresses of 10.0.0.7, not the one that the function gives
+		tcp         = "tcp 10.0.0.6:1000 > 8.8.8.8:4500 SYN"
 	)
 	type step struct {
 		reload string // "": none
@@ -87,7 +88,8 @@ func TestOnMove(t *testing.T) {
 					if s.reload != "" {
 						r.reload(s.reload)
 					}
-					// An idle session is met by the walk alone, the other one by its own packets; both soon after the reload.
+					// An idle session is met by the walk alone, the other one by its own packets;
+					// both soon after the reload.
 					touch := func() {
 						if idle {
 							first.Last = r.tick // as if it were not idle: only its generation and its drain may end it
@@ -193,10 +195,7 @@ func (r *rig) becomes(before map[uint32]string) map[string]generation.Fate {
 
 // byName lists the live sessions with the instances that they belong to.
 func (r *rig) byName() map[uint32]string {
-	names := map[uint32]string{}
-	for name, slot := range r.compiler.Instances.Known {
-		names[slot] = name
-	}
+	names := r.gen.InstanceNames(r.cfg)
 	list := map[uint32]string{}
 	for ref := range uint32(r.Capacity()) {
 		if s := r.sessions.At(ref); s.State() != session.Free {
@@ -206,7 +205,8 @@ func (r *rig) byName() map[uint32]string {
 	return list
 }
 
-// What a preview says of the live sessions is what then happens to them, and asking changes nothing.
+// What a preview says of the live sessions is what then happens to them, and asking changes
+// nothing.
 func TestPreviewAgrees(t *testing.T) {
 	total := generation.Fate{}
 	seeds := uint64(60)
@@ -221,7 +221,7 @@ func TestPreviewAgrees(t *testing.T) {
 		for round := range 3 {
 			next := m.config()
 			before := r.byName()
-			neighbors := slices.Clone(r.state.Neighbors.Entries)
+			neighbors := slices.Clone(r.state.Neighbors.Live())
 			clone := r.compiler.Clone()
 			g, err := clone.Preview(parseConfig(t, next))
 			if err != nil {
@@ -233,12 +233,12 @@ func TestPreviewAgrees(t *testing.T) {
 			}
 			changes := config.Changes(parseConfig(t, current), parseConfig(t, next))
 			tally := generation.NewTally(parseConfig(t, current), parseConfig(t, next), old, g, changes)
-			said := clone.Fates(g, tally)
+			said := clone.Fates(g, old.InstanceNames(parseConfig(t, current)), tally)
 			expectTally(t, old, g, tally, changes, said, r)
 			old.Close()
 			g.Close()
 			current = next
-			if again := r.byName(); !maps.Equal(again, before) || !slices.Equal(r.state.Neighbors.Entries, neighbors) {
+			if again := r.byName(); !maps.Equal(again, before) || !slices.Equal(r.state.Neighbors.Live(), neighbors) {
 				t.Fatal("a preview changed something")
 			}
 			r.reload(next)
@@ -258,7 +258,7 @@ func TestPreviewAgrees(t *testing.T) {
 			g.Close()
 		}
 		r.gens = nil
-		r.state.Segment.Close()
+		r.state.Close()
 	}
 	if total.Keep == 0 || total.Drain == 0 || total.End == 0 {
 		t.Errorf("the questions are too easy: %+v", total)
@@ -297,14 +297,14 @@ func addressSpace(t *testing.T) uint64 {
 
 // neighborWords returns what is known of each neighbor.
 func (r *rig) neighborWords() (words []uint64) {
-	for i := range r.state.Neighbors.Entries {
-		words = append(words, r.state.Neighbors.Entries[i].Word)
+	for i := range r.state.Neighbors.Live() {
+		words = append(words, r.state.Neighbors.Live()[i].Word)
 	}
 	return words
 }
 
-// Whatever a compilation lacks, it fails with a reason, and everything stays: numbers, slots, neighbors, descriptors, traffic.
-// When it is there again the same configuration compiles.
+// Whatever a compilation lacks, it fails with a reason, and everything stays: numbers, slots,
+// neighbors, descriptors, traffic. When it is there again the same configuration compiles.
 func TestCompileWithoutResources(t *testing.T) {
 	signal.Ignore(unix.SIGXFSZ) // a file that would be too long: an error, not the end
 	defer signal.Reset(unix.SIGXFSZ)
@@ -329,15 +329,15 @@ func TestCompileWithoutResources(t *testing.T) {
 		{"neighbor entries", func(t *testing.T, r *rig) func() {
 			// The table is full: all that is free is taken by another port's.
 			var taken []uint32
-			for i := range r.state.Neighbors.Entries {
-				if e := &r.state.Neighbors.Entries[i]; e.Word == 0 {
+			for i := range r.state.Neighbors.Live() {
+				if e := &r.state.Neighbors.Live()[i]; e.Word == 0 {
 					e.Link, e.Word = 99, 1
 					taken = append(taken, uint32(i))
 				}
 			}
 			return func() {
 				for _, slot := range taken {
-					r.state.Neighbors.Entries[slot] = state.Neighbor{}
+					r.state.Neighbors.Live()[slot] = state.Neighbor{}
 				}
 			}
 		}, "neighbor table: no room"},
@@ -345,12 +345,12 @@ func TestCompileWithoutResources(t *testing.T) {
 			was := r.compiler.Instances.Capacity
 			r.compiler.Instances.Capacity = int(r.compiler.Instances.Next) + 1
 			return func() { r.compiler.Instances.Capacity = was }
-		}, "instances since start; restart weir"},
+		}, "places for instances are not enough"},
 		{"VPC slots", func(t *testing.T, r *rig) func() {
 			was := r.compiler.VPCs.Capacity
 			r.compiler.VPCs.Capacity = int(r.compiler.VPCs.Next)
 			return func() { r.compiler.VPCs.Capacity = was }
-		}, "VPCs since start; restart weir"},
+		}, "places for VPCs are not enough"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := newRig(t, base, config.MAC{})
@@ -403,7 +403,8 @@ func TestCompileWithoutResources(t *testing.T) {
 	}
 }
 
-// A generation that the data plane refuses is as if it had never been compiled, as often as that happens.
+// A generation that the data plane refuses is as if it had never been compiled, as often as that
+// happens.
 func TestDiscard(t *testing.T) {
 	r := newRig(t, rigConfig, config.MAC{})
 	words, used := r.neighborWords(), r.state.Neighbors.Used
@@ -431,8 +432,8 @@ func TestDiscard(t *testing.T) {
 	}
 }
 
-// content returns what a generation says as text, without what differs each time: the places of the hosts, which depend on a
-// secret, and the order in which shared addresses' ranges lie.
+// content returns what a generation says as text, without what differs each time: the places of the
+// hosts, which depend on a secret, and the order in which shared addresses' ranges lie.
 func content(g *generation.Generation) string {
 	t := g.Tables
 	t.Hosts, t.SNAT = nil, nil
@@ -449,8 +450,8 @@ func content(g *generation.Generation) string {
 	return fmt.Sprintf("%+v\n%s", t, hosts)
 }
 
-// A compiler that goes on from another one's generation gives names the numbers that they have, and compiles the same
-// configuration to the same tables.
+// A compiler that goes on from another one's generation gives names the numbers that they have, and
+// compiles the same configuration to the same tables.
 func TestResume(t *testing.T) {
 	for seed := range uint64(20) {
 		m := mover{rand.New(rand.NewPCG(seed, 2))}
@@ -496,7 +497,8 @@ func TestResume(t *testing.T) {
 	}
 }
 
-// Control may die when its generation is published and the neighbors are not what that says: the next one sees to it.
+// Control may die when its generation is published and the neighbors are not what that says: the
+// next one sees to it.
 func TestSettle(t *testing.T) {
 	r := newRig(t, rigConfig, config.MAC{})
 	cfg := parseConfig(t, strings.Replace(rigConfig, "02:00:00:00:01:05", "02:00:00:00:01:55", 1))
@@ -518,7 +520,8 @@ func TestSettle(t *testing.T) {
 	}
 }
 
-// The number of a name that is gone serves nobody else while sessions count in it, though the compiler that knew the name is gone.
+// The number of a name that is gone serves nobody else while sessions count in it, though the
+// compiler that knew the name is gone.
 func TestResumePassesOver(t *testing.T) {
 	r := newRig(t, rigConfig, config.MAC{})
 	for i := range 10 {
@@ -556,8 +559,8 @@ func TestResumePassesOver(t *testing.T) {
 	}
 }
 
-// After a restart, with other secrets and without a session, the same configuration gives every flow the same 1:1 address, and
-// SNAT the same address and range.
+// After a restart, with other secrets and without a session, the same configuration gives every
+// flow the same 1:1 address, and SNAT the same address and range.
 func TestRestartChoosesAlike(t *testing.T) {
 	for seed := range uint64(20) {
 		m := mover{rand.New(rand.NewPCG(seed, 3))}
@@ -595,8 +598,8 @@ func TestRestartChoosesAlike(t *testing.T) {
 	}
 }
 
-// expectTally fails the test if a change counts more sessions than there are, or if a session that does not stay, and would have
-// stayed without a change, counts with none.
+// expectTally fails the test if a change counts more sessions than there are, or if a session that
+// does not stay, and would have stayed without a change, counts with none.
 func expectTally(t *testing.T, before, after *generation.Generation, tally *generation.Tally, changes []config.Change, said map[string]generation.Fate, r *rig) {
 	t.Helper()
 	var total generation.Fate
@@ -684,7 +687,7 @@ vpcs:
 			defer after.Close()
 			changes := config.Changes(old, next)
 			tally := generation.NewTally(old, next, before, after, changes)
-			r.compiler.Fates(after, tally)
+			r.compiler.Fates(after, before.InstanceNames(old), tally)
 			got := map[string]generation.Fate{}
 			for i, ch := range changes {
 				got[ch.Text] = tally.Fates[i]

@@ -170,7 +170,8 @@ func TestErrorRates(t *testing.T) {
 	}
 }
 
-// An error about a packet from outside has a public source: weir's own, or, where that is private, the one that the packet was for.
+// An error about a packet from outside has a public source: weir's own, or, where that is private,
+// the one that the packet was for.
 func TestErrorsOutsideHaveAPublicSource(t *testing.T) {
 	for _, c := range []struct{ own, line, want string }{
 		{"198.51.100.2/24", "udp 8.8.8.8:5 > 192.0.2.5:53 ttl=1", "icmp time-exceeded 0 198.51.100.2 > 8.8.8.8 tos=192 df quote(udp 8.8.8.8:5 > 192.0.2.5:53 ttl=1)"},
@@ -196,7 +197,8 @@ func (c *control) second() []string {
 	return c.poll()
 }
 
-// A next hop is asked for from the start, again and again; answered, every ten seconds; silent, it is not live.
+// A next hop is asked for from the start, again and again; answered, every ten seconds; silent, it
+// is not live.
 func TestNextHopProbing(t *testing.T) {
 	c := newControl(t, responderConfig)
 	arp := "1: 02:00:00:00:00:02 > ff:ff:ff:ff:ff:ff arp who-has 198.51.100.1 tell 198.51.100.2"
@@ -273,7 +275,8 @@ func TestResolving(t *testing.T) {
 	}
 }
 
-// Neighbors that no configuration names are bounded, and go when they do not answer; one that is named later stays.
+// Neighbors that no configuration names are bounded, and go when they do not answer; one that is
+// named later stays.
 func TestDynamicNeighbors(t *testing.T) {
 	c := newControl(t, responderConfig)
 	c.quiet()
@@ -307,8 +310,8 @@ func TestDynamicNeighbors(t *testing.T) {
 	}
 }
 
-// A router behind an attachment is kept resolved like an outside port's, whether an instance is reached through it or not; and
-// no flow to the Internet is ever spread over it.
+// A router behind an attachment is kept resolved like an outside port's, whether an instance is
+// reached through it or not; and no flow to the Internet is ever spread over it.
 func TestAttachmentsRouterIsKeptResolved(t *testing.T) {
 	text := strings.Replace(responderConfig, `addresses: [10.0.0.1/16, "fd00::1/64"]}]`, `addresses: [10.0.0.1/16, "fd00::1/64"], next_hops: [10.0.0.2]}]`, 1)
 	c := newControl(t, text)

@@ -12,15 +12,16 @@ import (
 // ttlDelta is what one less TTL does to the IPv4 header checksum: ~m + m' where m' is m - 0x0100.
 const ttlDelta header.Delta = 0xfeff
 
-// rewrite translates the packets in place: address, port or identifier, checksums, TTL. Its twins on the
-// short way are rewrite4 and rewrite6.
+// rewrite translates the packets in place: address, port or identifier, checksums, TTL. Its twins
+// on the short way are rewrite4 and rewrite6.
 func (w *Worker) rewrite(b *Burst) {
 	for _, i := range b.live {
 		p := &b.Packets[i]
 		ip := p.Data[header.EthernetSize:]
 		if p.act == actOut || p.act == actIn {
 			p.translate(ip)
-			if p.tcpFlags&tcpSYN != 0 && !p.hairpin { // that one has its way out before it when it comes again
+			// What turns back is clamped when it comes again, with a port to leave through.
+			if p.tcpFlags&tcpSYN != 0 && !p.hairpin {
 				w.clampMSS(b.Port, p)
 			}
 		}
@@ -44,8 +45,8 @@ func (w *Worker) rewrite(b *Burst) {
 	}
 }
 
-// translate replaces the local address, and the port where it changes. Its twins on the short way are
-// rewrite4 and rewrite6.
+// translate replaces the local address, and the port where it changes. Its twins on the short way
+// are rewrite4 and rewrite6.
 func (p *Packet) translate(ip []byte) {
 	src := p.act == actOut
 	switch {
@@ -79,7 +80,8 @@ func (p *Packet) translate(ip []byte) {
 	case kindError:
 		p.translateError(t, src)
 	default:
-		// Other protocols keep their ports; these two have a pseudo-header (RFC 3828 §3.1, RFC 4340 §9.1).
+		// Other protocols keep their ports; these two have a pseudo-header (RFC 3828 §3.1, RFC 4340
+		// §9.1).
 		switch p.proto {
 		case header.ProtocolUDPLite:
 			binary.BigEndian.PutUint16(t[6:8], p.delta.ApplyUDP(binary.BigEndian.Uint16(t[6:])))
@@ -97,7 +99,8 @@ func putPort(t []byte, port uint16, src bool) {
 	}
 }
 
-// setDeltas notes what replacing the local address and port does to checksums. ICMPv4's sum covers no addresses.
+// setDeltas notes what replacing the local address and port does to checksums. ICMPv4's sum covers
+// no addresses.
 func (p *Packet) setDeltas(old, new inet.Addr, oldPort, newPort uint16) {
 	p.headerDelta = header.Delta(0).Replace32(old.Sum(), new.Sum())
 	p.delta = header.Delta(0).Replace16(oldPort, newPort)

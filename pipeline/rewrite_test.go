@@ -105,8 +105,8 @@ func (s sample) parts(frame []byte) (transport, sum int) {
 // intact reports whether all checksums of a frame are right, recomputed from nothing.
 func intact(frame []byte) bool { return packettext.Verify(frame) == nil }
 
-// move takes x from the checksum and adds it to the first word of the payload, which changes nothing about whether it is
-// right.
+// move takes x from the checksum and adds it to the first word of the payload, which changes
+// nothing about whether it is right.
 func (s sample) move(frame []byte, x uint16) {
 	transport, sum := s.parts(frame)
 	word := transport + map[string]int{"tcp": 24, "udp": 8, "ping": 8, "lite": 8, "dccp": 8}[sampleKinds[s.kind]]
@@ -121,7 +121,8 @@ func (s sample) move(frame []byte, x uint16) {
 	binary.BigEndian.PutUint16(frame[sum:], n)
 }
 
-// mirror makes the answer of a packet: addresses and ports change places, a request becomes a reply. Twice is nothing.
+// mirror makes the answer of a packet: addresses and ports change places, a request becomes a
+// reply. Twice is nothing.
 func (s sample) mirror(frame []byte) []byte {
 	b := bytes.Clone(frame)
 	swap := func(at, other, n int) {
@@ -150,8 +151,8 @@ func (s sample) mirror(frame []byte) []byte {
 	return b
 }
 
-// checkTranslation holds the properties: out and back is the identity but for TTL and header checksum, what was right
-// is right at both ends, what was wrong stays wrong.
+// checkTranslation holds the properties: out and back is the identity but for TTL and header
+// checksum, what was right is right at both ends, what was wrong stays wrong.
 func checkTranslation(t testing.TB, r *rig, s sample) {
 	kind := sampleKinds[s.kind]
 	if s.shared && s.kind > 2 || kind == "gre" && !s.six && len(s.payload) == 0 {

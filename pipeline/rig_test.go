@@ -27,13 +27,15 @@ type rig struct {
 	gens     []*generation.Generation
 }
 
-// newRig starts a worker on the configuration in text. The zero AssumeMAC leaves neighbors to be resolved.
+// newRig starts a worker on the configuration in text. The zero AssumeMAC leaves neighbors to be
+// resolved.
 func newRig(t testing.TB, text string, assume config.MAC) *rig {
 	t.Helper()
 	return newRigFor(t, text, assume, parseConfig(t, text).Dataplane.Sessions, 1)
 }
 
-// newRigFor is newRig with a session table of any size, for several workers, of which it has the first.
+// newRigFor is newRig with a session table of any size, for several workers, of which it has the
+// first.
 func newRigFor(t testing.TB, text string, assume config.MAC, sessions, workers int) *rig {
 	t.Helper()
 	r := &rig{t: t, cfg: parseConfig(t, text)}
@@ -46,7 +48,7 @@ func newRigFor(t testing.TB, text string, assume config.MAC, sessions, workers i
 		for _, g := range r.gens {
 			g.Close()
 		}
-		r.state.Segment.Close()
+		r.state.Close()
 	})
 	r.compiler = generation.NewCompiler(r.state, &testSeed)
 	g, err := r.compiler.Compile(r.cfg)
@@ -121,8 +123,9 @@ type fate struct {
 	held  bool
 }
 
-// process takes frames through the worker in one burst and returns the fate of each. It checks what holds for any burst:
-// every packet is in one place, the counters add up, and what leaves has no fault that it did not come with.
+// process takes frames through the worker in one burst and returns the fate of each. It checks what
+// holds for any burst: every packet is in one place, the counters add up, and what leaves has no
+// fault that it did not come with.
 func (r *rig) process(port int, frames ...[]byte) []fate {
 	r.t.Helper()
 	var b Burst
@@ -178,8 +181,8 @@ func (r *rig) balanced() {
 	}
 }
 
-// frameFate takes one frame through the worker and says what became of it: the packet that left without Ethernet
-// addresses and TTL, "drop REASON", "punt" or "held".
+// frameFate takes one frame through the worker and says what became of it: the packet that left
+// without Ethernet addresses and TTL, "drop REASON", "punt" or "held".
 func (r *rig) frameFate(port int, frame []byte) string {
 	r.t.Helper()
 	dropped, punted := r.counters.Dropped, r.counters.Punted
@@ -265,8 +268,9 @@ func (r *rig) onlyOf(counts func(*session.Session) bool) (found *session.Session
 	return found
 }
 
-// rigConfig has an instance of each kind, in both families: one with a floating address and an attached prefix, one with
-// three floating addresses, one with an ephemeral one, one with a range of ports. Port 0 is inside, 1 outside.
+// rigConfig has an instance of each kind, in both families: one with a floating address and an
+// attached prefix, one with three floating addresses, one with an ephemeral one, one with a range
+// of ports. Port 0 is inside, 1 outside.
 const rigConfig = `
 version: 1
 dataplane: {sessions: 4096}

@@ -9,8 +9,8 @@ import (
 	"weir/pipeline/state"
 )
 
-// route sends each packet from inside that has no session where its VPC's routes say: on inside the VPC, or tagged
-// with an Internet gateway and on to selectSource.
+// route sends each packet from inside that has no session where its VPC's routes say: on inside the
+// VPC, or tagged with an Internet gateway and on to selectSource.
 func (w *Worker) route(b *Burst) {
 	keep := b.live[:0]
 	for _, i := range b.live {
@@ -41,13 +41,13 @@ func (w *Worker) route(b *Burst) {
 type sender struct {
 	in       *generation.Instance // nil: nobody's, so the packet is spoofed
 	attached *generation.Attached // the attached prefix of the instance that it lies in, or nil
-	own      bool                 // it is the instance's address, and not one that lies behind it
-	transit  bool                 // it lies behind the instance, which may only route it inside the VPC
+	own      bool                 // it is the instance's address, and not one that is routed to it
+	transit  bool                 // it is routed to the instance, and only valid inside the VPC
 }
 
-// sender finds whose the source of p is: the address of an instance itself, or a prefix that is attached
-// to one or that one routes. It is what keeps an instance from speaking for another, so nothing else
-// decides it.
+// sender finds whose the source of p is: the address of an instance itself, or a prefix that is
+// attached to one or that one routes. It is what keeps an instance from speaking for another, so
+// nothing else decides it.
 func (w *Worker) sender(vpc uint32, p *Packet) (o sender) {
 	g := w.gen
 	if from := g.Host(vpc+1, p.local); from != nil && from.Kind == generation.HostInstance {

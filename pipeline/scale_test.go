@@ -13,8 +13,8 @@ import (
 	"weir/pipeline/state"
 )
 
-// largeConfig has the shape of what deploy/project/scale writes, without the text: instances spread over VPCs, two floating
-// addresses each, two gateways a VPC.
+// largeConfig has the shape of what deploy/project/scale writes, without the text: instances spread
+// over VPCs, two floating addresses each, two gateways a VPC.
 func largeConfig(instances, vpcs, gateways int) *config.Config {
 	cfg := config.DefaultConfig
 	cfg.Ports = []config.Port{
@@ -49,7 +49,8 @@ func largeConfig(instances, vpcs, gateways int) *config.Config {
 	return &cfg
 }
 
-// A session takes 256 bytes at the most, with its mapping and its part of every table: what a state of twice the sessions is larger by.
+// A session takes 256 bytes at the most, with its mapping and its part of every table: what a state
+// of twice the sessions is larger by.
 func TestMemoryPerSession(t *testing.T) {
 	const sessions = 1 << 17
 	var size [2]uint64
@@ -58,8 +59,8 @@ func TestMemoryPerSession(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		size[i] = s.Segment.Size()
-		s.Segment.Close()
+		size[i] = s.Taken()
+		s.Close()
 	}
 	perSession := float64(size[1]-size[0]) / sessions
 	t.Logf("%.1f bytes a session", perSession)
@@ -68,15 +69,16 @@ func TestMemoryPerSession(t *testing.T) {
 	}
 }
 
-// BenchmarkCompile is a reload after parsing, up to the generation that the data plane maps: 100,000 instances, 200,000 external
-// addresses, 1,000 gateways, 10,000 VPCs. (All VPCs share one port here, which config would refuse: instances must have neighbors.)
+// BenchmarkCompile is a reload after parsing, up to the generation that the data plane maps:
+// 100,000 instances, 200,000 external addresses, 1,000 gateways, 10,000 VPCs. (All VPCs share one
+// port here, which config would refuse: instances must have neighbors.)
 func BenchmarkCompile(b *testing.B) {
 	cfg := largeConfig(100_000, 10_000, 1_000)
-	s, err := state.New(state.Sizes{Workers: 1, Sessions: 1024, Instances: 100_000})
+	s, err := state.New(state.Sizes{Workers: 1, Sessions: 1024})
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer s.Segment.Close()
+	defer s.Close()
 	c := generation.NewCompiler(s, &testSeed)
 	var size uint64
 	for b.Loop() {
@@ -98,11 +100,11 @@ func BenchmarkFollow(b *testing.B) {
 	other.VPCs[0].Instances = slices.Clone(other.VPCs[0].Instances)
 	other.VPCs[0].Instances[0].MAC[5]++
 	cfg[1] = &other
-	s, err := state.New(state.Sizes{Workers: 1, Sessions: 1024, Instances: 100_000})
+	s, err := state.New(state.Sizes{Workers: 1, Sessions: 1024})
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer s.Segment.Close()
+	defer s.Close()
 	c := generation.NewCompiler(s, &[32]byte{1, 2, 3})
 	running, err := c.Compile(cfg[0])
 	if err != nil {

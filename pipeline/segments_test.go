@@ -22,7 +22,8 @@ type said struct {
 	n     int
 }
 
-// dialogues are connections whose segments are long enough to be cut, to where nothing is left to say.
+// dialogues are connections whose segments are long enough to be cut, to where nothing is left to
+// say.
 var dialogues = []struct {
 	name string
 	said []said
@@ -43,8 +44,9 @@ var dialogues = []struct {
 	{"opened anew with data", []said{{0, "FIN,ACK", 80}, {1, "FIN,ACK", 80}, {0, "SYN", 80}, {1, "SYN,ACK", 80}, {0, "ACK", 0}, {1, "PSH,ACK", 80}}, session.TCPOpen},
 }
 
-// A TCP segment in two or three pieces, in every order, in bursts of their own or in one, both families, 1:1 and SNAT: once all have
-// passed, the session is exactly what it is after the whole segment.
+// A TCP segment in two or three pieces, in every order, in bursts of their own or in one, both
+// families, 1:1 and SNAT: once all have passed, the session is exactly what it is after the whole
+// segment.
 func TestSegmentsInPieces(t *testing.T) {
 	whole, parts := newPost(t, rigConfig), newPost(t, rigConfig)
 	id := uint32(0)
@@ -111,7 +113,8 @@ func TestSegmentsInPieces(t *testing.T) {
 	}
 }
 
-// line is a segment of a connection between port 5000 of an instance and a server; external is its external endpoint.
+// line is a segment of a connection between port 5000 of an instance and a server; external is its
+// external endpoint.
 func (c *talk) line(s said, six, snat bool, external string) string {
 	private, remote := "10.0.0.5:5000", "8.8.8.8:443"
 	if snat {
@@ -128,7 +131,8 @@ func (c *talk) line(s said, six, snat bool, external string) string {
 	return fmt.Sprintf("tcp %s > %s %s", remote, external, c.say(outSide, s.flags, s.n))
 }
 
-// Between two instances by their external addresses, a segment in pieces counts for the sessions of both.
+// Between two instances by their external addresses, a segment in pieces counts for the sessions of
+// both.
 func TestHairpinnedSegmentsInPieces(t *testing.T) {
 	var all [2][]session.Session
 	for cutting := range all {
@@ -169,8 +173,9 @@ func TestHairpinnedSegmentsInPieces(t *testing.T) {
 	}
 }
 
-// Who sees nothing of a connection does it no more harm by segments in pieces than by whole ones: every combination of flags but a reset,
-// at random numbers, in every order; also pieces that claim to come from the external address of another instance.
+// Who sees nothing of a connection does it no more harm by segments in pieces than by whole ones:
+// every combination of flags but a reset, at random numbers, in every order; also pieces that claim
+// to come from the external address of another instance.
 func TestForgedSegmentsInPieces(t *testing.T) {
 	p := newPost(t, rigConfig)
 	rnd := rand.New(rand.NewPCG(9, 9))

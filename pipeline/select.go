@@ -11,8 +11,8 @@ import (
 	"weir/pipeline/session"
 )
 
-// selectSource gives a tagged packet its external address, and a session if it may begin one. There is
-// no other way for a private source to leave: nothing eligible means dropped.
+// selectSource gives a tagged packet its external address, and a session if it may begin one. There
+// is no other way for a private source to leave: a packet without an eligible address is dropped.
 func (w *Worker) selectSource(p *Packet, in *generation.Instance, tag uint32) drop.Reason {
 	if p.kind >= kindError {
 		return w.errorOut(p, in, tag)
@@ -36,7 +36,8 @@ func (w *Worker) selectSource(p *Packet, in *generation.Instance, tag uint32) dr
 	}
 	p.leaveAs(c.Addr, p.localPort, c.Ports, false)
 	p.setDeltas(p.local, c.Addr, p.localPort, p.localPort)
-	// 1:1 never needs state: a session only keeps the address over changes. Without one the function chooses.
+	// 1:1 never needs state: a session only keeps the address over changes. Without one the
+	// function chooses.
 	f := flow{in: in, private: p.local, privatePort: p.localPort, external: c.Addr, externalPort: p.localPort, ports: c.Ports, refresh: c.Rules&generation.InboundRefresh != 0, mapping: session.None}
 	if !begins(p) || w.filled(7) || w.create(p, &f) != drop.Pass {
 		w.counts.stateless++
@@ -44,8 +45,9 @@ func (w *Worker) selectSource(p *Packet, in *generation.Instance, tag uint32) dr
 	return drop.Pass
 }
 
-// begins reports whether a packet may begin a session: a SYN that neither ends nor answers anything, an echo request, or anything without
-// such rules. PSH, URG, ECE and CWR may come with a SYN (RFC 9293 §3.10.7.4, RFC 3168 §6.1.1).
+// begins reports whether a packet may begin a session: a SYN that neither ends nor answers
+// anything, an echo request, or anything without such rules. PSH, URG, ECE and CWR may come with a
+// SYN (RFC 9293 §3.10.7.4, RFC 3168 §6.1.1).
 func begins(p *Packet) bool {
 	switch p.kind {
 	case kindTCP:
@@ -56,7 +58,8 @@ func begins(p *Packet) bool {
 	return true
 }
 
-// loops reports whether a packet that leaves as from external and port would come back to the very socket that sent it.
+// loops reports whether a packet that leaves as from external and port would come back to the very
+// socket that sent it.
 func (p *Packet) loops(external inet.Addr, port uint16) bool {
 	if !p.hairpin || p.remote != external {
 		return false
@@ -92,8 +95,9 @@ func (w *Worker) pick(f *rendezvous.Flow, sel *generation.Selection) *generation
 	return best
 }
 
-// selectSNAT gives a flow its port. With endpoint-independent mapping the internal endpoint has one towards everybody;
-// else each flow takes one that no other flow uses towards the same remote endpoint.
+// selectSNAT gives a flow its port. With endpoint-independent mapping the internal endpoint has one
+// towards everybody; else each flow takes one that no other flow uses towards the same remote
+// endpoint.
 func (w *Worker) selectSNAT(p *Packet, in *generation.Instance, sel *generation.Selection) drop.Reason {
 	space, ok := p.portSpace()
 	switch {
@@ -114,7 +118,7 @@ func (w *Worker) selectSNAT(p *Packet, in *generation.Instance, sel *generation.
 	}
 	ranges := w.gen.PortRanges[c.Ranges.First:c.Ranges.End()]
 	p.leaveAs(c.Addr, p.localPort, c.Ports, true) // the port is found below
-	mapping := session.None
+	mapping, alone := session.None, false
 	if c.Rules&generation.Overload != 0 {
 		if ok = w.overload(p, in, c.Addr, ranges); !ok {
 			return drop.PortsExhausted
@@ -122,8 +126,12 @@ func (w *Worker) selectSNAT(p *Packet, in *generation.Instance, sel *generation.
 	} else {
 		vpc := w.gen.VPCs[in.VPC].Slot
 		if mapping = w.mappings.Hold(vpc, p.local, p.localPort, space, c.Slot, ranges); mapping == session.None {
+			to := session.Toward{Table: w.sessions, External: c.Addr, Remote: p.remote, RemotePort: p.remotePort, Proto: p.proto}
+			if p.kind == kindTCP {
+				to.Seq = p.segment().seq
+			}
 			var result session.Created
-			switch mapping, result = w.mappings.Create(vpc, p.local, p.localPort, space, c.Slot, ranges, w.rand, w.tick); result {
+			switch mapping, alone, result = w.mappings.CreateToward(&to, vpc, p.local, p.localPort, space, c.Slot, ranges, w.rand, w.tick); result {
 			case session.NoPort:
 				return drop.PortsExhausted
 			case session.MappingsFull:
@@ -139,7 +147,7 @@ func (w *Worker) selectSNAT(p *Packet, in *generation.Instance, sel *generation.
 		return drop.Martian
 	}
 	p.setDeltas(p.local, c.Addr, p.localPort, p.newPort)
-	f := flow{in: in, private: p.local, privatePort: p.localPort, external: c.Addr, externalPort: p.newPort, ports: c.Ports, refresh: c.Rules&generation.InboundRefresh != 0, flags: session.SNAT, mapping: mapping}
+	f := flow{in: in, private: p.local, privatePort: p.localPort, external: c.Addr, externalPort: p.newPort, ports: c.Ports, refresh: c.Rules&generation.InboundRefresh != 0, flags: session.SNAT, mapping: mapping, alone: alone}
 	r := w.create(p, &f)
 	if r != drop.Pass && mapping != session.None {
 		w.mappings.Release(mapping, w.tick)

@@ -74,11 +74,11 @@ var stateLines = []struct {
 	timeout time.Duration
 	lines   []string // from inside; < from outside
 }{
-	{session.UDP, 5 * time.Minute, []string{"udp 10.0.0.6:5000 > 8.8.8.8:53"}},
+	{session.UDP, 5 * time.Minute, []string{"udp 10.0.0.6:5000 > 8.8.8.8:4500"}},
 	{session.ICMP, time.Minute, []string{"icmp echo-request 10.0.0.6 > 8.8.8.8 id=5000"}},
-	{session.TCPOpening, 4 * time.Minute, []string{"tcp 10.0.0.6:5000 > 8.8.8.8:53 SYN"}},
-	{session.TCPOpen, 2*time.Hour + 4*time.Minute, []string{"tcp 10.0.0.6:5000 > 8.8.8.8:53 SYN", "<SYN,ACK ack=1", "tcp 10.0.0.6:5000 > 8.8.8.8:53 ACK seq=1 ack=1"}},
-	{session.TCPClosing, 4 * time.Minute, []string{"tcp 10.0.0.6:5000 > 8.8.8.8:53 SYN", "<SYN,ACK ack=1", "tcp 10.0.0.6:5000 > 8.8.8.8:53 FIN,ACK seq=1 ack=1", "<FIN,ACK seq=1 ack=2"}},
+	{session.TCPOpening, 4 * time.Minute, []string{"tcp 10.0.0.6:5000 > 8.8.8.8:4500 SYN"}},
+	{session.TCPOpen, 2*time.Hour + 4*time.Minute, []string{"tcp 10.0.0.6:5000 > 8.8.8.8:4500 SYN", "<SYN,ACK ack=1", "tcp 10.0.0.6:5000 > 8.8.8.8:4500 ACK seq=1 ack=1"}},
+	{session.TCPClosing, 4 * time.Minute, []string{"tcp 10.0.0.6:5000 > 8.8.8.8:4500 SYN", "<SYN,ACK ack=1", "tcp 10.0.0.6:5000 > 8.8.8.8:4500 FIN,ACK seq=1 ack=1", "<FIN,ACK seq=1 ack=2"}},
 }
 
 // play sends the lines and returns the answer of the remote to the last one from inside.
@@ -88,7 +88,7 @@ func (r *rig) play(lines []string) (answer string) {
 		if flags, ok := strings.CutPrefix(l, "<"); ok {
 			words := strings.Fields(answer)
 			words[4] = flags
-			if got := r.send(1, strings.Join(words, " ")); !strings.HasPrefix(got, "tcp 8.8.8.8:53 > 10.0.0.6:5000") {
+			if got := r.send(1, strings.Join(words, " ")); !strings.HasPrefix(got, "tcp 8.8.8.8:4500 > 10.0.0.6:5000") {
 				r.t.Fatalf("%s: %s", l, got)
 			}
 			continue
@@ -99,16 +99,16 @@ func (r *rig) play(lines []string) (answer string) {
 		case "icmp":
 			answer = fmt.Sprintf("icmp echo-reply 8.8.8.8 > 192.0.2.6 %s", words[5])
 		case "tcp":
-			answer = fmt.Sprintf("tcp 8.8.8.8:53 > %s %s", words[1], strings.Replace(words[4], "SYN", "SYN,ACK", 1))
+			answer = fmt.Sprintf("tcp 8.8.8.8:4500 > %s %s", words[1], strings.Replace(words[4], "SYN", "SYN,ACK", 1))
 		default:
-			answer = fmt.Sprintf("udp 8.8.8.8:53 > %s", words[1])
+			answer = fmt.Sprintf("udp 8.8.8.8:4500 > %s", words[1])
 		}
 	}
 	return answer
 }
 
-// A session lives for its state's timeout to the millisecond, is refreshed from inside only, and all that also where the
-// clock's milliseconds start again from 0.
+// A session lives for its state's timeout to the millisecond, is refreshed from inside only, and
+// all that also where the clock's milliseconds start again from 0.
 func TestTimers(t *testing.T) {
 	for _, start := range []int64{1e9, (1<<32 - 1000) * 1e6, (1<<32 - 100_000) * 1e6} {
 		for _, c := range stateLines {
@@ -172,7 +172,8 @@ func TestTimers(t *testing.T) {
 	}
 }
 
-// An outsider cannot keep a session alive by resets and SYNs in turn, not even when the instance resets back.
+// An outsider cannot keep a session alive by resets and SYNs in turn, not even when the instance
+// resets back.
 func TestResetsDoNotRefresh(t *testing.T) {
 	for _, inside := range []bool{false, true} {
 		r := newRig(t, rigConfig, config.MAC{})
@@ -198,10 +199,12 @@ func outsideTo(i int, address string) string {
 	return fmt.Sprintf("udp 9.9.%d.%d:%d > %s:53", i>>8&255, i&255, 1000+i>>16, address)
 }
 
-// unconfirmedConfig limits the instance "several" to 16 sessions, a quarter of which may be unconfirmed.
+// unconfirmedConfig limits the instance "several" to 16 sessions, a quarter of which may be
+// unconfirmed.
 var unconfirmedConfig = strings.Replace(rigConfig, "{name: several,", "{name: several, limits: {per_instance: 16},", 1)
 
-// unconfirm sends n packets from outside, each of which has to begin a session, and returns their lines.
+// unconfirm sends n packets from outside, each of which has to begin a session, and returns their
+// lines.
 func (r *rig) unconfirm(n int) (lines []string) {
 	r.t.Helper()
 	for i := 0; len(lines) < n; i++ {
@@ -240,7 +243,8 @@ func TestUnconfirmed(t *testing.T) {
 			t.Errorf("session %d of 9 lives: %t", i, lives)
 		}
 	}
-	// A packet that begins nothing puts nobody out: the instance has a flow of its own with that remote endpoint.
+	// A packet that begins nothing puts nobody out: the instance has a flow of its own with that
+	// remote endpoint.
 	for port := range 100 {
 		out := strings.Fields(r.send(0, fmt.Sprintf("udp 10.0.0.7:53 > 7.7.7.7:%d", 1+port)))
 		r.send(1, fmt.Sprintf("udp 7.7.7.7:%d > 192.0.2.20:53", 1+port))
@@ -345,7 +349,7 @@ func TestRecheck(t *testing.T) {
 		{"address ephemeral now", one, edit("{floating: [192.0.2.5, ", "{ephemeral: [192.0.2.5], floating: ["), true},
 		{"address shared now", one, edit("{floating: [192.0.2.5, \"2001:db8:1::5\"]", "{snat: [{address: 192.0.2.5, ports: 1000-2000}], floating: [\"2001:db8:1::5\"]"), false},
 		{"private address changes", one, edit("[10.0.0.5, ", "[10.0.0.55, "), false},
-		{"renamed", one, edit("name: one", "name: two"), false},
+		{"renamed", one, edit("name: one", "name: two"), true},
 		{"remote is an external address now", one, edit("ranges: [192.0.2.0/24,", "ranges: [192.0.2.0/24, 8.8.8.0/24,", "[192.0.2.30]", "[8.8.8.8]"), false},
 		{"SNAT: nothing changes", shared, rigConfig, true},
 		{"SNAT: the range shrinks to others", shared, edit("{address: 192.0.2.6, ports: 1024-65535}", "{address: 192.0.2.6, ports: 1-1}"), false},
@@ -377,7 +381,8 @@ func TestRecheck(t *testing.T) {
 	}
 }
 
-// An address that moves to another instance takes no session along, and leaves no second one under the same key.
+// An address that moves to another instance takes no session along, and leaves no second one under
+// the same key.
 func TestAddressMovesToAnotherInstance(t *testing.T) {
 	r := newRig(t, rigConfig, config.MAC{})
 	r.expect(0, "udp 10.0.0.8:1000 > 8.8.8.8:53", "udp 192.0.2.30:1000 > 8.8.8.8:53")
@@ -395,7 +400,7 @@ func TestAddressMovesToAnotherInstance(t *testing.T) {
 
 // A draining session lives for drain_timeout, whatever it does, and no longer.
 func TestDrain(t *testing.T) {
-	const line, want = "udp 10.0.0.5:1000 > 8.8.8.8:53", "udp 192.0.2.5:1000 > 8.8.8.8:53"
+	const line, want = "udp 10.0.0.5:1000 > 8.8.8.8:4500", "udp 192.0.2.5:1000 > 8.8.8.8:4500"
 	text := strings.NewReplacer("pools: [p, attached]", "pools: [attached]", "vpcs:", "sessions: {on_move: drain, drain_timeout: 10m}\nvpcs:").Replace(rigConfig)
 	r := newRig(t, rigConfig, config.MAC{})
 	r.expect(0, line, want)
@@ -466,7 +471,8 @@ func TestLimits(t *testing.T) {
 // sixteen gives the instance a range of 16 ports, which serve many remote endpoints at once.
 var sixteen = strings.Replace(rigConfig+"sessions: {mapping: address-and-port-dependent}\n", "{address: 192.0.2.6, ports: 1024-65535}", "{address: 192.0.2.6, ports: 2000-2009}, {address: 192.0.2.6, ports: 3000-3005}", 1)
 
-// A range of 16 ports, in two pieces, serves exactly 16 flows towards one remote endpoint, and each port once.
+// A range of 16 ports, in two pieces, serves exactly 16 flows towards one remote endpoint, and each
+// port once.
 func TestPortsExhausted(t *testing.T) {
 	r := newRig(t, sixteen, config.MAC{})
 	ports := map[uint16]bool{}
@@ -482,7 +488,8 @@ func TestPortsExhausted(t *testing.T) {
 		ports[p] = true
 	}
 	r.expect(0, "udp 10.0.0.6:999 > 8.8.8.8:53", "drop ports_exhausted")
-	// The same ports serve other remote endpoints (RFC 7857 section 3), be it another port or another address.
+	// The same ports serve other remote endpoints (RFC 7857 section 3), be it another port or
+	// another address.
 	for _, remote := range []string{"8.8.8.8:54", "8.8.4.4:53"} {
 		for i := range 16 {
 			if got := r.send(0, fmt.Sprintf("udp 10.0.0.6:%d > %s", 1000+i, remote)); strings.HasPrefix(got, "drop") {
@@ -507,7 +514,8 @@ func TestPortsExhausted(t *testing.T) {
 	}
 }
 
-// Chosen ports are spread evenly: chi-square over 64 buckets, and neighbors in time are no neighbors in number.
+// Chosen ports are spread evenly: chi-square over 64 buckets, and neighbors in time are no
+// neighbors in number.
 func TestPortsAreRandom(t *testing.T) {
 	const n, buckets = 12_800, 64
 	text := strings.Replace(rigConfig, "sessions: 4096", "sessions: 16384", 1)
@@ -529,7 +537,8 @@ func TestPortsAreRandom(t *testing.T) {
 		d := float64(c) - n/buckets
 		chi += d * d / (n / buckets)
 	}
-	// 63 degrees of freedom: 0.001 of all generators exceed 103.4. One that avoids taken ports is a little more even.
+	// 63 degrees of freedom: 0.001 of all generators exceed 103.4. One that avoids taken ports is a
+	// little more even.
 	if chi > 103.4 || chi < 20 {
 		t.Errorf("chi-square %.1f over %d buckets: %v", chi, buckets, count)
 	}
@@ -538,7 +547,8 @@ func TestPortsAreRandom(t *testing.T) {
 	}
 }
 
-// Two first packets of one flow in one burst make one session and leave by one port; so do their replies.
+// Two first packets of one flow in one burst make one session and leave by one port; so do their
+// replies.
 func TestOneSessionPerBurst(t *testing.T) {
 	r := newRig(t, rigConfig, config.MAC{})
 	line := "udp 10.0.0.6:1000 > 8.8.8.8:53 len=4"
@@ -598,8 +608,8 @@ func TestOrderInABurst(t *testing.T) {
 	}
 }
 
-// When a pool's mapping becomes endpoint-independent, sessions that overload a port stay: a flow of the port's new owner towards the same
-// remote endpoint is refused.
+// When a pool's mapping becomes endpoint-independent, sessions that overload a port stay: a flow of
+// the port's new owner towards the same remote endpoint is refused.
 func TestMappingChangeEvictsNobody(t *testing.T) {
 	eim := strings.Replace(rigConfig, "{address: 192.0.2.6, ports: 1024-65535}", "{address: 192.0.2.6, ports: 1024-1024}", 1)
 	r := newRig(t, strings.Replace(eim, "vpcs:", "sessions: {mapping: address-and-port-dependent}\nvpcs:", 1), config.MAC{})
@@ -617,7 +627,8 @@ func TestMappingChangeEvictsNobody(t *testing.T) {
 	}
 }
 
-// A hairpinned flow's sessions are for packets that turn back: nobody outside gets in with the address of its other end.
+// A hairpinned flow's sessions are for packets that turn back: nobody outside gets in with the
+// address of its other end.
 func TestHairpinLetsNoSpoofedSourceIn(t *testing.T) {
 	r := newRig(t, rigConfig, config.MAC{})
 	out := strings.Fields(r.send(0, "udp 10.0.0.6:1000 > 192.0.2.5:53")) // as 10.0.0.5 sees it

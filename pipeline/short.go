@@ -12,7 +12,8 @@ import (
 	"weir/pipeline/state"
 )
 
-// longFlags are the flags with which no session's packets may go the short way: all that are not allowed.
+// longFlags are the flags with which no session's packets may go the short way: all that are not
+// allowed.
 func longFlags(inside bool) uint16 {
 	if inside {
 		return ^uint16(session.ShortInside)
@@ -20,8 +21,8 @@ func longFlags(inside bool) uint16 {
 	return ^uint16(session.ShortOutside)
 }
 
-// settled reports whether a session is in the middle of its life, is of the generation in use, and has
-// none of the flags for which its packets must go the long way.
+// settled reports whether a session is in the middle of its life, is of the generation in use, and
+// has none of the flags for which its packets must go the long way.
 func (w *Worker) settled(ref uint32, long uint16) bool {
 	const states = 1<<session.UDP | 1<<session.TCPOpen
 	s := w.sessions.At(ref)
@@ -37,9 +38,9 @@ func (w *Worker) over(s *session.Session) bool {
 	return w.tick-s.Last > limit || s.Flags&session.Draining != 0 && int32(w.tick-s.Drain) >= 0
 }
 
-// short takes a plain packet of session s, which is settled, to a queue, or reports that it must go the
-// long way; then nothing has changed. hash is that of the key by which the session was found. Its twins
-// are the stages apply to transmit: what they do for such a packet is done here too.
+// short takes a plain packet of session s, which is settled, to a queue, or reports that it must go
+// the long way; then nothing has changed. hash is that of the key by which the session was found.
+// Its twins are the stages apply to transmit: what they do for such a packet is done here too.
 func (w *Worker) short(inside bool, s *session.Session, p *Packet, hash uint64) bool {
 	if w.over(s) {
 		return false
@@ -79,8 +80,8 @@ func (w *Worker) short(inside bool, s *session.Session, p *Packet, hash uint64) 
 	return true
 }
 
-// rewrite4 is rewrite for a plain IPv4 packet. Its twins are Worker.rewrite and Packet.translate for all
-// packets, and rewrite6.
+// rewrite4 is rewrite for a plain IPv4 packet. Its twins are Worker.rewrite and Packet.translate
+// for all packets, and rewrite6.
 func (w *Worker) rewrite4(inside bool, s *session.Session, p *Packet) {
 	d := (*[plain4 + header.UDPSize]byte)(p.Data)
 	ip, t := (*[header.IPv4Size]byte)(d[header.EthernetSize:]), (*[header.UDPSize]byte)(d[plain4:])
@@ -110,8 +111,8 @@ func (w *Worker) rewrite4(inside bool, s *session.Session, p *Packet) {
 	}
 }
 
-// rewrite6 is rewrite for a plain IPv6 packet. Its twins are Worker.rewrite and Packet.translate for all
-// packets, and rewrite4.
+// rewrite6 is rewrite for a plain IPv6 packet. Its twins are Worker.rewrite and Packet.translate
+// for all packets, and rewrite4.
 func rewrite6(inside bool, s *session.Session, p *Packet) {
 	d := (*[plain6 + header.UDPSize]byte)(p.Data)
 	ip, t := (*[header.IPv6Size]byte)(d[header.EthernetSize:]), (*[header.UDPSize]byte)(d[plain6:])

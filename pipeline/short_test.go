@@ -96,7 +96,8 @@ func (k *chatter) spoil(f []byte) []byte {
 	return f
 }
 
-// contents lists the sessions, wherever they lie: what ends in the middle of a burst may make room earlier or later.
+// contents lists the sessions, wherever they lie: what ends in the middle of a burst may make room
+// earlier or later.
 func (r *rig) contents() (list []string) {
 	for ref := range uint32(r.sessions.Capacity()) {
 		if s := *r.sessions.At(ref); s.State() != session.Free {
@@ -145,8 +146,8 @@ func TestPlainIsParsed(t *testing.T) {
 	}
 }
 
-// Two workers that are alike, of which one never goes the short way, send the same frames in the same order, count the same, and have the same
-// sessions in the end.
+// Two workers that are alike, of which one never goes the short way, send the same frames in the
+// same order, count the same, and have the same sessions in the end.
 func TestShortIsLong(t *testing.T) {
 	k := &chatter{Rand: rand.New(rand.NewPCG(3, 4)), t: t}
 	short, long := newRig(t, rigConfig, [6]byte{2, 0, 0, 0, 2, 2}), newRig(t, rigConfig, [6]byte{2, 0, 0, 0, 2, 2})
@@ -223,6 +224,7 @@ func TestFlagsGoTheLongWayUntilAllowed(t *testing.T) {
 	allowed := map[uint16]bool{ // with OnLink, which only concerns the way out
 		session.SNAT: true, session.FromOutside: true, session.SeenInside: true, session.SeenOutside: true,
 		session.FinInside: true, session.FinOutside: true, session.Draining: true, session.Reset: true, session.Paired: true,
+		session.Refresh: true,
 	}
 	w := newTestWorker(t, benchConfig)
 	ref, s, ok := w.sessions.Alloc()

@@ -8,7 +8,8 @@ import (
 	"weir/pipeline/header"
 )
 
-// MaxSpare is how many packet buffers a worker keeps for the pieces of packets that are longer than the next link takes.
+// MaxSpare is how many packet buffers a worker keeps for the pieces of packets that are too long
+// for the next link.
 const MaxSpare = MaxBurst
 
 // Spare are empty packet buffers. The driver tops them up once a turn.
@@ -18,8 +19,8 @@ type Spare struct {
 	Data    [MaxSpare][]byte // all of each buffer
 }
 
-// split queues an IPv4 packet that is longer than its link in pieces, in order (RFC 791 §3.2, RFC 4787 REQ-13a), or
-// reports that there are too few buffers.
+// split queues an IPv4 packet that is longer than its link in pieces, in order (RFC 791 §3.2, RFC
+// 4787 REQ-13a), or reports that there are too few buffers.
 func (w *Worker) split(to way, mac uint64, handle uintptr, frame []byte) bool {
 	mtu, port := int(w.gen.Links[to.link].MTU), to.at.Port()
 	ip := frame[header.EthernetSize:]

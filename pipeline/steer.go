@@ -7,7 +7,8 @@ import (
 	"weir/pipeline/state"
 )
 
-// steer hands those packets of a burst that other workers own to them, from the first-th live one on.
+// steer hands those packets of a burst that other workers own to them, from the first-th live one
+// on.
 func (w *Worker) steer(b *Burst, first int) {
 	lanes := w.handoff.lanes[w.index*w.handoff.workers:][:w.handoff.workers]
 	keep := b.live[:first]

@@ -14,10 +14,11 @@ const (
 	outSide
 )
 
-// ofConnection are the flags that one connection leaves on a session and the next one begins without.
+// ofConnection are the flags that one connection leaves on a session and the next one begins
+// without.
 const ofConnection = session.SeenInside | session.SeenOutside | session.FinInside | session.FinOutside | session.Reset | session.Asked
 
-// after reports whether sequence number a is behind b, modulo 2^32 (RFC 9293 §3.4).
+// after reports whether sequence number a comes after b, modulo 2^32 (RFC 9293 §3.4).
 func after(a, b uint32) bool { return int32(a-b) > 0 }
 
 // segment is what tracking reads of a packet.
@@ -48,13 +49,15 @@ func beginTCP(s *session.Session, p *Packet, side int) {
 	}
 }
 
-// trackTCP moves a TCP session on (RFC 7857 §2, RFC 6146 §3.5.2), loosely: no segment but a reset is ever held against
-// sequence numbers. It returns false for a reset from outside that does not fit them, which has no effect at all.
+// trackTCP moves a TCP session on (RFC 7857 §2, RFC 6146 §3.5.2), loosely: only a reset is
+// ever checked against sequence numbers. It returns false for a reset from outside that does not
+// fit them, which has no effect at all.
 //
-// What is known of a side's numbers begins with its SYN. An instance is believed what it says, because all it can spoil is
-// its own connection. What comes from outside may be forged by somebody who sees nothing: it counts only
-// if it acknowledges something between what the other side last did and all that the instance has sent, so that
-// on an idle connection one number in 2^32 is right.
+// What is known of a side's numbers begins with its SYN. An instance is believed what it says,
+// because all it can spoil is its own connection. What comes from outside may be forged by an
+// attacker that sees nothing: it counts only if it acknowledges something between what the other
+// side last did and all that the instance has sent, so that on an idle connection one number in
+// 2^32 is right.
 func (w *Worker) trackTCP(s *session.Session, p *Packet, inside bool) bool {
 	g := p.segment()
 	if g.flags&(tcpFIN|tcpSYN|tcpRST|tcpACK) == tcpACK && s.State() == session.TCPOpen && s.Flags&session.Asked == 0 {
@@ -93,9 +96,13 @@ func (w *Worker) changeTCP(s *session.Session, g *segment, inside bool) bool {
 	case g.flags&(tcpSYN|tcpACK) == tcpACK && was != session.Unconfirmed:
 		data(s, g, inside)
 	}
-	// The closing timer begins when established ends; resets and data in turn must not keep a session alive.
+	// The closing timer begins when established ends; resets and data in turn must not keep a
+	// session alive.
 	if was == session.TCPOpen && s.State() == session.TCPClosing {
 		s.Last = w.tick
+	}
+	if s.Mapping != session.None && s.Closed() {
+		w.give(s)
 	}
 	return true
 }
@@ -113,7 +120,8 @@ func sent(s *session.Session, g *segment) {
 	}
 }
 
-// came notes what the remote sent and acknowledged, and reports whether the segment is the connection's.
+// came notes what the remote sent and acknowledged, and reports whether the segment is the
+// connection's.
 func came(s *session.Session, g *segment) bool {
 	if after(s.Ack[outSide], g.ack) || after(g.ack, s.End[inSide]) {
 		return false
@@ -156,7 +164,7 @@ func data(s *session.Session, g *segment, inside bool) {
 		if s.Flags&session.Reset == 0 {
 			return
 		}
-		// Whoever goes on where the connection stood has not been reset. A probe lies one before.
+		// A side that goes on where the connection was has not been reset. A probe lies one before.
 		if inside && !after(s.End[inSide], g.end+1) || !inside && ours && g.end != g.seq && !after(last, g.end) {
 			s.Flags &^= session.Reset
 			s.SetState(session.TCPOpen)
@@ -167,15 +175,16 @@ func data(s *session.Session, g *segment, inside bool) {
 	}
 }
 
-// synSent handles SYN and SYN,ACK from inside. A SYN in the closing state opens anew, and so does the answer to one from
-// outside. On an established session it is the instance that lost the connection: what the remote says to that decides.
+// synSent handles SYN and SYN,ACK from inside. A SYN in the closing state opens it again, and so
+// does the answer to one from outside. On an established session it is the instance that lost the
+// connection: what the remote says to that decides.
 func synSent(s *session.Session, g *segment) {
 	if s.State() == session.TCPClosing {
 		s.SetState(session.TCPOpening)
 		s.Flags &^= ofConnection
 	}
 	again := s.Flags&session.SeenInside != 0 && s.Ack[outSide] == g.seq+1
-	if !again || after(g.end, s.End[inSide]) { // without the data that came with the first one, perhaps
+	if !again || after(g.end, s.End[inSide]) { // perhaps without the first one's data
 		s.End[inSide] = g.end
 	}
 	s.Ack[outSide] = g.seq + 1
@@ -194,9 +203,10 @@ func synSent(s *session.Session, g *segment) {
 	s.Flags = s.Flags&^(session.FinOutside|session.Asked) | session.SeenOutside
 }
 
-// synCame handles SYN and SYN,ACK from outside. A SYN alone proves nothing: it counts where nothing is at stake and, as the
-// other half of a simultaneous open, while nothing has come; elsewhere the instance's answer to it counts. A SYN,ACK has to
-// acknowledge what was asked, or it is of an earlier connection.
+// synCame handles SYN and SYN,ACK from outside. A SYN alone proves nothing: it counts where nothing
+// is at stake and, as the other half of a simultaneous open, while nothing has come; elsewhere the
+// instance's answer to it counts. A SYN,ACK has to acknowledge what was asked, or it is of an
+// earlier connection.
 func synCame(s *session.Session, g *segment) {
 	st, asked := s.State(), s.Flags&session.Asked != 0
 	switch {
@@ -213,12 +223,14 @@ func synCame(s *session.Session, g *segment) {
 	s.Flags |= session.SeenOutside
 }
 
-// lateReset is how far behind the next number a reset of a closed connection may be: it answers what its sender had in its hands.
+// lateReset is how far before the next number a reset of a closed connection may be: it answers
+// what its sender had in its hands.
 const lateReset = 1 << 16
 
-// fits reports whether a reset belongs to the connection (RFC 7857 §2.2, RFC 5961 §3.2): its number is the very next that
-// the other side expects, or that its sender would send; or it refuses a SYN. Where a FIN has passed, the ends
-// may differ by it and by what was on the way (but not by so much that the number can be guessed).
+// fits reports whether a reset belongs to the connection (RFC 7857 §2.2, RFC 5961 §3.2): its number
+// is the very next that the other side expects, or that its sender would send; or it refuses a SYN.
+// Where a FIN has passed, the ends may differ by it and by what was on the way (but not by so much
+// that the number can be guessed).
 func fits(s *session.Session, g *segment, inside bool) bool {
 	side, seen := outSide, uint16(session.SeenOutside)
 	if inside {

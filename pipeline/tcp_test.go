@@ -58,7 +58,8 @@ func (c *talk) say(side int, flags string, n int) string {
 	return text
 }
 
-// connect establishes a connection from private port 5000 through SNAT and returns the external endpoint and the talk.
+// connect establishes a connection from private port 5000 through SNAT and returns the external
+// endpoint and the talk.
 func (r *rig) connect() (external string, c *talk) {
 	r.t.Helper()
 	c = &talk{}
@@ -72,8 +73,9 @@ func (r *rig) connect() (external string, c *talk) {
 	return external, c
 }
 
-// Two hosts talk over a path that loses, repeats and reorders; their numbers are kept in 64 bits here, so that nothing wraps.
-// What the session knows is what passed it: never ahead of what was said, nor behind what both have since heard of.
+// Two hosts talk over a path that loses, repeats and reorders; their numbers are kept in 64 bits
+// here, so that nothing wraps. What the session knows is what passed it: never ahead of what was
+// said, nor behind what both have since heard of.
 func TestSequenceNumbers(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(6, 6))
 	for round := range 200 {
@@ -142,7 +144,8 @@ func TestSequenceNumbers(t *testing.T) {
 					t.Fatalf("round %d, side %d: end %d ack %d, want %d %d", round, i, s.End[i], s.Ack[i], low(i, passedEnd[i]), low(1-i, passedAck[i]))
 				}
 			}
-			// Who sees nothing: a reset with any number but the two, and data that acknowledges nothing on its way.
+			// Who sees nothing: a reset with any number but the two, and data that acknowledges
+			// nothing on its way.
 			if guess := rnd.Uint32(); guess != s.Ack[inSide] && guess != s.End[outSide] {
 				before := *s
 				if w.changeTCP(s, &segment{guess, guess, rnd.Uint32(), tcpRST}, false) || *s != before {
@@ -165,8 +168,8 @@ func TestSequenceNumbers(t *testing.T) {
 	}
 }
 
-// S-6: resets with the server's address over all ports, and very many with random numbers to the right one, change nothing while
-// data goes on; each is counted.
+// S-6: resets with the server's address over all ports, and very many with random numbers to the
+// right one, change nothing while data goes on; each is counted.
 func TestOffPathResets(t *testing.T) {
 	r := newRig(t, rigConfig, config.MAC{})
 	external, c := r.connect()
@@ -225,8 +228,9 @@ func TestOffPathResets(t *testing.T) {
 	}
 }
 
-// M-7: every combination of flags, to a flow and to none, from both sides, through SNAT and 1:1. Only a SYN without FIN, RST and ACK
-// begins a session; with a session everything passes but resets from outside that do not fit; a segment of no connection changes nothing.
+// M-7: every combination of flags, to a flow and to none, from both sides, through SNAT and 1:1.
+// Only a SYN without FIN, RST and ACK begins a session; with a session everything passes but resets
+// from outside that do not fit; a segment of no connection changes nothing.
 func TestAllFlags(t *testing.T) {
 	r := newRig(t, rigConfig, config.MAC{})
 	for flags := range 256 {
@@ -302,8 +306,8 @@ func slowClamp(options []byte, limit int) []byte {
 	return out
 }
 
-// M-6: hand-made lists of options, and many more at random, both families, both directions, SYN and not: what the slow reading says
-// comes out, and every checksum that was right is right.
+// M-6: hand-made lists of options, and many more at random, both families, both directions, SYN and
+// not: what the slow reading says comes out, and every checksum that was right is right.
 func TestClampOptions(t *testing.T) {
 	lists := []string{"", "00", "01", "02", "0200", "0201", "0202", "0203", "0204", "020405", "020405b4", "02040000", "0204ffff", "02040514",
 		"01020405b4", "0101020405b4", "010101020405b4", "020405b4020405b4", "020405b401020405b4", "00020405b4", "0300020405b4", "0301020405b4",
@@ -378,8 +382,8 @@ func TestClampOptions(t *testing.T) {
 	}
 }
 
-// under pressure what has not been answered ends after ten seconds; what is established is not touched; the pressure
-// ends well below where it began.
+// under pressure what has not been answered ends after ten seconds; what is established is not
+// touched; the pressure ends well below where it began.
 func TestPressure(t *testing.T) {
 	r := newRig(t, strings.Replace(rigConfig, "vpcs:", "sessions: {limits: {per_instance: 0}}\nvpcs:", 1), config.MAC{})
 	const established = 100
@@ -435,7 +439,8 @@ func TestPressure(t *testing.T) {
 	if n := r.sessions.Len(); n != established+1001 {
 		t.Fatalf("the pressure goes on at a quarter: %d are left", n)
 	}
-	// A flood much larger than the table: those established live, and ten seconds after it everybody is served.
+	// A flood much larger than the table: those established live, and ten seconds after it
+	// everybody is served.
 	if syns(40_000) < 30_000 {
 		t.Fatal("the flood does not fill the table")
 	}
@@ -524,7 +529,8 @@ func TestClock(t *testing.T) {
 			if lives() {
 				t.Fatal("it outlives its timeout")
 			}
-			// Far jumps, such as a machine that was stopped: whatever the low 32 bits say of it, up to the wrap.
+			// Far jumps, such as a machine that was stopped: whatever the low 32 bits say of it, up
+			// to the wrap.
 			for _, days := range []int64{1, 20, 25, 30, 49} {
 				c.isn += 1000
 				r.connect()
@@ -554,7 +560,8 @@ func TestBucketAcrossTheWrap(t *testing.T) {
 	}
 }
 
-// OPTE#436: the same source port, again and again; the server's last FIN may be lost, and either side may close.
+// OPTE#436: the same source port, again and again; the server's last FIN may be lost, and either
+// side may close.
 func TestSamePortAgain(t *testing.T) {
 	r := newRig(t, rigConfig, config.MAC{})
 	var c talk
@@ -637,7 +644,8 @@ func askedFor(ring state.Ring) (n int) {
 	return n
 }
 
-// For a while after a start no reset answers what is unknown, as all may be; ICMP errors do. The clock wakes it, whatever it shows.
+// For a while after a start no reset answers what is unknown, as all may be; ICMP errors do. The
+// clock wakes it, whatever it shows.
 func TestQuietAfterStart(t *testing.T) {
 	for _, start := range []int64{1, 1e9, 1 << 62} {
 		r := newRig(t, rigConfig, config.MAC{})

@@ -21,7 +21,8 @@ const (
 // Stages are the names of the stages.
 var Stages = [numStages]string{"classify", "reassemble", "short", "apply", "route", "egress", "rewrite", "transmit", "flush"}
 
-// StageCounts adds up, per stage, counts of the time stamp counter. Each end of a stage has one reading of the counter in it.
+// StageCounts adds up, per stage, counts of the time stamp counter. Each end of a stage has one
+// reading of the counter in it.
 type StageCounts struct {
 	Counts [numStages]uint64
 	at     uint64 // when the stage began

@@ -9,7 +9,8 @@ import (
 	"weir/pipeline/header"
 )
 
-// transmit writes the Ethernet header of each packet and queues it, or holds it until its neighbor is resolved.
+// transmit writes the Ethernet header of each packet and queues it, or holds it until its neighbor
+// is resolved.
 func (w *Worker) transmit(b *Burst) {
 	for _, i := range b.live {
 		p := &b.Packets[i]
@@ -29,12 +30,12 @@ func (w *Worker) transmit(b *Burst) {
 }
 
 // queue puts a frame into the queue of a port. Every frame that is sent goes through it, as every
-// packet that ends otherwise goes through out. The driver empties the queues after each call, so there
-// is room.
+// packet that ends otherwise goes through out. The driver empties the queues after each call, so
+// there is room.
 func (w *Worker) queue(port int, mac uint64, handle uintptr, frame []byte) {
 	src := w.macs[port]
 	e := (*[header.EthernetSize]byte)(frame)
-	binary.LittleEndian.PutUint64(e[:], mac|src<<48) // destination, and the first two bytes of the source
+	binary.LittleEndian.PutUint64(e[:], mac|src<<48) // and two bytes of the source
 	binary.LittleEndian.PutUint32(e[8:], uint32(src>>16))
 	q := &w.Out[port]
 	n := q.N & (queueSize - 1) // as q.N is

@@ -11,7 +11,8 @@ import (
 	"weir/pipeline/inet"
 )
 
-// backTo returns source and destination of packets that turn back at worker at and then are owned by another one, to.
+// backTo returns source and destination of packets that turn back at worker at and then are owned
+// by another one, to.
 func (c *crew) backTo() (private, external string, at, to int) {
 	c.t.Helper()
 	owner := func(a string) int {

@@ -42,7 +42,7 @@ func newCrew(t *testing.T, n int, text string) *crew {
 	}
 	t.Cleanup(func() {
 		c.gen.Close()
-		c.state.Segment.Close()
+		c.state.Close()
 	})
 	var macs []config.MAC
 	for i := range c.cfg.Ports {
@@ -74,7 +74,8 @@ func (w *Worker) empty(t testing.TB) (lines []string) {
 	return lines
 }
 
-// send gives a line to worker w as received by port, lets all take their turns until nothing is on its way, and returns what left, or why not.
+// send gives a line to worker w as received by port, lets all take their turns until nothing is on
+// its way, and returns what left, or why not.
 func (c *crew) send(w, port int, line string) string {
 	c.t.Helper()
 	before := c.sum()
@@ -208,7 +209,8 @@ func sourcePort(line string) string {
 	return port
 }
 
-// Workers that run at the same time, and all get packets of the same flows, lose none and agree on mappings.
+// Workers that run at the same time, and all get packets of the same flows, lose none and agree on
+// mappings.
 func TestWorkersTogether(t *testing.T) {
 	const workers, rounds = 3, 1500
 	c := newCrew(t, workers, rigConfig)
@@ -299,7 +301,8 @@ func (c *crew) remote(w int) string {
 	return ""
 }
 
-// pass takes a copy of a frame in at worker at, gives its owner a turn and nobody else, and returns what leaves: one frame.
+// pass takes a copy of a frame in at worker at, gives its owner a turn and nobody else, and returns
+// what leaves: one frame.
 func (c *crew) pass(at, owner, port int, frame []byte) []byte {
 	c.t.Helper()
 	var b Burst
@@ -323,8 +326,9 @@ func (c *crew) pass(at, owner, port int, frame []byte) []byte {
 	return left[0]
 }
 
-// What one worker cannot take is dropped and counted where it happens. The flows of another one go on byte for byte, also those that come to it
-// by the very worker that the flood comes in at, and new ones begin.
+// What one worker cannot take is dropped and counted where it happens. The flows of another one go
+// on byte for byte, also those that come to it by the very worker that the flood comes in at, and
+// new ones begin.
 func TestOverloadIsOneWorkers(t *testing.T) {
 	const entry, busy, calm = 0, 1, 2
 	c := newCrew(t, 3, strings.Replace(rigConfig, "sessions: 4096", "sessions: 1024", 1))
@@ -365,7 +369,8 @@ func TestOverloadIsOneWorkers(t *testing.T) {
 			}
 		}
 	}
-	// flood sends packets of n different lines in at a worker. Who it is for takes a turn after each if it can.
+	// flood sends packets of n different lines in at a worker. Who it is for takes a turn after
+	// each if it can.
 	flood := func(at, n, port int, line string, turns bool) {
 		t.Helper()
 		for i := range n {
@@ -383,7 +388,8 @@ func TestOverloadIsOneWorkers(t *testing.T) {
 		}
 		goesOn()
 	}
-	// booked checks that the flood was dropped at one worker under one reason, more than a few and nothing else anywhere, and that all adds up.
+	// booked checks that the flood was dropped at one worker under one reason, more than a few and
+	// nothing else anywhere, and that all adds up.
 	var before [3]state.Counters
 	booked := func(what string, at int, reason drop.Reason, held uint64) {
 		t.Helper()

@@ -33,8 +33,8 @@ import (
 )
 
 // With devices: a generator on one core, and on another what forwards: weir's worker as it is, or
-// dpdk-testpmd between the same devices. net_ring is in-process, so that testpmd cannot be put
-// behind one; there, a loop that only receives and transmits takes its place.
+// dpdk-testpmd between the same devices. net_ring is in-process, so testpmd cannot use
+// it; there, a loop that only receives and transmits takes its place.
 
 // loads are the shares of a forwarder's capacity at which latency is measured.
 var loads = []int{10, 50, 90}
@@ -58,8 +58,8 @@ type forwarder interface {
 	mark() error
 	// busy returns the packets since mark, and the nanoseconds that those turns took that had any.
 	busy() (packets uint64, nanos float64, err error)
-	// halt ends the polling: net_memif takes its memory away under whoever polls when the other
-	// side goes.
+	// halt ends the polling: net_memif unmaps its memory while it is polled, when the other side
+	// goes.
 	halt() error
 	stop() error
 }
@@ -351,7 +351,7 @@ func (f *weirForwarder) close() error {
 		f.gens[i].Close()
 	}
 	if f.state != nil {
-		f.state.Segment.Close()
+		f.state.Close()
 	}
 	return err
 }
@@ -533,7 +533,7 @@ func (b *bench) overRing(name string, weir bool, sessions int) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { gen.Close(); st.Segment.Close() }()
+	defer func() { gen.Close(); st.Close() }()
 	w := &dataplane.Worker{Ports: ports, Pool: b.pool, State: st,
 		Pipe: pipeline.NewWorker(st, 0, gen, pipeline.WorkerConfig{MACs: benchMACs})}
 	defer w.Finish()
@@ -596,7 +596,7 @@ func newGateway(sessions, workers int) (*state.State, *generation.Generation, er
 	}
 	g, err := generation.NewCompiler(st, nil).Compile(cfg)
 	if err != nil {
-		st.Segment.Close()
+		st.Close()
 		return nil, nil, err
 	}
 	return st, g, nil

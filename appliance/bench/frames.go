@@ -16,7 +16,7 @@ import (
 // and local port follow from it, so that a million of them need no memory of the generator's.
 
 const (
-	benchInstances = 64   // of each kind: with a floating address, with an SNAT address of its own
+	benchInstances = 64   // of each kind: with a floating address, with its own SNAT address
 	benchRemotes   = 1024 // hosts that one worker's flows go to
 	benchPort      = 443  // of the remote hosts
 	benchLocalPort = 1024 // the first one of an instance's flows

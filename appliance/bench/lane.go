@@ -53,7 +53,7 @@ const (
 	laneQueue = 1024
 )
 
-// traffic writes packet j of a burst that comes by a port into b and returns its length.
+// traffic writes packet j of a burst that comes through a port into b and returns its length.
 type traffic func(l *lane, b []byte, port, j int) int
 
 // make fills the receive arrays with n packets, as a device would.

@@ -39,7 +39,7 @@ var rests = []struct {
 
 // BenchmarkRest measures a worker between two taps: the share of a core that its thread, and that
 // the whole process, takes when nothing comes, and the latency of single packets, 97 a second, each
-// of which finds it at rest. Each way is a process with a network namespace of its own.
+// of which finds it at rest. Each way is a process with its own network namespace.
 func BenchmarkRest(b *testing.B) {
 	const env = "WEIR_REST_RESULT"
 	for _, r := range rests {
@@ -93,7 +93,7 @@ func measureRest(b *testing.B, idle config.Idle, nap dataplane.Backoff, interrup
 	if f.state, g, err = newGateway(1024, 1); err != nil {
 		b.Fatal(err)
 	}
-	defer f.state.Segment.Close()
+	defer f.state.Close()
 	defer g.Close()
 	*f.gens.At(g.Number) = *g
 	f.state.Publish(g.Number)

@@ -209,7 +209,7 @@ func (r *rig) close(err error) error {
 		l.close()
 	}
 	r.gen.Close()
-	r.state.Segment.Close()
+	r.state.Close()
 	return err
 }
 
@@ -284,7 +284,7 @@ func (l *lane) measureNew(s *scenario, burst, sessions int, counts uint64, out *
 		out.outside += tsc.Read() - start - (out.counts - within)
 		out.packets += uint64(n)
 		out.created += l.counters.SessionsCreated - created
-		// The new ones end by time, five minutes; those of before are kept alive.
+		// The new ones end by time, five minutes; the earlier ones are kept alive.
 		l.jump(3 * minute)
 		if first > 0 {
 			before := *l.counters

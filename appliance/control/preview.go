@@ -105,7 +105,7 @@ func (p *Preview) compare(running comparison, cfg *config.Config, state *state.S
 	}
 	defer after.Close()
 	tally := generation.NewTally(running.cfg, cfg, before, after, changes)
-	fates := running.compiler.Fates(after, tally)
+	fates := running.compiler.Fates(after, before.InstanceNames(running.cfg), tally)
 	for i := range p.Changes {
 		p.Changes[i].Sessions = &tally.Fates[i]
 	}

@@ -27,13 +27,13 @@ type Kind uint32
 // The messages. Hello, Start, Publish and Stop are control's; the others answer them.
 const (
 	Hello   Kind = iota + 1 // answered by Idle or Running
-	Start                   // JSON StartConfig; descriptors: state, generation
+	Start                   // JSON StartConfig; descriptors: state, generation, what of the state grows
 	Publish                 // number; descriptor: generation
 	Stop                    // end in order
 	OK
 	Failed  // text
 	Idle    // nothing runs yet
-	Running // number of the generation; JSON StartConfig; descriptors: state, generation
+	Running // number of the generation; JSON StartConfig; descriptors as with Start
 )
 
 // DefaultSocket is where a data plane listens that nobody tells otherwise.
@@ -204,7 +204,7 @@ func Listen(path string) (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("socket: %w", err)
 	}
-	old := unix.Umask(0o077) // whoever may write there commands the gateway
+	old := unix.Umask(0o077) // write access to it is control of the gateway
 	err = unix.Bind(fd, &unix.SockaddrUnix{Name: path})
 	unix.Umask(old)
 	if err == nil {

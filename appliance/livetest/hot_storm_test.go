@@ -145,7 +145,7 @@ func TestHotTwoFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.expectGeneration(t, 1, false)
-	w.expectLog(t, "is no gateway")
+	w.expectLog(t, "no gateway is named")
 	parts[1] = strings.ReplaceAll(parts[1], "gateway: default", "gateway: other")
 	if err := os.WriteFile(filepath.Join(w.config, partNames[1]), []byte(parts[1]), 0o644); err != nil {
 		t.Fatal(err)

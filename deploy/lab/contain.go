@@ -19,10 +19,10 @@ import (
 const containment = "WEIR_LAB_CONTAINMENT"
 
 // Contain makes what a test run starts end with it, however it ends. It is the first line of a
-// TestMain, and returns in a process of its own, inside a PID namespace: when that process ends, or
-// the one that called Contain is killed, or whoever started that one (`go test`), the kernel kills
-// all that is left in the namespace. A signal on the parent's death would not do: weir's data plane
-// outlives weir on purpose.
+// TestMain, and returns in a new process, inside a PID namespace: when that process ends, or the
+// one that called Contain is killed, or the process that started that one (`go test`), the kernel
+// kills all that is left in the namespace. A signal on the parent's death would not do: weir's data
+// plane outlives weir on purpose.
 //
 //	the caller                dies with its parent; takes its child with it
 //	  first process inside    ends what is left when it ends; adopts and reaps orphans
@@ -56,7 +56,7 @@ func outside() (int, error) {
 		return 0, fmt.Errorf("prctl PR_SET_PDEATHSIG: %w", err)
 	}
 	if os.Getppid() != parent {
-		return 0, errors.New("whoever started this has ended")
+		return 0, errors.New("the process that started this one has ended")
 	}
 	cmd, err := again("first")
 	if err != nil {

@@ -119,8 +119,8 @@ func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// checksumInSoftware is `ethtool -K link tx off`: whoever reads raw frames at the other end of a
-// veth pair would take frames whose checksum is left to hardware for broken.
+// checksumInSoftware is `ethtool -K link tx off`: to a reader of raw frames at the other end of a
+// veth pair, frames whose checksum is left to hardware look broken.
 func (n *Namespace) checksumInSoftware(link string) error {
 	const setTxChecksum = 0x17 // ETHTOOL_STXCSUM
 	err := n.Do(func() error {

@@ -72,7 +72,7 @@ func watch(ctx context.Context, out io.Writer, stage *stage, g *gateway, duratio
 	return nil
 }
 
-// samples are the series of one scrape, by name and labels as they stand on the page.
+// samples are the series of one scrape, by name and labels as they are on the page.
 type samples map[string]float64
 
 // parseMetrics reads Prometheus' text format as far as weir writes it: no timestamps.

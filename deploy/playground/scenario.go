@@ -278,7 +278,7 @@ func (r row) judge(flows []flow) outcome {
 	return outcome{text, len(flows) == 1 || len(counts) == len(r.want.addresses)}
 }
 
-// describe says which sources were seen; of one behind a shared address also the port.
+// describe says which sources were seen; of a shared address also the port.
 func describe(seen []netip.AddrPort, counts map[netip.Addr]int, shared bool) string {
 	switch {
 	case len(seen) == 1 && shared:

@@ -112,7 +112,7 @@ func Pcap(tb testing.TB, pool *dpdk.Mempool, frames [][]byte) (port *dpdk.Port, 
 	return Open(tb, dpdk.PortConfig{Name: "pcap", Device: device, Mempool: From(pool)}), out
 }
 
-// A capture file, as tcpdump writes it: a header, then each frame after a header of its own.
+// A capture file, as tcpdump writes it: a header, then each frame after its own header.
 type pcapHeader struct {
 	Magic        uint32
 	Major, Minor uint16

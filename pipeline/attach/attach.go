@@ -5,8 +5,8 @@ package attach
 
 import "fmt"
 
-// Word is an attachment: port (5 bits), kind (3), tag (24). It is the same in every generation, so what outlives a
-// generation (neighbors, probes, held packets, messages on rings) is keyed by it.
+// Word is an attachment: port (5 bits), kind (3), tag (24). It is the same in every generation, so
+// what outlives a generation (neighbors, probes, held packets, messages on rings) is keyed by it.
 type Word uint32
 
 // Kind says how frames of an attachment differ from plain ones.

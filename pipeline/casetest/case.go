@@ -1,19 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package casetest reads and runs the case folders of pipeline/testdata/cases. A case is a configuration, packets in,
-// and everything that has to happen to them. Its source is written by hand:
+// Package casetest reads and runs the case folders of pipeline/testdata/cases. A case is a
+// configuration, packets in, and everything that has to happen to them. Its source is written by
+// hand:
 //
 //	weir.yaml        the configuration, and further ones for reloads
 //	case.txt         the packets and what becomes of each
 //
-// The rest is made from those by `go test ./pipeline -run Cases -update`, for weir replay and for reviewers:
+// The rest is made from those by `go test ./pipeline -run Cases -update`, for weir replay and for
+// reviewers:
 //
 //	in/PORT.pcap     what each port receives
 //	out/PORT.pcap    what each port sends
 //	counters.json    the counters at the end, as weir replay --json prints them
 //	listing.txt      all packets in their order, with Ethernet addresses and times
 //
-// case.txt begins with a comment that names the case. Then come steps, each with what follows from it indented below:
+// case.txt begins with a comment that names the case. Then come steps, each with what follows from
+// it indented below:
 //
 //	[+SECONDS] PORT < PACKET
 //	    PORT > PACKET        a frame that leaves, in this order
@@ -23,12 +26,13 @@
 //	    sessions N           so many sessions live afterwards; not said, they are not looked at
 //	[+SECONDS] reload FILE   another configuration
 //
-// Frames, drops and punts that are not said must not happen. SECONDS are since the first frame; without them a
-// step is a millisecond behind the one before it. PACKET is a line of package packettext whose Ethernet addresses may
-// be left out: in a step they are a neighbor's and the port's, in a frame that leaves they are not looked at.
-// {NAME} in a frame that leaves stands for a number that is not known beforehand, such as an SNAT port; from there on
-// it stands for that number. Different names have different numbers. The identification of an IPv4 frame that leaves is
-// looked at where the line has ipid= or frag=: SNAT chooses it anew.
+// Frames, drops and punts that are not said must not happen. SECONDS are since the first frame;
+// without them a step is a millisecond behind the one before it. PACKET is a line of package
+// packettext whose Ethernet addresses may be left out: in a step they are a neighbor's and the
+// port's, in a frame that leaves they are not looked at. {NAME} in a frame that leaves stands for a
+// number that is not known beforehand, such as an SNAT port; from there on it stands for that
+// number. Different names have different numbers. The identification of an IPv4 frame that leaves
+// is looked at where the line has ipid= or frag=: SNAT chooses it anew.
 package casetest
 
 import (

@@ -12,7 +12,8 @@ import (
 	"weir/pipeline/state"
 )
 
-// Golden returns the files that are made of a case and its result, by their path in the case's folder.
+// Golden returns the files that are made of a case and its result, by their path in the case's
+// folder.
 func (c *Case) Golden(tb testing.TB, r *Result) map[string][]byte {
 	tb.Helper()
 	files := map[string][]byte{"listing.txt": r.Listing, "counters.json": c.counters(tb, r.Counters)}
@@ -25,7 +26,8 @@ func (c *Case) Golden(tb testing.TB, r *Result) map[string][]byte {
 	return files
 }
 
-// In returns the path of what a port receives in the case's folder; a port that receives nothing has no such file.
+// In returns the path of what a port receives in the case's folder; a port that receives nothing
+// has no such file.
 func (c *Case) In(port string) string { return filepath.Join("in", port+".pcap") }
 
 func pcap(tb testing.TB, records []packettext.Record) []byte {

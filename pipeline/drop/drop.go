@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package drop has the reasons for which packets are dropped. Code, counters, logs and the documentation spell a
-// reason alike and explain it in the same words, because all of them take both from the one table here:
-// docs/drops.md is made from it.
+// Package drop has the reasons for which packets are dropped. Code, counters, logs and the
+// documentation spell a reason alike and explain it in the same words, because all of them take
+// both from the one table here: docs/drops.md is made from it.
 package drop
 
 // Reason says why a packet was dropped. Each has a counter.
@@ -89,8 +89,8 @@ var classes = [...]string{Malformed: "malformed", Spoofed: "spoofed", Unwanted: 
 // String returns the class's name in metrics and docs.
 func (c Class) String() string { return classes[c] }
 
-// reasons is the one place that explains a reason. where names the stages; answer is the ICMP error (type/code) that
-// an inside sender gets; check says what an operator looks at or does.
+// reasons is the one place that explains a reason. where names the stages; answer is the ICMP error
+// (type/code) that an inside sender gets; check says what an operator looks at or does.
 var reasons = [NumReasons]struct {
 	name   string
 	class  Class

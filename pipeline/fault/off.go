@@ -2,8 +2,8 @@
 
 //go:build !faultpoints
 
-// Package fault names points between two stores where a test kills the process or makes it wait, and operations that a test
-// makes fail. Built without the tag faultpoints, all of that is nothing.
+// Package fault names points between two stores where a test kills the process or makes it wait,
+// and operations that a test makes fail. Built without the tag faultpoints, all of that is nothing.
 package fault
 
 // Point is a place to die at, or to wait at.

@@ -14,19 +14,20 @@ import (
 	"time"
 )
 
-// The environment variable WEIR_FAULT=NAME:N ends the process by SIGKILL when point NAME is reached for the Nth time.
+// The environment variable WEIR_FAULT=NAME:N ends the process by SIGKILL when point NAME is reached
+// for the Nth time.
 var name, left = func() (string, int) {
 	name, n, _ := strings.Cut(os.Getenv("WEIR_FAULT"), ":")
 	left, _ := strconv.Atoi(n)
 	return name, left
 }()
 
-// WEIR_FAULT_ONCE names a file that is made first; if it is there already, the process lives on: the one that was
-// started in place of the dead one.
+// WEIR_FAULT_ONCE names a file that is made first; if it is there already, the process lives on:
+// the one that was started in place of the dead one.
 var once = os.Getenv("WEIR_FAULT_ONCE")
 
-// WEIR_LATCHES names a directory. A point waits as long as a file NAME.wait is in it, and makes NAME.reached when it begins
-// to wait. An operation fails as long as NAME.fail is there.
+// WEIR_LATCHES names a directory. A point waits as long as a file NAME.wait is in it, and makes
+// NAME.reached when it begins to wait. An operation fails as long as NAME.fail is there.
 var latches = os.Getenv("WEIR_LATCHES")
 
 // Point is a place to die at, or to wait at.

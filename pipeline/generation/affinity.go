@@ -9,7 +9,8 @@ import (
 	"weir/pipeline/session"
 )
 
-// Beyond returns the MTU of the link to the instance that has an external address, or the most there is.
+// Beyond returns the MTU of the link to the instance that has an external address, or the most
+// there is.
 func (g *Generation) Beyond(external inet.Addr) uint16 {
 	index, f := uint32(0), external.Family()
 	switch h := g.Host(0, external); {
@@ -36,10 +37,11 @@ func (g *Generation) AttachedTo(in *Instance, a inet.Addr) bool {
 	return r != 0 && &g.Instances[g.Attached[r-1].Instance] == in
 }
 
-// Recheck holds a session against a newer generation: it ends when its remote address has no route to a
-// gateway any more, or when its address, or port within its range, is not the instance's any more. When its address is
-// merely not eligible for the route's gateway any more, sessions.on_move decides; a session that began from outside
-// replies from the address it arrived on, whichever gateway the route names.
+// Recheck holds a session against a newer generation: it ends when its remote address has no route
+// to a gateway any more, or when its address, or port within its range, is not the instance's any
+// more. When its address is merely not eligible for the route's gateway any more, sessions.on_move
+// decides; a session that began from outside replies from the address it arrived on, whichever
+// gateway the route names.
 func (g *Generation) Recheck(s *session.Session, tick uint32) bool {
 	h := g.Host(0, s.External)
 	if h == nil || g.Own(s.Remote) != (s.Flags&session.Hairpin != 0) {
@@ -83,8 +85,8 @@ func (g *Generation) Recheck(s *session.Session, tick uint32) bool {
 	return true
 }
 
-// Adjust notes in a session, of instance in, what only the generation decides. Ports are those that its external address may use;
-// refresh is what its pool says of packets from outside.
+// Adjust notes in a session, of instance in, what only the generation decides. Ports are those that
+// its external address may use; refresh is what its pool says of packets from outside.
 func (g *Generation) Adjust(s *session.Session, in *Instance, ports uint32, refresh bool, proto uint8, remotePort uint16) {
 	f := s.Remote.Family()
 	if s.Remote.Private() {
@@ -105,7 +107,8 @@ func (g *Generation) Adjust(s *session.Session, in *Instance, ports uint32, refr
 	s.Generation = uint32(g.Number)
 }
 
-// Own reports whether a is one of weir's external addresses: its own, an instance's, or in an attached prefix.
+// Own reports whether a is one of weir's external addresses: its own, an instance's, or in an
+// attached prefix.
 func (g *Generation) Own(a inet.Addr) bool {
 	return g.Host(0, a) != nil || g.Find(AttachedTables+uint32(a.Family()), a) != 0
 }

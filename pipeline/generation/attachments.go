@@ -28,7 +28,8 @@ func (b *builder) buildTags() {
 	}
 }
 
-// tagHash spreads words. An operator chooses the words that are in the table, so it takes no secret.
+// tagHash spreads words. An operator chooses the words that are in the table, so it takes no
+// secret.
 func tagHash(at attach.Word) uint32 {
 	h := uint64(at) * 0x9e3779b97f4a7c15
 	return uint32(h >> 32)

@@ -26,17 +26,19 @@ type builder struct {
 	poolRules    []rules
 	single       map[netip.Addr][]int32 // gateways of addresses named beside pools
 
-	hostList              []Host
-	hostSecret            uint64
-	neighbors             map[uint32]int
-	created               []uint32 // entries of the neighbor table that the compilation made
-	pending               []neighborChange
-	newVPCs, newInstances map[string]uint32
-	newAddresses          map[string]uint32
+	hostList     []Host
+	hostSecret   uint64
+	neighbors    map[uint32]int
+	created      []uint32 // entries of the neighbor table that the compilation made
+	pending      []neighborChange
+	newVPCs      map[string]uint32
+	newInstances map[InstanceID]uint32
+	newAddresses map[netip.Addr]uint32
+	renames      []rename
 }
 
 func newBuilder(c *Compiler, cfg *config.Config) *builder {
-	return &builder{c: c, cfg: cfg, neighbors: map[uint32]int{}, newVPCs: map[string]uint32{}, newInstances: map[string]uint32{}, newAddresses: map[string]uint32{}}
+	return &builder{c: c, cfg: cfg, neighbors: map[uint32]int{}, newVPCs: map[string]uint32{}, newInstances: map[InstanceID]uint32{}, newAddresses: map[netip.Addr]uint32{}}
 }
 
 // neighborChange is what the word of an entry is to become.
@@ -51,6 +53,7 @@ type poolRange struct {
 }
 
 func (b *builder) build() error {
+	b.inherit()
 	b.indexPools()
 	for _, list := range b.poolGateways { // set i is that of pool i
 		b.addSet(list)
@@ -73,11 +76,6 @@ func (b *builder) build() error {
 	}
 	for i := range b.cfg.VPCs {
 		b.addName(b.cfg.VPCs[i].Name)
-	}
-	for i := range b.cfg.VPCs {
-		for j := range b.cfg.VPCs[i].Instances {
-			b.addName(b.cfg.VPCs[i].Instances[j].Name)
-		}
 	}
 	for f := range attached {
 		b.ranges[AttachedTables+f] = b.rangeTable(attached[f])
@@ -195,8 +193,8 @@ func (b *builder) poolOf(a netip.Addr) int {
 	return b.poolRanges[i].pool
 }
 
-// eligible reports whether address a may be a source for gateway: associated with it by itself or by its pool;
-// for the unnamed gateway, associated with none.
+// eligible reports whether address a may be a source for gateway: associated with it by itself or
+// by its pool; for the unnamed gateway, associated with none.
 func (b *builder) eligible(a netip.Addr, gateway int32) bool {
 	pool, single := b.poolGateways[b.poolOf(a)], b.single[a]
 	if gateway == config.UnnamedGateway {
@@ -291,8 +289,8 @@ func wayOf(a *config.Attachment) way { return way{WordOf(a), uint16(a.Port)} }
 // WordOf returns the word of an attachment.
 func WordOf(a *config.Attachment) attach.Word { return attach.Port(a.Port) }
 
-// via says how a VPC-internal address is reached, and through which hop; a zero hop is the address itself. A VPC without attachment is
-// reached nowhere.
+// via says how a VPC-internal address is reached, and through which hop; a zero hop is the address
+// itself. A VPC without attachment is reached nowhere.
 func (b *builder) via(v *config.VPC, a netip.Addr) (by way, hop config.NextHop) {
 	if len(v.Attach) == 0 {
 		return way{at: attach.None}, config.NextHop{}

@@ -3,6 +3,7 @@
 package generation
 
 import (
+	"net/netip"
 	"slices"
 
 	"weir/config"
@@ -12,9 +13,10 @@ import (
 	"weir/pipeline/state"
 )
 
-// Follow makes the next generation as Compile does, from old, which c has compiled last, out of was, and which is still open. When the
-// two configurations differ in no more than what some VPCs hold, it copies old as it is and makes only those VPCs anew: their
-// routes and instances are added at the end of the tables, what they replace is dead, and the hash table of addresses is mended.
+// Follow makes the next generation as Compile does, from old, which c has compiled last, out of
+// was, and which is still open. When the two configurations differ in no more than what some VPCs
+// hold, it copies old as it is and makes only those VPCs anew: their routes and instances are added
+// at the end of the tables, what they replace is dead, and the hash table of addresses is mended.
 // When there is much that is dead, or no room left, it compiles all of it.
 func (c *Compiler) Follow(old *Generation, was, cfg *config.Config) (*Generation, error) {
 	dirty, ok := c.followable(old, was, cfg)
@@ -26,19 +28,28 @@ func (c *Compiler) Follow(old *Generation, was, cfg *config.Config) (*Generation
 		return nil, err
 	}
 	f := follower{builder: newBuilder(c, cfg), was: was, last: c.last, dead: map[uint32]bool{}, shared: map[inet.Addr][]SNATRange{}}
+	if err := c.begin(cfg); err != nil {
+		g.Close()
+		return nil, err
+	}
 	f.indexPools()
 	f.Tables, f.hostSecret = g.Tables, g.Header.HostSecret
 	if err := f.build(dirty); err != nil {
-		c.remove(f.created)
+		c.abandon(f.created)
 		g.Close()
 		return nil, err
 	}
 	f.source = append(f.source[:0], c.Source...)
 	f.last.hosts += len(f.hostList)
 	if !g.take(&f.Tables) || f.last.hosts > len(f.Hosts)/8*5 {
-		c.remove(f.created)
+		c.abandon(f.created)
 		g.Close()
 		return c.Compile(cfg)
+	}
+	if err := c.reserve(); err != nil {
+		c.abandon(f.created)
+		g.Close()
+		return nil, err
 	}
 	for _, h := range f.hostList {
 		f.insertHost(h)
@@ -63,10 +74,10 @@ func (c *Compiler) followable(old *Generation, was, cfg *config.Config) (dirty [
 			dirty = append(dirty, max(change.Old.VPC, change.New.VPC))
 		case config.KindVPC:
 			i := change.Old.Index
-			if i < 0 || change.New.Index < 0 {
+			if i < 0 || change.New.Index != i {
 				return nil, false
 			}
-			if !slices.EqualFunc(was.VPCs[i].Attach, cfg.VPCs[i].Attach, sameAttachment) {
+			if was.VPCs[i].Name != cfg.VPCs[i].Name || !slices.EqualFunc(was.VPCs[i].Attach, cfg.VPCs[i].Attach, sameAttachment) {
 				return nil, false
 			}
 			dirty = append(dirty, i)
@@ -92,14 +103,15 @@ func sameAttachment(a, b config.Attachment) bool {
 	return a.Port == b.Port && slices.Equal(a.Addresses, b.Addresses) && slices.Equal(a.NextHops, b.NextHops)
 }
 
-// Release takes over a generation that nobody uses any more, here or in the data plane: its memory, which is there already, serves
-// the next that Follow makes.
+// Release takes over a generation that nobody uses any more, here or in the data plane: its memory,
+// which is there already, serves the next that Follow makes.
 func (c *Compiler) Release(g *Generation) {
 	c.spare.Close()
 	c.spare, g.Segment = g.Segment, memory.Segment{}
 }
 
-// copy returns a generation with the tables of g, with room at their ends, in a segment of its own that is not sealed yet.
+// copy returns a generation with the tables of g, with room at their ends, in a segment of its own
+// that is not sealed yet.
 func (c *Compiler) copy(g *Generation) (*Generation, error) {
 	s := &c.spare
 	if s.Size() != g.Segment.Size() {
@@ -122,7 +134,8 @@ func (c *Compiler) copy(g *Generation) (*Generation, error) {
 	return n, nil
 }
 
-// take makes t, which began as g's own tables, what the generation holds. False: something has outgrown its room.
+// take makes t, which began as g's own tables, what the generation holds. False: something has
+// outgrown its room.
 func (g *Generation) take(t *Tables) bool {
 	for i, c := range t.columns() {
 		if c.count() > g.Header.Sections[i].Cap {
@@ -142,7 +155,8 @@ type follower struct {
 	dead   map[uint32]bool // instances, by index
 	shared map[inet.Addr][]SNATRange
 
-	goneInstances, goneAddresses []string
+	goneInstances []InstanceID
+	goneAddresses []netip.Addr
 }
 
 func (f *follower) build(dirty []int) error {
@@ -156,9 +170,6 @@ func (f *follower) build(dirty []int) error {
 			return err
 		}
 		f.VPCs[v] = rec
-		for i := range f.cfg.VPCs[v].Instances {
-			f.addName(f.cfg.VPCs[v].Instances[i].Name)
-		}
 	}
 	for addr, list := range f.shared {
 		if at := f.hostAt(0, addr); at >= 0 {
@@ -171,7 +182,7 @@ func (f *follower) build(dirty []int) error {
 			f.removeHost(uint32(at))
 		}
 		if len(list) == 0 {
-			f.goneAddresses = append(f.goneAddresses, addr.Netip().String())
+			f.goneAddresses = append(f.goneAddresses, addr.Netip())
 			continue
 		}
 		if err := f.addShared(addr, list); err != nil {
@@ -186,12 +197,8 @@ func (f *follower) bury(vpc int) {
 	v := &f.was.VPCs[vpc]
 	for i := range v.Instances {
 		in := &v.Instances[i]
-		f.goneInstances = append(f.goneInstances, v.Name+"/"+in.Name)
-		a := in.Address4
-		if !a.IsValid() {
-			a = in.Address6
-		}
-		index := f.Hosts[f.hostAt(uint32(vpc)+1, inet.FromNetip(a))].Index
+		f.goneInstances = append(f.goneInstances, IdentityOf(f.VPCs[vpc].Slot, in))
+		index := f.Hosts[f.hostAt(uint32(vpc)+1, inet.FromNetip(in.Identity()))].Index
 		for _, slot := range f.Instances[index].Neighbor {
 			if slot != state.NoNeighbor {
 				f.neighbors[slot]--
@@ -229,7 +236,8 @@ func (f *follower) hostAt(domain uint32, a inet.Addr) int {
 	return -1
 }
 
-// removeHost takes an entry out of the hash table and moves up those that a look-up would not find over the gap.
+// removeHost takes an entry out of the hash table and moves up those that a look-up would not find
+// over the gap.
 func (f *follower) removeHost(at uint32) {
 	mask := uint32(len(f.Hosts) - 1)
 	for next := (at + 1) & mask; f.Hosts[next].Kind != 0; next = (next + 1) & mask {
@@ -243,7 +251,8 @@ func (f *follower) removeHost(at uint32) {
 	f.last.hosts--
 }
 
-// commit notes in the compiler what the new generation has of slots and neighbors, and how to take that back.
+// commit notes in the compiler what the new generation has of slots and neighbors, and how to take
+// that back.
 func (f *follower) commit() {
 	c, last := f.c, f.c.last
 	instances := c.Instances.replace(f.goneInstances, f.newInstances)
@@ -263,29 +272,30 @@ func (f *follower) commit() {
 		addresses()
 		count(-1)
 		c.last = last
+		c.forget()
 	}
 	c.created, c.pending, c.last = f.created, f.pending, f.last
 }
 
-// replace takes names that are gone out of what is current and puts others in; undo reverses that.
-func (s *Slots) replace(gone []string, taken map[string]uint32) (undo func()) {
-	before := make(map[string]uint32, len(gone)+len(taken))
-	for _, name := range gone {
-		before[name] = s.Current[name]
-		delete(s.Current, name)
+// replace takes keys that are gone out of what is current and puts others in; undo reverses that.
+func (s *Slots[K]) replace(gone []K, taken map[K]uint32) (undo func()) {
+	before := make(map[K]uint32, len(gone)+len(taken))
+	for _, key := range gone {
+		before[key] = s.Current[key]
+		delete(s.Current, key)
 	}
-	for name, slot := range taken {
-		if old, was := s.Current[name]; was {
-			before[name] = old
+	for key, slot := range taken {
+		if old, was := s.Current[key]; was {
+			before[key] = old
 		}
-		s.Current[name] = slot
+		s.Current[key] = slot
 	}
 	return func() {
-		for name := range taken {
-			delete(s.Current, name)
+		for key := range taken {
+			delete(s.Current, key)
 		}
-		for name, slot := range before {
-			s.Current[name] = slot
+		for key, slot := range before {
+			s.Current[key] = slot
 		}
 	}
 }

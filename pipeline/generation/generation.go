@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package generation is the compiled, immutable form of a configuration: the records that workers read, the compiler
-// that makes them, and what a newer generation means for a session (affinity). Control writes a generation before it
-// is published, and nobody afterwards.
+// Package generation is the compiled, immutable form of a configuration: the records that workers
+// read, the compiler that makes them, and what a newer generation means for a session (affinity).
+// Control writes a generation before it is published, and nobody afterwards.
 package generation
 
 import (
@@ -14,8 +14,9 @@ import (
 	"weir/pipeline/session"
 )
 
-// A Generation is one compiled configuration: flat tables in one segment that nobody changes. Records name each
-// other by index; only neighbor slots and the slots of VPCs and instances lie in the State and outlive it.
+// A Generation is one compiled configuration: flat tables in one segment that nobody changes.
+// Records name each other by index; only neighbor slots and the slots of VPCs and instances lie in
+// the State and outlive it.
 type Generation struct {
 	Number  uint64
 	Segment memory.Segment
@@ -81,7 +82,7 @@ type Tables struct {
 	Attached    table[Attached]
 	gateways    table[int32]  // lists of gateways
 	sets        table[span]   // the lists: gateways that a pool, or an address, is associated with
-	names       table[byte]   // of the VPCs, then of the instances, one after the other; for control
+	names       table[byte]   // of the VPCs, one after the other; for control
 	nameEnds    table[uint32] // where each name ends
 	source      table[byte]   // the text that it was compiled from, as control wants it; for control
 }
@@ -115,7 +116,8 @@ type Place struct {
 // Unattached is the index of no attachment.
 const Unattached = ^uint32(0)
 
-// Attachment is where packets of a VPC come and go. Its router addresses are hosts, its next hops Routers.
+// Attachment is where packets of a VPC come and go. Its router addresses are hosts, its next hops
+// Routers.
 type Attachment struct {
 	At   attach.Word
 	VPC  uint32
@@ -228,7 +230,8 @@ type Route struct {
 	_       [4]uint8
 }
 
-// rangeTable maps addresses to results by sorted, disjoint ranges: each starts where the one before it ends.
+// rangeTable maps addresses to results by sorted, disjoint ranges: each starts where the one before
+// it ends.
 type rangeTable struct{ span }
 
 // NoTable is no range table.
@@ -290,7 +293,8 @@ type Attached struct {
 var genLayout = memory.Hash(Header{}, Port{}, Prefix{}, Hop{}, Group{}, Attachment{}, Link{}, VPC{}, Instance{}, Selection{}, Candidate{},
 	Route{}, rangeTable{}, inet.Addr{}, Host{}, SNATRange{}, session.PortRange{}, Source{}, Attached{})
 
-// AttachedTables are the first two range tables of every generation: all attached prefixes, per family.
+// AttachedTables are the first two range tables of every generation: all attached prefixes, per
+// family.
 const AttachedTables = 0
 
 // timer returns which of the UDP timeouts by remote port is a session's, or 0.
@@ -315,8 +319,8 @@ func (h *Header) timer(proto uint8, remotePort uint16) uint8 {
 // NumPorts returns the number of ports.
 func (g *Generation) NumPorts() int { return len(g.Ports) }
 
-// Eligible reports whether what has this set of gateways may be a source for gateway: the unnamed one takes only what
-// is associated with none.
+// Eligible reports whether what has this set of gateways may be a source for gateway: the unnamed
+// one takes only what is associated with none.
 func (g *Generation) Eligible(set uint32, gateway int32) bool {
 	s := g.sets[set]
 	if gateway == config.UnnamedGateway {
@@ -333,7 +337,7 @@ func (g *Generation) Eligible(set uint32, gateway int32) bool {
 // Source returns the text that the generation was compiled from. It aliases the segment.
 func (g *Generation) Source() []byte { return g.source }
 
-// name returns name i: the VPCs' come first, then the instances'.
+// name returns the name of VPC i.
 func (g *Generation) name(i int) string {
 	start := uint32(0)
 	if i > 0 {
@@ -372,8 +376,8 @@ func store(h Header, t *Tables) (*Generation, error) {
 	return g, nil
 }
 
-// Attach maps the generation behind fd into g, which must be zero or closed, and takes fd over, also when it fails. It
-// allocates nothing.
+// Attach maps the generation behind fd into g, which must be zero or closed, and takes fd over,
+// also when it fails. It allocates nothing.
 func (g *Generation) Attach(fd int) error {
 	if err := g.Segment.Map(fd); err != nil {
 		return err
@@ -427,7 +431,31 @@ func (t *table[T]) count() uint64 { return uint64(len(*t)) }
 
 func (t *table[T]) copyTo(to column) { copy(*to.(*table[T]), *t) }
 
-// VPCNames returns the names of the VPCs of g by slot. cfg is the configuration that g was compiled from.
+// InstanceNames returns "VPC/instance" by slot. cfg is the configuration that g was compiled from.
+func (g *Generation) InstanceNames(cfg *config.Config) map[uint32]string {
+	names := make(map[uint32]string, len(g.Instances))
+	for i := range cfg.VPCs {
+		v := &cfg.VPCs[i]
+		for j := range v.Instances {
+			if h := g.Host(uint32(i)+1, inet.FromNetip(v.Instances[j].Identity())); h != nil && h.Kind == HostInstance {
+				names[g.Instances[h.Index].Slot] = v.Name + "/" + v.Instances[j].Name
+			}
+		}
+	}
+	return names
+}
+
+// identity returns what sessions know the instance by; vpc is the slot of its VPC.
+func (in *Instance) identity(vpc uint32) InstanceID {
+	a := in.Addr[inet.V4]
+	if a == (inet.Addr{}) {
+		a = in.Addr[inet.V6]
+	}
+	return InstanceID{vpc, a.Netip()}
+}
+
+// VPCNames returns the names of the VPCs of g by slot. cfg is the configuration that g was compiled
+// from.
 func (g *Generation) VPCNames(cfg *config.Config) map[uint32]string {
 	names := make(map[uint32]string, len(g.VPCs))
 	for i := range g.VPCs {
@@ -436,7 +464,8 @@ func (g *Generation) VPCNames(cfg *config.Config) map[uint32]string {
 	return names
 }
 
-// Holds reports whether a lies in the prefix. Of most prefixes, all of IPv4 among them, the upper half is one number.
+// Holds reports whether a lies in the prefix. Of most prefixes, all of IPv4 among them, the upper
+// half is one number.
 func (l *Prefix) Holds(a inet.Addr) bool {
 	if l.First.Hi == l.Last.Hi {
 		return a.Hi == l.First.Hi && a.Lo-l.First.Lo <= l.Last.Lo-l.First.Lo

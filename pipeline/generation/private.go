@@ -19,9 +19,9 @@ func (g *Generation) PrivateSource(port int, a inet.Addr) bool {
 	return false
 }
 
-// Ways returns the outside ports by which a remote address may be reached by a route to a gateway; 0: it is reached nowhere. A /0 means the
-// Internet, where no private address is: such a one is reached by the ports whose own prefix or private sources it is in, or where a longer
-// route leads.
+// Ways returns the outside ports by which a remote address may be reached by a route to a gateway;
+// 0: it is reached nowhere. A /0 means the Internet, where no private address is: such a one is
+// reached by the ports whose own prefix or private sources it is in, or where a longer route leads.
 func (g *Generation) Ways(r *Route, remote inet.Addr) (ports uint32) {
 	if r.All == 0 || !remote.Private() {
 		return ^uint32(0)
@@ -36,7 +36,8 @@ func (g *Generation) Ways(r *Route, remote inet.Addr) (ports uint32) {
 	return ports
 }
 
-// privateWays returns all that Ways can be but all ports: what it says of an address is what it says of the longest prefix that holds it.
+// privateWays returns all that Ways can be but all ports: what it says of an address is what it
+// says of the longest prefix that holds it.
 func privateWays(ports []config.Port) (list []uint32) {
 	own := func(p *config.Port) (all []netip.Prefix) {
 		if p.Side == config.Outside {

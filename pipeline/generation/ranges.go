@@ -29,7 +29,8 @@ func (b *builder) addTable(items []rangeItem) uint32 {
 	return uint32(len(b.ranges) - 1)
 }
 
-// rangeTable flattens nested prefixes, no two of them equal, into disjoint ranges, the longest prefix on top.
+// rangeTable flattens nested prefixes, no two of them equal, into disjoint ranges, the longest
+// prefix on top.
 func (b *builder) rangeTable(items []rangeItem) rangeTable {
 	slices.SortFunc(items, func(x, y rangeItem) int {
 		switch {

@@ -110,7 +110,8 @@ func (b *builder) buildRoutes(v *config.VPC) *routing {
 	return r
 }
 
-// beats orders routes to one prefix: custom before system, with from before without, a longer from before a shorter.
+// beats orders routes to one prefix: custom before system, with from before without, a longer from
+// before a shorter.
 func (e entry) beats(o entry) bool {
 	if e.custom != o.custom {
 		return e.custom

@@ -6,10 +6,11 @@ import (
 	"testing"
 )
 
-// A slot of a name that is gone serves another name only when there is no other and no session counts in it.
+// A slot of a name that is gone serves another name only when there is no other and no session
+// counts in it.
 func TestSlotsAreReclaimed(t *testing.T) {
 	sessions := map[uint32]int{}
-	s := newSlots("thing", 4, func(slot uint32) int { return sessions[slot] })
+	s := newSlots[string]("thing", 4, func(slot uint32) int { return sessions[slot] })
 	generation := func(names ...string) error {
 		taken := map[string]uint32{}
 		for _, n := range names {

@@ -11,9 +11,10 @@ import (
 	"weir/pipeline/session"
 )
 
-// Tally counts sessions by the changes that concern them: those of their instance, their VPC, the route that decides about their
-// remote address, before or after, the gateway it leads to, the pool of their external address, and the ports they use. A session
-// counts with each of them, by what becomes of it in the end.
+// Tally counts sessions by the changes that concern them: those of their instance, their VPC, the
+// route that decides about their remote address, before or after, the gateway it leads to, the pool
+// of their external address, and the ports they use. A session counts with each of them, by what
+// becomes of it in the end.
 type Tally struct {
 	Fates []Fate // by change
 
@@ -36,8 +37,8 @@ type ref struct {
 	config.Place
 }
 
-// NewTally returns a Tally over the changes from one configuration to another, of which before and after are the compiled
-// forms that Preview gives.
+// NewTally returns a Tally over the changes from one configuration to another, of which before and
+// after are the compiled forms that Preview gives.
 func NewTally(old, new *config.Config, before, after *Generation, changes []config.Change) *Tally {
 	t := &Tally{Fates: make([]Fate, len(changes)), before: newSide(old, before), after: newSide(new, after)}
 	for i, c := range changes {

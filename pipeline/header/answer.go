@@ -44,9 +44,10 @@ func (e ICMPError) String() string {
 }
 
 // MayAnswerIPv4 reports whether an ICMP error may be sent about ip, which came in a frame to l2dst
-// (RFC 1812 §4.3.2.7): not about ICMP errors, non-first fragments, packets to a multicast, broadcast or reserved
-// address of either layer, or from a source that is no single host. An ICMP type that is no known query counts as
-// an error. A directed broadcast (RFC 1812 §5.3.5.2) is the caller's to know.
+// (RFC 1812 §4.3.2.7): not about ICMP errors, non-first fragments, packets to a multicast,
+// broadcast or reserved address of either layer, or from a source that is no single host. An ICMP
+// type that is no known query counts as an error. A directed broadcast (RFC 1812 §5.3.5.2) is the
+// caller's to know.
 func MayAnswerIPv4(ip IPv4, l2dst MAC) bool {
 	if l2dst.IsGroup() || ip[IPv4DstOffset] >= 224 || ip[IPv4DstOffset] == 0 {
 		return false
@@ -72,9 +73,10 @@ func MayAnswerIPv4(ip IPv4, l2dst MAC) bool {
 	return false
 }
 
-// MayAnswerIPv6 reports whether e may be sent about ip, which came in a frame to l2dst (RFC 4443 §2.4(e)): not
-// about ICMPv6 errors, redirects, non-first fragments, packets to a multicast address of either layer (unless e is
-// PacketTooBig), from a source that is no single host, or whose extension headers are refused.
+// MayAnswerIPv6 reports whether e may be sent about ip, which came in a frame to l2dst (RFC 4443
+// §2.4(e)): not about ICMPv6 errors, redirects, non-first fragments, packets to a multicast address
+// of either layer (unless e is PacketTooBig), from a source that is no single host, or whose
+// extension headers are refused.
 func MayAnswerIPv6(ip IPv6, l2dst MAC, e ICMPError) bool {
 	src, dst := ip.Src(), ip.Dst()
 	if e != PacketTooBig && (l2dst.IsGroup() || dst.IsMulticast()) || l2dst == Broadcast || dst.IsUnspecified() {
@@ -94,9 +96,9 @@ func MayAnswerIPv6(ip IPv6, l2dst MAC, e ICMPError) bool {
 	return len(payload) > 0 && !ICMPv6(payload).IsError() && payload[ICMPTypeOffset] != ICMPv6Redirect
 }
 
-// AppendICMPv4Error appends the IPv4 packet from src that tells the sender of about of e, quoting as much of
-// it as MaxICMPv4Size allows. mtu is the next hop's, for PacketTooBig (RFC 1191 §4), at least 68. The
-// caller has asked MayAnswerIPv4, and src is an IPv4 address.
+// AppendICMPv4Error appends the IPv4 packet from src that tells the sender of about of e, quoting
+// as much of it as MaxICMPv4Size allows. mtu is the next hop's, for PacketTooBig (RFC 1191 §4), at
+// least 68. The caller has asked MayAnswerIPv4, and src is an IPv4 address.
 func AppendICMPv4Error(b []byte, e ICMPError, src netip.Addr, mtu uint16, about IPv4) []byte {
 	quote := about[:min(len(about), MaxICMPv4Size-IPv4Size-ICMPSize)]
 	b, m := appendIPv4(b, ICMPErrorTOS, ProtocolICMP, src, about.Src(), ICMPSize+len(quote))
@@ -109,9 +111,9 @@ func AppendICMPv4Error(b []byte, e ICMPError, src netip.Addr, mtu uint16, about 
 	return b
 }
 
-// AppendICMPv6Error appends the IPv6 packet from src that tells the sender of about of e, quoting as much of
-// it as MaxICMPv6Size allows. mtu is the next hop's, for PacketTooBig, at least 1280. The caller has asked
-// MayAnswerIPv6.
+// AppendICMPv6Error appends the IPv6 packet from src that tells the sender of about of e, quoting
+// as much of it as MaxICMPv6Size allows. mtu is the next hop's, for PacketTooBig, at least 1280.
+// The caller has asked MayAnswerIPv6.
 func AppendICMPv6Error(b []byte, e ICMPError, src netip.Addr, mtu uint32, about IPv6) []byte {
 	quote := about[:min(len(about), MaxICMPv6Size-IPv6Size-ICMPSize)]
 	start := len(b)
@@ -125,9 +127,9 @@ func AppendICMPv6Error(b []byte, e ICMPError, src netip.Addr, mtu uint32, about 
 	return b
 }
 
-// AppendTCPReset appends the packet that answers a segment of no connection, of either family, from src, where the segment was
-// sent (RFC 9293 §3.10.7.1). t is at least the segment's header; length is that of all of it. The caller has made sure
-// that it is no reset.
+// AppendTCPReset appends the packet that answers a segment of no connection, of either family, from
+// src, where the segment was sent (RFC 9293 §3.10.7.1). t is at least the segment's header; length
+// is that of all of it. The caller has made sure that it is no reset.
 func AppendTCPReset(b []byte, src, dst netip.Addr, t TCP, length int) []byte {
 	var r TCP
 	var sum uint16
@@ -162,8 +164,9 @@ func AppendTCPReset(b []byte, src, dst netip.Addr, t TCP, length int) []byte {
 	return b
 }
 
-// AppendEchoReplyIPv4 appends the IPv4 packet that answers request, or returns false if that is no whole, intact
-// echo request. Options are not copied. Whether to answer, by address and rate, the caller decides.
+// AppendEchoReplyIPv4 appends the IPv4 packet that answers request, or returns false if that is no
+// whole, intact echo request. Options are not copied. Whether to answer, by address and rate, the
+// caller decides.
 func AppendEchoReplyIPv4(b []byte, request IPv4) ([]byte, bool) {
 	ping, ok := ParseICMPv4(request.Payload())
 	if !ok || request.Protocol() != ProtocolICMP || request.IsFragment() || !ping.ChecksumOK() ||
@@ -178,8 +181,9 @@ func AppendEchoReplyIPv4(b []byte, request IPv4) ([]byte, bool) {
 	return b, true
 }
 
-// AppendEchoReplyIPv6 appends the IPv6 packet that answers request, or returns false if that is no whole, intact
-// echo request. Extension headers are not copied. Whether to answer, by address and rate, the caller decides.
+// AppendEchoReplyIPv6 appends the IPv6 packet that answers request, or returns false if that is no
+// whole, intact echo request. Extension headers are not copied. Whether to answer, by address and
+// rate, the caller decides.
 func AppendEchoReplyIPv6(b []byte, request IPv6) ([]byte, bool) {
 	chain, fault := request.Walk()
 	if fault != ChainOK || chain.Protocol != ProtocolICMPv6 || chain.IsFragment() {
@@ -198,8 +202,8 @@ func AppendEchoReplyIPv6(b []byte, request IPv6) ([]byte, bool) {
 	return b, true
 }
 
-// appendIPv4 appends a header and n zero bytes behind it, and returns those too. The packet is atomic: DF set, so
-// its identification of 0 needs no care (RFC 6864 §4.1).
+// appendIPv4 appends a header and n zero bytes behind it, and returns those too. The packet is
+// atomic: DF set, so its identification of 0 needs no care (RFC 6864 §4.1).
 func appendIPv4(b []byte, tos, protocol uint8, src, dst netip.Addr, n int) (all, payload []byte) {
 	b, packet := grow(b, IPv4Size+n)
 	ip := IPv4(packet)

@@ -43,8 +43,9 @@ func (a ARP) Sender() netip.Addr { return netip.AddrFrom4([4]byte(a[ARPSenderOff
 func (a ARP) TargetMAC() MAC     { return MAC(a[ARPTargetMACOffset:]) }
 func (a ARP) Target() netip.Addr { return netip.AddrFrom4([4]byte(a[ARPTargetOffset:])) }
 
-// AppendARPRequest appends the question who has target, asked by sender at mac. A sender of 0.0.0.0 makes it
-// a probe, a sender equal to the target an announcement (RFC 5227). Both addresses are IPv4.
+// AppendARPRequest appends the question who has target, asked by sender at mac. A sender of 0.0.0.0
+// makes it a probe, a sender equal to the target an announcement (RFC 5227). Both addresses are
+// IPv4.
 func AppendARPRequest(b []byte, mac MAC, sender, target netip.Addr) []byte {
 	return appendARP(b, ARPRequest, mac, sender, MAC{}, target)
 }

@@ -7,11 +7,13 @@ import (
 	"math/bits"
 )
 
-// Checksum returns the one's complement sum (RFC 1071) of initial and the 16-bit big-endian words of b; an
-// odd last byte is the high half of a word. The sum is not inverted: a checksum field holds ^Checksum(...)
-// computed with that field zero, and over data that includes a right checksum the sum is 0xffff.
+// Checksum returns the one's complement sum (RFC 1071) of initial and the 16-bit big-endian words
+// of b; an odd last byte is the high half of a word. The sum is not inverted: a checksum field
+// holds ^Checksum(...) computed with that field zero, and over data that includes a right checksum
+// the sum is 0xffff.
 func Checksum(b []byte, initial uint16) uint16 {
-	// The sum does not depend on byte order (RFC 1071 §2(B)): add in the cheap one, swap once at the end.
+	// The sum does not depend on byte order (RFC 1071 §2(B)): add in the cheap one, swap once at
+	// the end.
 	sum, carry := uint64(bits.ReverseBytes16(initial)), uint64(0)
 	for len(b) >= 32 {
 		sum, carry = bits.Add64(sum, binary.LittleEndian.Uint64(b), carry)
@@ -52,16 +54,18 @@ func Combine(a, b uint16) uint16 {
 	return uint16(sum>>16 + sum)
 }
 
-// PseudoHeader returns the sum of the pseudo-header (RFC 768, RFC 9293 §3.1, RFC 8200 §8.1): src and dst hold
-// 4 or 16 bytes each in network order, length is that of the transport header and its payload.
+// PseudoHeader returns the sum of the pseudo-header (RFC 768, RFC 9293 §3.1, RFC 8200 §8.1): src
+// and dst hold 4 or 16 bytes each in network order, length is that of the transport header and its
+// payload.
 func PseudoHeader(src, dst []byte, protocol uint8, length int) uint16 {
 	sum := Checksum(dst, Checksum(src, 0))
 	return fold(uint64(sum) + uint64(protocol) + uint64(length))
 }
 
-// Delta is what a rewrite does to a checksum: the folded one's complement sum of ~m + m' for every 16-bit
-// word m replaced by m' (RFC 1624 eqn. 3). The zero Delta changes nothing. Deltas of the same rewrite may be
-// kept and applied to packet after packet; a checksum that was wrong stays wrong by the same difference.
+// Delta is what a rewrite does to a checksum: the folded one's complement sum of ~m + m' for every
+// 16-bit word m replaced by m' (RFC 1624 eqn. 3). The zero Delta changes nothing. Deltas of the
+// same rewrite may be kept and applied to packet after packet; a checksum that was wrong stays
+// wrong by the same difference.
 type Delta uint16
 
 // Replace16 adds the replacement of a word at an even offset.
@@ -71,14 +75,14 @@ func (d Delta) Replace16(old, new uint16) Delta {
 	return Delta(sum>>16 + sum)
 }
 
-// ReplaceOdd16 adds the replacement of a 16-bit field at an odd offset: its halves lie in two words, which
-// for the sum is the same as one word with swapped bytes.
+// ReplaceOdd16 adds the replacement of a 16-bit field at an odd offset: its halves lie in two
+// words, which for the sum is the same as one word with swapped bytes.
 func (d Delta) ReplaceOdd16(old, new uint16) Delta {
 	return d.Replace16(bits.ReverseBytes16(old), bits.ReverseBytes16(new))
 }
 
-// Replace32 adds the replacement of a 32-bit field, such as an IPv4 address. Unfolded sums of longer fields
-// may take the place of old and new.
+// Replace32 adds the replacement of a 32-bit field, such as an IPv4 address. Unfolded sums of
+// longer fields may take the place of old and new.
 func (d Delta) Replace32(old, new uint32) Delta {
 	sum := uint64(d) + uint64(^old) + uint64(new)
 	sum = sum>>32 + sum&0xffffffff // at most 1<<32
@@ -97,20 +101,21 @@ func (d Delta) Add(e Delta) Delta { return Delta(Combine(uint16(d), uint16(e))) 
 // Invert returns the Delta of the rewrite undone.
 func (d Delta) Invert() Delta { return ^d }
 
-// Apply returns the checksum field after the rewrite: ~(~HC + ~m + m'). It is for what never sums to zero: an
-// IPv4 header (version), TCP and ICMPv6 (protocol in the pseudo-header). There a computed field is never 0xffff,
-// the mistake of RFC 1141 that RFC 1624 §3 mends.
+// Apply returns the checksum field after the rewrite: ~(~HC + ~m + m'). It is for what never sums
+// to zero: an IPv4 header (version), TCP and ICMPv6 (protocol in the pseudo-header). There a
+// computed field is never 0xffff, the mistake of RFC 1141 that RFC 1624 §3 mends.
 func (d Delta) Apply(sum uint16) uint16 { return ^Combine(^sum, uint16(d)) }
 
-// Mend is Apply for several Deltas at once: sum is of them and of ~m + m' of further words, not folded.
+// Mend is Apply for several Deltas at once: sum is of them and of ~m + m' of further words, not
+// folded.
 func Mend(checksum uint16, sum uint32) uint16 {
 	sum += uint32(^checksum)
 	sum = sum>>16 + sum&0xffff
 	return ^uint16(sum>>16 + sum)
 }
 
-// ApplyUDP is Apply for UDP (RFC 768): 0 means that the sender computed none and stays, a computed 0 is written
-// as 0xffff.
+// ApplyUDP is Apply for UDP (RFC 768): 0 means that the sender computed none and stays, a computed
+// 0 is written as 0xffff.
 func (d Delta) ApplyUDP(sum uint16) uint16 {
 	if sum == 0 {
 		return 0
@@ -118,9 +123,10 @@ func (d Delta) ApplyUDP(sum uint16) uint16 {
 	return d.ApplyICMP(sum)
 }
 
-// ApplyICMP is Apply for ICMPv4, where no pseudo-header keeps a message from being all zeros, as an echo reply
-// may be. Then the field has to be 0xffff, while a message that sums to 0xffff takes 0 or 0xffff. Eqn. 3 cannot tell
-// the two apart, so a computed 0 is written as 0xffff: whoever sums the message accepts that.
+// ApplyICMP is Apply for ICMPv4, where no pseudo-header keeps a message from being all zeros, as an
+// echo reply may be. Then the field has to be 0xffff, while a message that sums to 0xffff takes 0
+// or 0xffff. Eqn. 3 cannot tell the two apart, so a computed 0 is written as 0xffff: whoever sums
+// the message accepts that.
 func (d Delta) ApplyICMP(sum uint16) uint16 {
 	if sum = d.Apply(sum); sum == 0 {
 		return 0xffff

@@ -9,7 +9,8 @@ import (
 	"testing"
 )
 
-// slowSum is RFC 1071 to the letter: 16-bit words, a zero byte behind an odd end, carries back at the other end.
+// slowSum is RFC 1071 to the letter: 16-bit words, a zero byte behind an odd end, carries back at
+// the other end.
 func slowSum(b []byte) uint16 {
 	sum := uint32(0)
 	for i := 0; i < len(b); i += 2 {
@@ -136,7 +137,8 @@ func rewrite(r *rand.Rand, message []byte, checksumAt int) Delta {
 	return d
 }
 
-// transports are the ways in which a checksum is written. prefix stands for what is summed besides the message.
+// transports are the ways in which a checksum is written. prefix stands for what is summed besides
+// the message.
 var transports = []struct {
 	name   string
 	prefix byte // the protocol in the pseudo-header
@@ -211,7 +213,8 @@ func FuzzDelta(f *testing.F) {
 	f.Fuzz(func(t *testing.T, a, b uint64) { checkDelta(t, rand.New(rand.NewPCG(a, b))) })
 }
 
-// TestDeltaZeros has the messages whose sums are zero, where only one of 0x0000 and 0xffff is accepted.
+// TestDeltaZeros has the messages whose sums are zero, where only one of 0x0000 and 0xffff is
+// accepted.
 func TestDeltaZeros(t *testing.T) {
 	for _, c := range []struct {
 		name      string

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package header has views over the bytes of packets, their checksums, and what a gateway says itself.
+// Package header has views over the bytes of packets, their checksums, and what a gateway says
+// itself.
 //
-// A view is a named []byte. ParseX checks every length once and cuts the view to the packet's own length; the
-// methods assume that and panic on shorter slices. A view aliases the bytes it was made of and lives no
-// longer than they do. Fields are in host order; lengths and offsets are in bytes. Getters with netip.Addr are for
-// slow paths, the offset constants for the fast one.
+// A view is a named []byte. ParseX checks every length once and cuts the view to the packet's own
+// length; the methods assume that and panic on shorter slices. A view aliases the bytes it was made
+// of and lives no longer than they do. Fields are in host order; lengths and offsets are in bytes.
+// Getters with netip.Addr are for slow paths, the offset constants for the fast one.
 //
-// The Append functions build packets behind what dst already holds, so that an Ethernet header with or
-// without VLAN tags can stand before them; they allocate only when dst has no room.
+// The Append functions build packets behind what dst already holds, so that an Ethernet header with
+// or without VLAN tags can stand before them; they allocate only when dst has no room.
 package header
 
 import "encoding/binary"

@@ -43,7 +43,8 @@ const (
 // ICMPv4 is a message.
 type ICMPv4 []byte
 
-// ParseICMPv4 returns b as a message, or false if it is shorter than 8 bytes. It does not look at the checksum.
+// ParseICMPv4 returns b as a message, or false if it is shorter than 8 bytes. It does not look at
+// the checksum.
 func ParseICMPv4(b []byte) (ICMPv4, bool) {
 	if len(b) < ICMPSize {
 		return nil, false
@@ -71,8 +72,8 @@ func (m ICMPv4) IsError() bool {
 	return false
 }
 
-// Quoted returns the packet that an error quotes, without what RFC 4884 §5 puts behind it. A length attribute
-// that reaches out of the message is ignored.
+// Quoted returns the packet that an error quotes, without what RFC 4884 §5 puts behind it. A length
+// attribute that reaches out of the message is ignored.
 func (m ICMPv4) Quoted() []byte {
 	switch m.Type() {
 	case ICMPv4Unreachable, ICMPv4TimeExceeded, ICMPv4ParamProblem:
@@ -87,7 +88,8 @@ func (m ICMPv4) ChecksumOK() bool { return Checksum(m, 0) == 0xffff }
 // ICMPv6 is a message.
 type ICMPv6 []byte
 
-// ParseICMPv6 returns b as a message, or false if it is shorter than 8 bytes. It does not look at the checksum.
+// ParseICMPv6 returns b as a message, or false if it is shorter than 8 bytes. It does not look at
+// the checksum.
 func ParseICMPv6(b []byte) (ICMPv6, bool) {
 	if len(b) < ICMPSize {
 		return nil, false
@@ -108,8 +110,8 @@ func (m ICMPv6) SetID(v uint16)       { put16(m[ICMPIDOffset:], v) }
 // IsError reports whether the message is an error (RFC 4443 §2.1): its type's high bit is 0.
 func (m ICMPv6) IsError() bool { return m.Type() < 128 }
 
-// Quoted returns the packet that an error quotes, without what RFC 4884 §5 puts behind it. A length attribute
-// that reaches out of the message is ignored.
+// Quoted returns the packet that an error quotes, without what RFC 4884 §5 puts behind it. A length
+// attribute that reaches out of the message is ignored.
 func (m ICMPv6) Quoted() []byte {
 	switch m.Type() {
 	case ICMPv6Unreachable, ICMPv6TimeExceeded:

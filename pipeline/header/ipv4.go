@@ -42,8 +42,9 @@ const (
 // IPv4 is a packet, header and payload.
 type IPv4 []byte
 
-// ParseIPv4 returns b as an IPv4 packet, or false if any length in it lies. What follows the packet, such as
-// Ethernet padding, is cut off. It does not look at the checksum nor into the options.
+// ParseIPv4 returns b as an IPv4 packet, or false if any length in it lies. What follows the
+// packet, such as Ethernet padding, is cut off. It does not look at the checksum nor into the
+// options.
 func ParseIPv4(b []byte) (IPv4, bool) {
 	if len(b) < IPv4Size || b[0]>>4 != 4 {
 		return nil, false

@@ -28,8 +28,8 @@ const IPv6FragmentSize = 8
 // IPv6 is a packet, header and payload.
 type IPv6 []byte
 
-// ParseIPv6 returns b as an IPv6 packet, or false if any length in its fixed header lies. What follows the
-// packet, such as Ethernet padding, is cut off.
+// ParseIPv6 returns b as an IPv6 packet, or false if any length in its fixed header lies. What
+// follows the packet, such as Ethernet padding, is cut off.
 func ParseIPv6(b []byte) (IPv6, bool) {
 	if len(b) < IPv6Size || b[0]>>4 != 6 {
 		return nil, false
@@ -58,8 +58,8 @@ func (ip IPv6) SetHopLimit(v uint8)       { ip[IPv6HopLimitOffset] = v }
 func (ip IPv6) SetSrc(a netip.Addr)       { *(*[16]byte)(ip[IPv6SrcOffset:]) = a.As16() }
 func (ip IPv6) SetDst(a netip.Addr)       { *(*[16]byte)(ip[IPv6DstOffset:]) = a.As16() }
 
-// PseudoHeader returns the sum of the pseudo-header for a transport at offset. The destination is the header's
-// own, which with a routing header that has segments left is not the final one.
+// PseudoHeader returns the sum of the pseudo-header for a transport at offset. The destination is
+// the header's own, which with a routing header that has segments left is not the final one.
 func (ip IPv6) PseudoHeader(protocol uint8, offset int) uint16 {
 	return PseudoHeader(ip[IPv6SrcOffset:IPv6DstOffset], ip[IPv6DstOffset:IPv6Size], protocol, len(ip)-offset)
 }
@@ -74,12 +74,13 @@ type Chain struct {
 	MoreFragments  bool   // it is not the last one
 	ID             uint32 // the datagram's identification
 
-	// Pinned: an AH covers the addresses (RFC 4302 §3.3.3), or a routing header has segments left, so that the destination is not the
-	// transport's. Neither survives a translation.
+	// Pinned: an AH covers the addresses (RFC 4302 §3.3.3), or a routing header has segments left,
+	// so that the destination is not the transport's. Neither survives a translation.
 	Pinned bool
 }
 
-// IsFragment reports whether the packet is not a whole datagram. An atomic fragment (RFC 6946) is whole.
+// IsFragment reports whether the packet is not a whole datagram. An atomic fragment (RFC 6946) is
+// whole.
 func (c Chain) IsFragment() bool { return c.FragmentOffset != 0 || c.MoreFragments }
 
 // ChainFault says why a chain of extension headers is refused.
@@ -113,10 +114,11 @@ func (f ChainFault) String() string {
 	return "unknown chain fault"
 }
 
-// Walk follows the extension headers (RFC 8200 §4; the IANA registry's, with ESP as a transport) to the first
-// header that is none, which may be "no next header" (RFC 8200 §4.7), however many they are: at 8 bytes and more each they are bounded by
-// the packet, and a router has no right to a bound of its own. Behind the Fragment header of a non-first fragment it stops: those bytes are data. With
-// a fault the Chain holds what was found until then.
+// Walk follows the extension headers (RFC 8200 §4; the IANA registry's, with ESP as a transport) to
+// the first header that is none, which may be "no next header" (RFC 8200 §4.7), however many they
+// are: at 8 bytes and more each they are bounded by the packet. Behind the Fragment header of a
+// non-first fragment it stops: those bytes are data. With a fault the Chain holds what was found
+// until then.
 func (ip IPv6) Walk() (Chain, ChainFault) {
 	c := Chain{Protocol: ip.NextHeader(), Offset: IPv6Size}
 	for n := 0; ; n++ {

@@ -4,7 +4,8 @@ package header
 
 import "net/netip"
 
-// Offsets in a neighbor solicitation and advertisement (RFC 4861 §4.3, §4.4), from the ICMPv6 type on.
+// Offsets in a neighbor solicitation and advertisement (RFC 4861 §4.3, §4.4), from the ICMPv6 type
+// on.
 const (
 	NDPFlagsOffset   = 4 // advertisement only
 	NDPTargetOffset  = 8
@@ -33,8 +34,8 @@ type NeighborSolicitation []byte
 // NeighborAdvertisement is the ICMPv6 message.
 type NeighborAdvertisement []byte
 
-// ParseNeighborSolicitation returns the message in ip, or false unless it passes all of RFC 4861 §7.1.1 and is no
-// fragment (RFC 6980 §5).
+// ParseNeighborSolicitation returns the message in ip, or false unless it passes all of RFC 4861
+// §7.1.1 and is no fragment (RFC 6980 §5).
 func ParseNeighborSolicitation(ip IPv6) (NeighborSolicitation, bool) {
 	m, ok := parseNDP(ip, ICMPv6NeighborSolicit)
 	if !ok {
@@ -49,8 +50,8 @@ func ParseNeighborSolicitation(ip IPv6) (NeighborSolicitation, bool) {
 	return s, true
 }
 
-// ParseNeighborAdvertisement returns the message in ip, or false unless it passes all of RFC 4861 §7.1.2 and is
-// no fragment (RFC 6980 §5).
+// ParseNeighborAdvertisement returns the message in ip, or false unless it passes all of RFC 4861
+// §7.1.2 and is no fragment (RFC 6980 §5).
 func ParseNeighborAdvertisement(ip IPv6) (NeighborAdvertisement, bool) {
 	m, ok := parseNDP(ip, ICMPv6NeighborAdvert)
 	if !ok || ip.Dst().IsMulticast() && m[NDPFlagsOffset]&NDPSolicited != 0 {
@@ -110,7 +111,8 @@ func ndpLinkLayer(m []byte, kind uint8) (MAC, bool) {
 	return MAC{}, false
 }
 
-// SolicitedNode returns the multicast address that a solicitation for target goes to (RFC 4291 §2.7.1).
+// SolicitedNode returns the multicast address that a solicitation for target goes to (RFC 4291
+// §2.7.1).
 func SolicitedNode(target netip.Addr) netip.Addr {
 	a, t := [16]byte{0: 0xff, 1: 0x02, 11: 0x01, 12: 0xff}, target.As16()
 	copy(a[13:], t[13:])
@@ -125,8 +127,9 @@ func MulticastMAC(group netip.Addr) MAC {
 	return MAC{0x33, 0x33, g[12], g[13], g[14], g[15]}
 }
 
-// AppendNeighborSolicitation appends the IPv6 packet that asks dst, SolicitedNode(target) or a neighbor to
-// probe, for target. The sender is src at mac; an unspecified src sends no link-layer address (RFC 4861 §4.3).
+// AppendNeighborSolicitation appends the IPv6 packet that asks dst, SolicitedNode(target) or a
+// neighbor to probe, for target. The sender is src at mac; an unspecified src sends no link-layer
+// address (RFC 4861 §4.3).
 func AppendNeighborSolicitation(b []byte, mac MAC, src, dst, target netip.Addr) []byte {
 	if src.IsUnspecified() {
 		return appendNDP(b, ICMPv6NeighborSolicit, 0, src, dst, target, 0, MAC{})
@@ -134,9 +137,9 @@ func AppendNeighborSolicitation(b []byte, mac MAC, src, dst, target netip.Addr) 
 	return appendNDP(b, ICMPv6NeighborSolicit, 0, src, dst, target, ndpSourceLinkLayer, mac)
 }
 
-// AppendNeighborAdvertisement appends the IPv6 packet from src that tells dst that target is at mac. A dst that is
-// unspecified, the source of a solicitation for duplicate detection, becomes all nodes (RFC 4861 §7.2.4); to
-// a multicast dst the Solicited flag is cleared.
+// AppendNeighborAdvertisement appends the IPv6 packet from src that tells dst that target is at
+// mac. A dst that is unspecified, the source of a solicitation for duplicate detection, becomes all
+// nodes (RFC 4861 §7.2.4); to a multicast dst the Solicited flag is cleared.
 func AppendNeighborAdvertisement(b []byte, mac MAC, flags uint8, src, dst, target netip.Addr) []byte {
 	if dst.IsUnspecified() {
 		dst = allNodes

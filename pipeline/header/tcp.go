@@ -31,7 +31,8 @@ const (
 // TCP is a segment, header and payload.
 type TCP []byte
 
-// ParseTCP returns b as a segment, or false if it is shorter than its header. It does not look into the options.
+// ParseTCP returns b as a segment, or false if it is shorter than its header. It does not look into
+// the options.
 func ParseTCP(b []byte) (TCP, bool) {
 	if len(b) < TCPSize {
 		return nil, false
@@ -63,8 +64,9 @@ func (t TCP) SetWindow(v uint16)   { put16(t[TCPWindowOffset:], v) }
 func (t TCP) SetChecksum(v uint16) { put16(t[TCPChecksumOffset:], v) }
 func (t TCP) SetUrgent(v uint16)   { put16(t[TCPUrgentOffset:], v) }
 
-// ClampMSS lowers every maximum segment size option above limit to it and mends the checksum; it never raises
-// nor adds one. It reports whether it changed the segment. Options behind a malformed one are not read.
+// ClampMSS lowers every maximum segment size option above limit to it and mends the checksum; it
+// never raises nor adds one. It reports whether it changed the segment. Options behind a malformed
+// one are not read.
 func (t TCP) ClampMSS(limit uint16) bool {
 	const end, nop, mss = 0, 1, 2
 	d, changed := Delta(0), false

@@ -14,8 +14,8 @@ const (
 // UDP is a datagram, header and payload.
 type UDP []byte
 
-// ParseUDP returns b as a datagram, cut to its length, or false if that is less than a header or more than b.
-// A first fragment is shorter than its length says: read its fields by their offsets.
+// ParseUDP returns b as a datagram, cut to its length, or false if that is less than a header or
+// more than b. A first fragment is shorter than its length says: read its fields by their offsets.
 func ParseUDP(b []byte) (UDP, bool) {
 	if len(b) < UDPSize {
 		return nil, false

@@ -9,9 +9,9 @@ import (
 	"net/netip"
 )
 
-// Addr is an IPv6 address, or an IPv4 address in its IPv4-mapped form (RFC 4291 §2.5.5.2), as numbers: Hi
-// holds the first eight bytes, Lo the last eight, both big-endian. Equal addresses are equal values and the
-// order of (Hi, Lo) is the order of addresses. The zero Addr means "none".
+// Addr is an IPv6 address, or an IPv4 address in its IPv4-mapped form (RFC 4291 §2.5.5.2), as
+// numbers: Hi holds the first eight bytes, Lo the last eight, both big-endian. Equal addresses are
+// equal values and the order of (Hi, Lo) is the order of addresses. The zero Addr means "none".
 type Addr struct {
 	Hi, Lo uint64
 }
@@ -99,7 +99,8 @@ func (a Addr) Next() Addr {
 	return Addr{a.Hi + carry, lo}
 }
 
-// Sum returns the one's complement sum of the address's 16-bit words as RFC 1071 §1 adds them, not inverted.
+// Sum returns the one's complement sum of the address's 16-bit words as RFC 1071 §1 adds them, not
+// inverted.
 func (a Addr) Sum() uint32 {
 	if a.Is4() {
 		return uint32(a.Lo)>>16 + uint32(a.Lo)&0xffff

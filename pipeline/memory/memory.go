@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package memory gives typed access to memory outside the Go heap: segments that two processes share, or
-// private ones of the same form. What lies in a segment is flat: fixed-size values and offsets, no pointers.
-// This is the one package that turns an address and an offset into a Go value.
+// Package memory gives typed access to memory outside the Go heap: segments that two processes
+// share, or private ones of the same form. What lies in a segment is flat: fixed-size values and
+// offsets, no pointers. This is the one package that turns an address and an offset into a Go
+// value.
 package memory
 
 import (
@@ -24,7 +25,8 @@ import (
 // HugePage is the size that a segment on huge pages is a multiple of.
 const HugePage = 2 << 20
 
-// Segment is one mapping. Whoever called New or Map owns it and calls Close. Copies share the mapping.
+// Segment is one mapping. Whoever called New or Map owns it and calls Close. Copies share the
+// mapping.
 type Segment struct {
 	base unsafe.Pointer
 	size uintptr
@@ -34,14 +36,15 @@ type Segment struct {
 	refused error
 }
 
-// New makes a zeroed segment of at least size bytes behind a memfd, on huge pages if huge is set and enough
-// are free, and populates it: no later access faults, and a lack of memory is an error here, not a signal later.
+// New makes a zeroed segment of at least size bytes behind a memfd, on huge pages if huge is set
+// and enough are free, and populates it: no later access faults, and a lack of memory is an error
+// here, not a signal later.
 func New(name string, size uint64, huge bool) (*Segment, error) {
 	return (&Layout{size: size}).New(name, huge)
 }
 
-// New is the function New for a segment of the layout's size, with each section on the NUMA nodes that Place has said. What the kernel refuses
-// of that is no fault, and PlacementRefused says why.
+// New is the function New for a segment of the layout's size, with each section on the NUMA nodes
+// that Place has said. What the kernel refuses of that is no fault, and PlacementRefused says why.
 func (l *Layout) New(name string, huge bool) (*Segment, error) {
 	if huge {
 		if s, err := create(name, roundUp(l.size, HugePage), l.parts, unix.MFD_HUGETLB); err == nil {
@@ -73,8 +76,9 @@ func create(name string, size uint64, parts []part, flags int) (*Segment, error)
 	return s, nil
 }
 
-// allocate takes every page of a new segment now, so that populating cannot end in SIGBUS when memory is short. The pages come from where the policy
-// of the thread says that calls fallocate. A policy of the mapping (mbind) would do for plain pages, and not for huge ones.
+// allocate takes every page of a new segment now, so that populating cannot end in SIGBUS when
+// memory is short. The pages come from where the policy of the thread says that calls fallocate. A
+// policy of the mapping (mbind) would do for plain pages, and not for huge ones.
 func allocate(fd int, size uint64, parts []part) (refused, err error) {
 	begin, nodes := uint64(0), []int(nil)
 	for _, p := range append(slices.Clip(parts), part{begin: size}) {
@@ -95,7 +99,9 @@ func roundUp(n, to uint64) uint64 { return (n + to - 1) / to * to }
 
 // Map maps the segment behind fd into s, which must be zero or closed, populates it and takes fd over, also when it fails.
 // It allocates nothing.
-func (s *Segment) Map(fd int) error {
+func (s *Segment) Map(fd int) error { return s.mapTo(fd, unix.MAP_POPULATE) }
+
+func (s *Segment) mapTo(fd, populate int) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		unix.Close(fd)
@@ -105,7 +111,7 @@ func (s *Segment) Map(fd int) error {
 		unix.Close(fd)
 		return errors.New("the segment is empty")
 	}
-	p, err := unix.MmapPtr(fd, 0, nil, uintptr(st.Size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_POPULATE)
+	p, err := unix.MmapPtr(fd, 0, nil, uintptr(st.Size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|populate)
 	if failed := fault.Error("segment.map"); err == nil && failed != nil {
 		unix.MunmapPtr(p, uintptr(st.Size))
 		err = failed
@@ -129,10 +135,12 @@ func (s *Segment) Size() uint64 { return uint64(s.size) }
 // Huge reports whether New found huge pages for it.
 func (s *Segment) Huge() bool { return s.huge }
 
-// PlacementRefused tells why parts of a new segment may lie on other NUMA nodes than was asked; nil if none do.
+// PlacementRefused tells why parts of a new segment may lie on other NUMA nodes than was asked; nil
+// if none do.
 func (s *Segment) PlacementRefused() error { return s.refused }
 
-// Close unmaps the segment and closes its descriptor. Nothing that points into it may be used afterwards.
+// Close unmaps the segment and closes its descriptor. Nothing that points into it may be used
+// afterwards.
 func (s *Segment) Close() error {
 	if s.base == nil {
 		return nil
@@ -145,7 +153,8 @@ func (s *Segment) Close() error {
 	return err
 }
 
-// At returns the value of type T at offset off. It panics when that lies outside of the segment or is not aligned.
+// At returns the value of type T at offset off. It panics when that lies outside of the segment or
+// is not aligned.
 func At[T any](s *Segment, off uint64) *T {
 	var t *T // never followed; a T itself, if large, would be allocated
 	s.check(off, uint64(unsafe.Sizeof(*t)), uint64(unsafe.Alignof(*t)))
@@ -172,7 +181,8 @@ func (s *Segment) check(off, size, align uint64) {
 	}
 }
 
-// Layout adds sections one after the other and knows the size in the end. Every section starts at a cache line.
+// Layout adds sections one after the other and knows the size in the end. Every section starts at a
+// cache line.
 type Layout struct {
 	size  uint64
 	parts []part
@@ -184,8 +194,9 @@ type part struct {
 	nodes []int
 }
 
-// Place says on which NUMA nodes the sections lie that are added from now on: on one, on several by turns, or, with none but -1, wherever the
-// kernel puts them. Where that changes a new page begins, as large as there may be.
+// Place says on which NUMA nodes the sections lie that are added from now on: on one, on several by
+// turns, or, with none but -1, wherever the kernel puts them. Where that changes a new page begins,
+// as large as there may be.
 func (l *Layout) Place(nodes ...int) {
 	nodes = known(nodes)
 	var now []int
@@ -247,12 +258,13 @@ func (s *Segment) Check(layout uint64) error {
 	return nil
 }
 
-// meaning goes into every layout hash. Linked in with another value (-ldflags "-X weir/pipeline/memory.meaning=..."), it makes
-// a program that refuses the segments of others though the types are the same: for when a field's meaning changes, and for tests.
+// meaning goes into every layout hash. Linked in with another value (-ldflags "-X
+// weir/pipeline/memory.meaning=..."), it makes a program that refuses the segments of others though
+// the types are the same: for when a field's meaning changes, and for tests.
 var meaning = "2"
 
-// Hash returns a number that changes when any of the types' layout changes. It panics on a type that
-// cannot lie in a segment.
+// Hash returns a number that changes when any of the types' layout changes. It panics on a type
+// that cannot lie in a segment.
 func Hash(values ...any) uint64 {
 	h := fnv.New64a()
 	h.Write([]byte(meaning))

@@ -15,8 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Nodes returns for each core the NUMA node that its memory should lie on: its own, or the nearest that has memory. It is -1, any, for a
-// core that is on none, as one that is offline, and for all where one node has memory or the kernel names none. sys is "/sys".
+// Nodes returns for each core the NUMA node that its memory should lie on: its own, or the nearest
+// that has memory. It is -1, any, for a core that is on none, as one that is offline, and for all
+// where one node has memory or the kernel names none. sys is "/sys".
 func Nodes(sys string, cores []int) []int {
 	dir := filepath.Join(sys, "devices/system/node")
 	withMemory, online := readList(dir+"/has_memory"), readList(dir+"/online")
@@ -40,7 +41,8 @@ func Nodes(sys string, cores []int) []int {
 	return nodes
 }
 
-// nearest returns the one of nodes that a file of distances, one for each node that is online, has the least for; -1 if it has none.
+// nearest returns the one of nodes that a file of distances, one for each node that is online, has
+// the least for; -1 if it has none.
 func nearest(file string, online, nodes []int) int {
 	text, _ := os.ReadFile(file)
 	best, least := -1, 0
@@ -53,7 +55,8 @@ func nearest(file string, online, nodes []int) int {
 	return best
 }
 
-// readList reads a file of the kernel's with numbers as in "0-3,8". What is not there is an empty list.
+// readList reads a file of the kernel's with numbers as in "0-3,8". What is not there is an empty
+// list.
 func readList(file string) (list []int) {
 	text, _ := os.ReadFile(file)
 	for part := range strings.SplitSeq(strings.TrimSpace(string(text)), ",") {
@@ -82,8 +85,9 @@ func known(nodes []int) []int {
 	return slices.Compact(k)
 }
 
-// On calls f on a thread whose new pages come from a NUMA node, or by turns from several, while these have any; the caller's thread stays as it
-// is. Without nodes but -1, it just calls f. Where the kernel refuses, f is called all the same, and On says why.
+// On calls f on a thread whose new pages come from a NUMA node, or by turns from several, while
+// these have any; the caller's thread stays as it is. Without nodes but -1, it just calls f. Where
+// the kernel refuses, f is called all the same, and On says why.
 func On(nodes []int, f func()) (refused error) {
 	if nodes = known(nodes); len(nodes) == 0 {
 		f()

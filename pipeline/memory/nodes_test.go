@@ -62,7 +62,8 @@ func TestNodes(t *testing.T) {
 	}
 }
 
-// getMempolicy returns the calling thread's policy and its nodes below 64; with an address, the node of the page there.
+// getMempolicy returns the calling thread's policy and its nodes below 64; with an address, the
+// node of the page there.
 func getMempolicy(t *testing.T, addr unsafe.Pointer) (mode int, nodes uint64) {
 	t.Helper()
 	var m int32
@@ -109,7 +110,8 @@ func TestOn(t *testing.T) {
 	}
 }
 
-// Every section lies on the node that it was placed on, on as many nodes as this machine has, in plain pages and huge ones.
+// Every section lies on the node that it was placed on, on as many nodes as this machine has, in
+// plain pages and huge ones.
 func TestPlacedSegment(t *testing.T) {
 	const n = 3 << 20
 	nodes := readList("/sys/devices/system/node/has_memory")

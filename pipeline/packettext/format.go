@@ -12,8 +12,8 @@ import (
 	"strings"
 )
 
-// Format returns a line that Parse turns into exactly frame: the most telling form that can say every bit,
-// raw where none can. Fields that hold their default are left out.
+// Format returns a line that Parse turns into exactly frame: the most telling form that can say
+// every bit, raw where none can. Fields that hold their default are left out.
 func Format(frame []byte) string {
 	if line := formatEthernet(frame); line != "" {
 		return line
@@ -142,7 +142,8 @@ func formatARP(b, ethSrc, ethDst []byte) string {
 	return ""
 }
 
-// formatPacket shows an IP packet, "" if no form can say all of it. The transport's own form comes first.
+// formatPacket shows an IP packet, "" if no form can say all of it. The transport's own form comes
+// first.
 func formatPacket(b []byte, depth int) string {
 	ip, ok := dissect(b)
 	if !ok {
@@ -274,8 +275,8 @@ func formatExtension(number byte, body []byte) string {
 	return fmt.Sprintf("ext=%d:%x", number, body)
 }
 
-// split gives ip the transport from at on and what lies behind total, the packet's own length. Of a packet that
-// was cut short the missing part is filled in so that the text says least.
+// split gives ip the transport from at on and what lies behind total, the packet's own length. Of a
+// packet that was cut short the missing part is filled in so that the text says least.
 func (ip *dissected) split(b []byte, at, total int) {
 	if total <= len(b) {
 		ip.transport, ip.pad = b[at:total], b[total:]

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package packettext is a small text language for packets, so that captures can be written and reviewed as
-// text, with pcap files on one side and an independent verifier on the other.
+// Package packettext is a small text language for packets, so that captures can be written and
+// reviewed as text, with pcap files on one side and an independent verifier on the other.
 //
-// A line is a frame. Words are separated by spaces; what is not said has the default in parentheses, and
-// lengths and checksums are right unless the line says otherwise:
+// A line is a frame. Words are separated by spaces; what is not said has the default in
+// parentheses, and lengths and checksums are right unless the line says otherwise:
 //
 //	MAC > MAC [vlan=TCI | qinq=TCI]... BODY       Ethernet, source first; tags 0x8100 and 0x88a8, outermost first
 //	raw HEX                                       any bytes
@@ -26,8 +26,8 @@
 //	arp reply A is-at MAC to B                    tha= (Ethernet destination)
 //	ether type=N                                  any other Ethernet type
 //
-// FLAGS is a comma-separated list of FIN SYN RST PSH ACK URG ECE CWR, or none. An IPv6 address with a port is
-// written [A]:PORT. Behind udp, tcp, icmp, icmp6, nd and ip may stand, in any order,
+// FLAGS is a comma-separated list of FIN SYN RST PSH ACK URG ECE CWR, or none. An IPv6 address with
+// a port is written [A]:PORT. Behind udp, tcp, icmp, icmp6, nd and ip may stand, in any order,
 //
 //	ttl=N (64) tos=N (0)                          hop limit and traffic class in IPv6
 //	frag=ID:OFFSET[:more]                         OFFSET in bytes; in IPv6 a Fragment header
@@ -40,8 +40,9 @@
 //	sum=SUM                                       of the transport
 //	cut=N                                         the IP packet ends after N bytes, whatever its lengths say
 //
-// SUM is a number or bad, a value that is surely wrong and not zero. Every body takes pad=N or pad=hex:HEX, bytes
-// behind the packet, and, arp and nd apart, a payload: these in any number, joined in their order,
+// SUM is a number or bad, a value that is surely wrong and not zero. Every body takes pad=N or
+// pad=hex:HEX, bytes behind the packet, and, arp and nd apart, a payload: these in any number,
+// joined in their order,
 //
 //	"text"                                        with Go's escapes
 //	len=N                                         N zero bytes
@@ -92,7 +93,8 @@ const (
 var extensions = map[string]byte{"hop": protoHop, "dst": protoDst, "route": protoRoute, "ah": protoAH,
 	"mobility": protoMobile, "hip": protoHIP, "shim6": protoShim6, "test1": protoTest1, "test2": protoTest2}
 
-// isExtension reports whether an IPv6 next header is an extension header other than Fragment (the IANA registry's, without ESP).
+// isExtension reports whether an IPv6 next header is an extension header other than Fragment (the
+// IANA registry's, without ESP).
 func isExtension(next byte) bool {
 	for _, n := range extensions {
 		if n == next {
@@ -133,8 +135,8 @@ func pseudoHeader(src, dst netip.Addr, proto byte, length int) []byte {
 	return bytes.Join([][]byte{src.AsSlice(), dst.AsSlice(), be32(uint32(length)), {0, 0, 0, proto}}, nil)
 }
 
-// transportSum returns what the checksum field of transport, a whole header and its payload, should hold, and
-// where that field is; at is -1 for a protocol without one.
+// transportSum returns what the checksum field of transport, a whole header and its payload, should
+// hold, and where that field is; at is -1 for a protocol without one.
 func transportSum(src, dst netip.Addr, proto byte, transport []byte) (sum uint16, at int) {
 	covered, pseudo := transport, pseudoHeader(src, dst, proto, len(transport))
 	switch {

@@ -232,8 +232,8 @@ func TestParseErrors(t *testing.T) {
 	}
 }
 
-// TestMutations turns every bit of every line's frame: the round trip holds, and Verify sees each flip that a
-// checksum covers.
+// TestMutations turns every bit of every line's frame: the round trip holds, and Verify sees each
+// flip that a checksum covers.
 func TestMutations(t *testing.T) {
 	step := 1
 	if testing.Short() {
@@ -283,8 +283,8 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// TestLinux reads frames that a Linux host made (two network namespaces, checksum offload off) beside
-// their listing: both say the same, and Verify finds no fault in them.
+// TestLinux reads frames that a Linux host made (two network namespaces, checksum offload off)
+// beside their listing: both say the same, and Verify finds no fault in them.
 func TestLinux(t *testing.T) {
 	capture, err := os.ReadFile("testdata/linux.pcap")
 	if err != nil {

@@ -415,8 +415,8 @@ func (p *parser) arp(ethSrc, ethDst [6]byte) []byte {
 	return b
 }
 
-// packet is an IP packet whose head has been read; transport makes what it carries of the fields, with
-// a checksum still to be filled in.
+// packet is an IP packet whose head has been read; transport makes what it carries of the fields,
+// with a checksum still to be filled in.
 type packet struct {
 	src, dst  netip.Addr
 	proto     byte

@@ -24,8 +24,9 @@ type Record struct {
 	Frame []byte
 }
 
-// ReadPcap reads a whole Ethernet pcap file, of micro- or nanoseconds and either byte order. A capture that
-// holds less than a frame had on the wire is refused, as its packets are not what was sent.
+// ReadPcap reads a whole Ethernet pcap file, of micro- or nanoseconds and either byte order. A
+// capture that holds less than a frame had on the wire is refused, as its packets are not what was
+// sent.
 func ReadPcap(r io.Reader) ([]Record, error) {
 	p, err := pcapgo.NewReader(r)
 	if err != nil {
@@ -65,7 +66,8 @@ func ReadPcapFile(name string) ([]Record, error) {
 	return records, nil
 }
 
-// WritePcap writes a nanosecond pcap file of Ethernet frames, little-endian. Times go from 0 to 2^32-1 seconds.
+// WritePcap writes a nanosecond pcap file of Ethernet frames, little-endian. Times go from 0 to
+// 2^32-1 seconds.
 func WritePcap(w io.Writer, records []Record) error {
 	p := pcapgo.NewWriterNanos(w)
 	if err := p.WriteFileHeader(maxFrame, layers.LinkTypeEthernet); err != nil {

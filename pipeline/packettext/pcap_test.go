@@ -14,7 +14,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// pcapFile writes the format by hand: header, then one record per frame at 1.000002 or 1.000000002 seconds.
+// pcapFile writes the format by hand: header, then one record per frame at 1.000002 or 1.000000002
+// seconds.
 func pcapFile(order binary.AppendByteOrder, magic, linkType, missing uint32, frames ...[]byte) []byte {
 	words := func(b []byte, v ...uint32) []byte {
 		for _, w := range v {

@@ -9,11 +9,12 @@ import (
 	"slices"
 )
 
-// Verify returns what is wrong with the lengths and checksums of a frame, nil if nothing is. It reads Ethernet with
-// VLAN tags, ARP, IPv4 and IPv6 with options and extension headers, TCP, UDP, UDP-Lite, DCCP, ICMP, ICMPv6 with
-// neighbor discovery, and the packets that ICMP errors quote, which may be cut short at their end, with what RFC 4884
-// appends to them. What cannot be known is not checked: transports that are fragments, encrypted or of another protocol.
-// It shares no code with what it judges, and is written to be read beside the RFCs.
+// Verify returns what is wrong with the lengths and checksums of a frame, nil if nothing is. It
+// reads Ethernet with VLAN tags, ARP, IPv4 and IPv6 with options and extension headers, TCP, UDP,
+// UDP-Lite, DCCP, ICMP, ICMPv6 with neighbor discovery, and the packets that ICMP errors quote,
+// which may be cut short at their end, with what RFC 4884 appends to them. What cannot be known is
+// not checked: transports that are fragments, encrypted or of another protocol. It shares no code
+// with what it judges, and is written to be read beside the RFCs.
 func Verify(frame []byte) error {
 	if len(frame) < 14 {
 		return fmt.Errorf("ethernet: %d bytes, want 14 or more", len(frame))
@@ -54,8 +55,8 @@ func Verify(frame []byte) error {
 
 var numbers = regexp.MustCompile(`\b(0x[0-9a-f]+|[0-9]+)\b`)
 
-// Fault is what Verify says of a frame, without the numbers, and nothing of a right one: what a frame was wrong in
-// before a translation it may be wrong in afterwards, and in nothing else.
+// Fault is what Verify says of a frame, without the numbers, and nothing of a right one: what a
+// frame was wrong in before a translation it may be wrong in afterwards, and in nothing else.
 func Fault(frame []byte) string {
 	err := Verify(frame)
 	if err == nil {
@@ -77,7 +78,8 @@ func verifyARP(b []byte) error {
 	return nil
 }
 
-// verifyIPv4 returns the length of the packet that b begins with. A quoted one may be longer than b.
+// verifyIPv4 returns the length of the packet that b begins with. A quoted one may be longer than
+// b.
 func verifyIPv4(b []byte, quoted bool) (int, error) {
 	if len(b) < 20 {
 		return 0, fmt.Errorf("ipv4: %d bytes, want 20 or more", len(b))
@@ -126,7 +128,8 @@ func verifyFragment(family string, offset, size int, more bool) error {
 	return nil
 }
 
-// verifyIPv6 returns the length of the packet that b begins with. A quoted one may be longer than b.
+// verifyIPv6 returns the length of the packet that b begins with. A quoted one may be longer than
+// b.
 func verifyIPv6(b []byte, quoted bool) (int, error) {
 	if len(b) < 40 {
 		return 0, fmt.Errorf("ipv6: %d bytes, want 40 or more", len(b))
@@ -304,8 +307,9 @@ func verifySum(name string, field uint16, pseudo, b []byte) error {
 	return nil
 }
 
-// verifyQuote judges the packet that an ICMP error quotes. extended says that the type may carry the length of
-// RFC 4884 §4, behind which other things follow; an 8-byte minimum of the transport is RFC 792's.
+// verifyQuote judges the packet that an ICMP error quotes. extended says that the type may carry
+// the length of RFC 4884 §4, behind which other things follow; an 8-byte minimum of the transport
+// is RFC 792's.
 func verifyQuote(name string, verify func([]byte, bool) (int, error), b []byte, length int, extended bool) error {
 	if extended && length != 0 {
 		if length > len(b) {
@@ -330,8 +334,8 @@ func verifyQuote(name string, verify func([]byte, bool) (int, error), b []byte, 
 	return nil
 }
 
-// verifyExtensions judges what follows a quoted datagram of length bytes by RFC 4884: §3 the least length, §7 the header
-// with its checksum (0: none), §8 the objects.
+// verifyExtensions judges what follows a quoted datagram of length bytes by RFC 4884: §3 the least
+// length, §7 the header with its checksum (0: none), §8 the objects.
 func verifyExtensions(name string, length int, b []byte) error {
 	switch {
 	case len(b) == 0:

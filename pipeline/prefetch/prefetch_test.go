@@ -7,7 +7,8 @@ import (
 	"unsafe"
 )
 
-// A prefetch must never fault, not even on an address that is mapped nowhere, and must read no further than n.
+// A prefetch must never fault, not even on an address that is mapped nowhere, and must read no
+// further than n.
 func TestNeverFaults(t *testing.T) {
 	var line [128]byte
 	addrs := []unsafe.Pointer{unsafe.Pointer(&line), nil, unsafe.Pointer(&line[127])}

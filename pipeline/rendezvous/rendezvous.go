@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package rendezvous is the published hash by which flows are shared out over several floating addresses:
-// every host and every restart chooses alike. docs/rendezvous.md has the definition and test vectors.
+// Package rendezvous is the published hash by which flows are shared out over several floating
+// addresses: every host and every restart chooses alike. docs/rendezvous.md has the definition and
+// test vectors.
 package rendezvous
 
 import (
@@ -12,7 +13,8 @@ import (
 	"weir/pipeline/inet"
 )
 
-// SipHash24 is SipHash-2-4 (Aumasson and Bernstein, 2012) of m under the key k0, k1, both little-endian.
+// SipHash24 is SipHash-2-4 (Aumasson and Bernstein, 2012) of m under the key k0, k1, both
+// little-endian.
 func SipHash24(k0, k1 uint64, m []byte) uint64 {
 	v0, v1 := k0^0x736f6d6570736575, k1^0x646f72616e646f6d
 	v2, v3 := k0^0x6c7967656e657261, k1^0x7465646279746573
@@ -51,8 +53,8 @@ func SipHash24(k0, k1 uint64, m []byte) uint64 {
 	return v0 ^ v1 ^ v2 ^ v3
 }
 
-// The key of the rendezvous hash is fixed and published: every host and every restart must choose alike. It is
-// the ASCII text "weir rendezvous." read as two little-endian words.
+// The key of the rendezvous hash is fixed and published: every host and every restart must choose
+// alike. It is the ASCII text "weir rendezvous." read as two little-endian words.
 const (
 	Key0 = 0x6e65722072696577
 	Key1 = 0x2e73756f767a6564
@@ -65,10 +67,11 @@ type Flow struct {
 	PrivatePort, RemotePort uint16
 }
 
-// Weight returns the weight of a candidate for the flow: the candidate with the highest weight is chosen, so
-// adding or removing one moves only the flows that it gains or had (Thaler and Ravishankar, 1998). The hashed
-// text is 53 bytes: protocol; private address, 16 bytes, IPv4 in its mapped form; private port or identifier; remote
-// address; remote port; candidate; numbers big-endian. What spread leaves out is 0.
+// Weight returns the weight of a candidate for the flow: the candidate with the highest weight is
+// chosen, so adding or removing one moves only the flows that it gains or had (Thaler and
+// Ravishankar, 1998). The hashed text is 53 bytes: protocol; private address, 16 bytes, IPv4 in its
+// mapped form; private port or identifier; remote address; remote port; candidate; numbers
+// big-endian. What spread leaves out is 0.
 func Weight(f *Flow, spread config.Spread, candidate inet.Addr) uint64 {
 	var m [53]byte
 	f.Private.Put16(m[1:])

@@ -15,7 +15,8 @@ import (
 	"weir/pipeline/inet"
 )
 
-// The vectors of the SipHash paper's reference code: key 00 01 .. 0f, message 00 01 .. of each length, output bytes.
+// The vectors of the SipHash paper's reference code: key 00 01 .. 0f, message 00 01 .. of each
+// length, output bytes.
 func TestSipHashReference(t *testing.T) {
 	key := make([]byte, 16)
 	for i := range key {
@@ -125,7 +126,8 @@ func TestRendezvousBalance(t *testing.T) {
 	}
 }
 
-// A candidate that is added takes flows and moves no other; one that goes gives its own away and moves no other.
+// A candidate that is added takes flows and moves no other; one that goes gives its own away and
+// moves no other.
 func TestRendezvousMovesOnlyWhatMustMove(t *testing.T) {
 	r := rand.New(rand.NewPCG(2, 1))
 	for n := 1; n <= 8; n++ {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package respond is what control says for weir on the wire: answers to ARP, neighbor discovery and pings, questions
-// for neighbors, ICMP errors and resets. It is ordinary Go and runs in control, behind the punt rings.
+// Package respond is what control says for weir on the wire: answers to ARP, neighbor discovery and
+// pings, questions for neighbors, ICMP errors and resets. It is ordinary Go and runs in control,
+// behind the punt rings.
 package respond
 
 import (
@@ -17,9 +18,9 @@ import (
 	"weir/pipeline/state"
 )
 
-// Responder is control's end of the punt rings: it says what weir itself has to say. It answers ARP, neighbor
-// solicitations and pings to weir's own addresses, resolves neighbors, and writes ICMP errors. Ordinary Go: it may
-// allocate and take its time. One goroutine uses it.
+// Responder is control's end of the punt rings: it says what weir itself has to say. It answers
+// ARP, neighbor solicitations and pings to weir's own addresses, resolves neighbors, and writes
+// ICMP errors. Ordinary Go: it may allocate and take its time. One goroutine uses it.
 type Responder struct {
 	state *state.State
 	cfg   *config.Config
@@ -65,7 +66,8 @@ func New(s *state.State, macs []config.MAC) *Responder {
 	return &Responder{state: s, macs: macs, probes: map[probeKey]*probe{}}
 }
 
-// Configure tells of the generation that answers are to follow, and of the configuration it was compiled from.
+// Configure tells of the generation that answers are to follow, and of the configuration it was
+// compiled from.
 func (r *Responder) Configure(cfg *config.Config, g *generation.Generation) {
 	first := r.gen == nil
 	r.cfg, r.gen = cfg, g
@@ -109,9 +111,10 @@ func (r *Responder) Configure(cfg *config.Config, g *generation.Generation) {
 	}
 }
 
-// inherit takes over the neighbors that an earlier responder resolved: they are asked again one after the other.
+// inherit takes over the neighbors that an earlier responder resolved: they are asked again one
+// after the other.
 func (r *Responder) inherit(named map[uint32]bool) {
-	for slot := range r.state.Neighbors.Entries {
+	for slot := range r.state.Neighbors.Len() {
 		now, _ := r.state.Neighbors.Get(uint32(slot))
 		if now == state.NeighborNone || now == state.NeighborStatic || now == state.NeighborIncomplete && named[uint32(slot)] {
 			continue
@@ -256,8 +259,8 @@ func (r *Responder) prefixes(at attach.Word) []netip.Prefix {
 	return nil
 }
 
-// answers reports whether weir answers for address a on an attachment: its own, and on an outside port, as the port's answer key
-// says, external addresses of instances.
+// answers reports whether weir answers for address a on an attachment: its own, and on an outside
+// port, as the port's answer key says, external addresses of instances.
 func (r *Responder) answers(at attach.Word, a netip.Addr) bool {
 	if r.ours(at, a) {
 		return true
@@ -319,9 +322,9 @@ func (r *Responder) want(k probeKey, now int64) {
 	}
 }
 
-// makeRoom lets an attachment have one more neighbor that no configuration names. When it has its share, one that
-// was never resolved gives way, else the one that was heard of longest ago: a scan of a large prefix must not keep others from
-// being found (RFC 6583).
+// makeRoom lets an attachment have one more neighbor that no configuration names. When it has its
+// share, one that was never resolved gives way, else the one that was heard of longest ago: a scan
+// of a large prefix must not keep others from being found (RFC 6583).
 func (r *Responder) makeRoom(at attach.Word) {
 	n := 0
 	var oldest probeKey
@@ -381,7 +384,8 @@ func (r *Responder) ask(k probeKey, p *probe, now int64) {
 	r.send(k.at, header.AppendNeighborSolicitation(r.frame(header.MulticastMAC(group), k.at, header.EtherTypeIPv6), mac, src, group, target))
 }
 
-// source returns weir's own address on an attachment that is fit to speak to target: on its prefix, else any of its family.
+// source returns weir's own address on an attachment that is fit to speak to target: on its prefix,
+// else any of its family.
 func (r *Responder) source(at attach.Word, target netip.Addr) (netip.Addr, bool) {
 	var any netip.Addr
 	for _, p := range r.prefixes(at) {
@@ -398,7 +402,8 @@ func (r *Responder) source(at attach.Word, target netip.Addr) (netip.Addr, bool)
 	return any, any.IsValid()
 }
 
-// sendReset answers a TCP segment of no session as its destination would that does not know the connection.
+// sendReset answers a TCP segment of no session as its destination would that does not know the
+// connection.
 func (r *Responder) sendReset(m *state.Message, e header.Ethernet) {
 	var src, dst netip.Addr
 	var segment header.TCP
@@ -428,8 +433,9 @@ func (r *Responder) sendReset(m *state.Message, e header.Ethernet) {
 	}
 }
 
-// errorSource returns the address that an error about a packet from src to dst speaks with: weir's own on the attachment. No private one
-// leaves through an outside port: there the external address that the packet was for stands in.
+// errorSource returns the address that an error about a packet from src to dst speaks with: weir's
+// own on the attachment. No private one leaves through an outside port: there the external address
+// that the packet was for stands in.
 func (r *Responder) errorSource(at attach.Word, src, dst netip.Addr) (netip.Addr, bool) {
 	own, ok := r.source(at, src)
 	if r.cfg.Ports[at.Port()].Side == config.Inside || ok && !own.IsPrivate() {
@@ -438,7 +444,8 @@ func (r *Responder) errorSource(at attach.Word, src, dst netip.Addr) (netip.Addr
 	return dst, r.gen.Own(inet.FromNetip(dst))
 }
 
-// sendError answers a dropped packet with the ICMP error that its reason calls for, back the way it came.
+// sendError answers a dropped packet with the ICMP error that its reason calls for, back the way it
+// came.
 func (r *Responder) sendError(m *state.Message) {
 	e, ok := header.ParseEthernet(m.Data())
 	if !ok {
@@ -456,7 +463,8 @@ func (r *Responder) sendError(m *state.Message) {
 	case drop.TooBig:
 		kind = header.PacketTooBig
 	}
-	// The ring cuts long packets: a quote is shorter anyway, but the lengths that parsers check would lie.
+	// The ring cuts long packets: a quote is shorter anyway, but the lengths that parsers check
+	// would lie.
 	switch data := e.Payload(); e.Type() {
 	case header.EtherTypeIPv4:
 		ip := header.IPv4(data)

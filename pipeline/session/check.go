@@ -7,9 +7,10 @@ import (
 	"math/bits"
 )
 
-// Check holds the table against itself: every live session is found by both of its keys and stands twice in the index,
-// which holds nothing else; every free one stands once on the free stack; every overflow bucket is in one chain or
-// spare. The owner must not run. Check is for tests and for finding faults: it walks everything, and allocates.
+// Check holds the table against itself: every live session is found by both of its keys and stands
+// twice in the index, which holds nothing else; every free one stands once on the free stack; every
+// overflow bucket is in one chain or spare. The owner must not run. Check is for tests and for
+// finding faults: it walks everything, and allocates.
 func (t *Table) Check() error {
 	if t.h.free > uint64(len(t.free)) {
 		return fmt.Errorf("session table: %d indexes on the free stack, which has room for %d", t.h.free, len(t.free))
@@ -53,7 +54,8 @@ func (t *Table) Check() error {
 	return t.checkIndex()
 }
 
-// checkPaired looks at the neighbors of a session in the list of those that share mapping and remote address.
+// checkPaired looks at the neighbors of a session in the list of those that share mapping and
+// remote address.
 func (t *Table) checkPaired(ref uint32, s *Session) error {
 	k := s.pair()
 	if got := t.findPaired(t.secret.hash(&k), &k); got == None {
@@ -125,8 +127,10 @@ func (t *Table) checkIndex() error {
 	return nil
 }
 
-// Check holds the mappings against themselves: each that lives is held as often as holds says, stands once in either chain and has its
-// port's bit; no other bit is set, and all others but those that the reaper has are free. No worker may run.
+// Check holds the mappings against themselves: each that lives is held as often as holds says,
+// stands once in either chain and has its port's bit, and where nobody holds it the bit of those
+// that rest; no other bit is set, and all others but those that the reaper has are free. No worker
+// may run.
 func (m *Mappings) Check(holds map[uint32]uint32) error {
 	chained := func(heads []uint64, link func(*Mapping) *uint32, what string) (map[uint32]bool, error) {
 		seen := map[uint32]bool{}
@@ -148,12 +152,19 @@ func (m *Mappings) Check(holds map[uint32]uint32) error {
 	if err != nil {
 		return err
 	}
-	live, ports, used := 0, 0, 0
+	live, yielded, ports, used := 0, 0, 0, 0
 	for i := range m.mappings {
 		e, ref := &m.mappings[i], uint32(i)
-		state, n := e.word&^holdsMask, uint32(e.word&holdsMask)
+		state, n := e.word&stateMask, uint32(e.word&holdsMask)
 		if state != mappingFree {
 			used++
+		}
+		if state == mappingYielded {
+			yielded++
+			if !inside[ref] || !outside[ref] || holds[ref] != 0 || n != 0 {
+				return fmt.Errorf("mapping %d has yielded its port, and is held or not in both chains: %v, %v", ref, inside[ref], outside[ref])
+			}
+			continue
 		}
 		if state != mappingLive {
 			if inside[ref] || outside[ref] || holds[ref] != 0 || n != 0 {
@@ -167,15 +178,24 @@ func (m *Mappings) Check(holds map[uint32]uint32) error {
 			return fmt.Errorf("mapping %d is held %d times, by %d sessions", ref, n, holds[ref])
 		case !inside[ref] || !outside[ref]:
 			return fmt.Errorf("mapping %d lives and is not in both chains: %v, %v", ref, inside[ref], outside[ref])
-		case *m.portWord(e.Address, e.Protocol, uint32(e.ExternalPort>>6))>>(e.ExternalPort&63)&1 == 0:
+		case m.wordsOf(e.Address, e.Protocol)[e.ExternalPort>>6]>>(e.ExternalPort&63)&1 == 0:
 			return fmt.Errorf("mapping %d lives and its port %d has no bit", ref, e.ExternalPort)
+		case n == 0 && m.restingOf(e.Address, e.Protocol)[e.ExternalPort>>6]>>(e.ExternalPort&63)&1 == 0:
+			return fmt.Errorf("mapping %d rests and its port %d has no bit among those", ref, e.ExternalPort)
 		}
 	}
-	for _, w := range m.ports {
-		ports += bits.OnesCount64(w)
+	for i, counted := range m.taken[:m.Addresses()*int(portSpaces)*groupsPerSpace] {
+		n := 0
+		for _, w := range m.ports[i*wordsPerGroup:][:wordsPerGroup] {
+			n += bits.OnesCount64(w)
+		}
+		if n != int(counted) {
+			return fmt.Errorf("mappings: %d ports of group %d are taken, %d counted", n, i, int32(counted))
+		}
+		ports += n
 	}
-	if ports != live || used != m.Len() || len(inside) != live || len(outside) != live {
-		return fmt.Errorf("mappings: %d live, %d bits, %d and %d in chains; %d not free, %d counted", live, ports, len(inside), len(outside), used, m.Len())
+	if linked := live + yielded; ports != live || used != m.Len() || len(inside) != linked || len(outside) != linked {
+		return fmt.Errorf("mappings: %d live, %d without their ports, %d bits, %d and %d in chains; %d not free, %d counted", live, yielded, ports, len(inside), len(outside), used, m.Len())
 	}
 	free := 0
 	for at := uint32(m.h.free); at != 0; at = m.mappings[at-1].outside {

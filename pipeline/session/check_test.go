@@ -9,7 +9,8 @@ import (
 	"testing"
 )
 
-// filled returns a table with overflow buckets, some sessions of which have been removed again, and the live ones.
+// filled returns a table with overflow buckets, some sessions of which have been removed again, and
+// the live ones.
 func filled(t *testing.T) (*Table, map[uint32]flow) {
 	t.Helper()
 	r := rand.New(rand.NewPCG(7, 8))
@@ -37,7 +38,8 @@ func filled(t *testing.T) (*Table, map[uint32]flow) {
 	return table, live
 }
 
-// Check finds each kind of damage that a death between two stores can do, and Rebuild mends all of them.
+// Check finds each kind of damage that a death between two stores can do, and Rebuild mends all of
+// them.
 func TestCheckAndRebuild(t *testing.T) {
 	some := func(table *Table) (uint32, *Session) {
 		for ref := range uint32(table.Capacity()) {

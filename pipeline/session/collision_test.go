@@ -10,8 +10,8 @@ import (
 	"weir/pipeline/inet"
 )
 
-// A million flows that were chosen against the hash, without the table's secret, make neither more than twice as many chains of buckets nor
-// chains more than twice as long as random flows.
+// A million flows that were chosen against the hash, without the table's secret, make neither more
+// than twice as many chains of buckets nor chains more than twice as long as random flows.
 func TestCollisionAttacks(t *testing.T) {
 	n := 1 << 20
 	if testing.Short() {

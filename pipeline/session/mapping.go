@@ -13,27 +13,30 @@ import (
 	"weir/pipeline/memory"
 )
 
-// Mapping is the external endpoint that SNAT gives an internal one, for all remote endpoints (RFC 4787 REQ-1). It lives while
-// sessions hold it, and rests when none does: the internal endpoint gets it back at once, another one not before the rest
-// is over (RFC 6888 REQ-8).
+// Mapping is the external endpoint that SNAT gives an internal one, for all remote endpoints (RFC
+// 4787 REQ-1). It lives while sessions hold it, and rests when none does: the internal endpoint
+// gets it back at once, another subscriber's not before the rest is over (RFC 6888 REQ-8), another
+// one of the same subscriber when no port is free. After a TCP connection that was closed properly
+// nothing rests.
 //
-// All workers share mappings. A worker finds one in a chain that other workers may add to at the head, and that only the reaper,
-// one of the workers, takes away from. What the reaper took away is used again when every worker has begun another turn, so what a
-// worker finds in a turn stays what it is until the turn's end.
+// All workers share mappings. A worker finds one in a chain that other workers may add to at the
+// head, and that only the reaper, one of the workers, takes away from. What the reaper took away is
+// used again when every worker has begun another turn, so what a worker finds in a turn stays what
+// it is until the turn's end.
 type Mapping struct {
 	Private inet.Addr
-	word    uint64 // mappingState<<32 | how many sessions hold it
+	word    uint64 // how often it changed, whether it rests, state, how many sessions hold it
 	VPC     uint32 // slot
 	Address uint32 // slot of the external address
-	last    uint32 // millisecond at which the last session let go
+	last    uint32 // millisecond at which the last session let go whose port has to rest
 	inside  uint32 // 1 + index of the next in the chain by internal endpoint
 	outside uint32 // and by external endpoint; of a free one: the next free one
-	limbo   uint32 // 1 + index of the next that the reaper took away after it
+	limbo   uint32 // 1 + index of the next that the reaper took away after it, or that yielded before it
 	gone    uint32 // millisecond of a turn that began after the reaper took it away
 
 	PrivatePort, ExternalPort uint16
 	Protocol                  PortSpace
-	_                         [7]byte
+	_                         [7]byte // spare, nobody's
 }
 
 // PortSpace is one of the separate port spaces of an external address.
@@ -50,38 +53,59 @@ const (
 const (
 	mappingFree = iota << 32
 	mappingLive
-	mappingGone // the reaper has it
-	holdsMask   = 1<<32 - 1
+	mappingGone    // the reaper has it
+	mappingYielded // it has lost its port: the reaper will have it
+	stateMask      = 3 << 32
+	holdsMask      = 1<<32 - 1
+	mappingRests   = 1 << 34 // a session let go of it after which the port has to rest
+	mappingStep    = 1 << 40 // each hold and each release count one: what has come and gone is seen
 )
 
-// wordsPerSpace is a bit for each port.
-const wordsPerSpace = 65536 / 64
+const (
+	wordsPerSpace  = 65536 / 64 // a bit for each port
+	wordsPerGroup  = 16
+	portsPerGroup  = 64 * wordsPerGroup
+	groupsPerSpace = wordsPerSpace / wordsPerGroup
+)
+
+// leastRest is how long, in milliseconds, a port rests in any case before another endpoint gets it.
+const leastRest = 1000
+
+// longestRest is the longest that the configuration may ask for. What has not been let go of for as
+// long has rested.
+const longestRest = 24 * 3600 * 1000
 
 // mappingsHeader holds what all workers change.
 type mappingsHeader struct {
 	Secret Secret
 	free   uint64 // how often it changed <<32 | 1 + index of the first free mapping
-	_      [7]uint64
+	room   uint64 // for how many addresses there is memory; control changes it
+	_      [6]uint64
 	live   uint64 // how many are not free
 	top    uint64 // none was ever used from here on
-	_      [6]uint64
+	yields uint64 // 1 + index of the last one that yielded its port, and that the reaper has not seen
+	_      [5]uint64
 }
 
 // MappingsRegion is where the parts lie in a segment.
 type MappingsRegion struct {
-	Header, Mappings, Inside, Outside, Ports, InUse uint64
-	Capacity, Addresses                             uint64
+	Header, Mappings, Inside, Outside, Ports, Taken, Resting, InUse uint64
+	Capacity, Addresses                                             uint64
 }
 
-// ReserveMappings adds room for capacity mappings over so many external addresses to the layout of a segment.
-func ReserveMappings(l *memory.Layout, capacity, addresses int) MappingsRegion {
+// ReserveMappings adds room for capacity mappings to the layout of a segment, and for their ports on
+// so many external addresses at most to that of one that grows: memory for them comes when control
+// grows it (see PortBytes), and then SetRoom.
+func ReserveMappings(l, growing *memory.Layout, capacity, addresses int) MappingsRegion {
 	return MappingsRegion{
 		Header:    memory.Add[mappingsHeader](l, 1),
 		Mappings:  memory.Add[Mapping](l, capacity),
 		Inside:    memory.Add[uint64](l, capacity/2+1),
 		Outside:   memory.Add[uint64](l, capacity/2+1),
-		Ports:     memory.Add[uint64](l, addresses*int(portSpaces)*wordsPerSpace),
-		InUse:     memory.Add[uint32](l, addresses),
+		Ports:     memory.Add[uint64](growing, addresses*int(portSpaces)*wordsPerSpace),
+		Taken:     memory.Add[uint32](growing, addresses*int(portSpaces)*groupsPerSpace),
+		Resting:   memory.Add[uint64](growing, addresses*int(portSpaces)*wordsPerSpace),
+		InUse:     memory.Add[uint32](growing, addresses),
 		Capacity:  uint64(capacity),
 		Addresses: uint64(addresses),
 	}
@@ -95,24 +119,36 @@ type Mappings struct {
 	inside   []uint64 // chains: how often it changed <<32 | 1 + index of the first
 	outside  []uint64
 	ports    []uint64 // a bit for each port that is used or rests, by address and port space
+	taken    []uint32 // how many of these bits are set, by address, port space and group of words
+	resting  []uint64 // a bit for each port whose mapping nobody holds; it may be set for others too
 	inUse    []uint32 // mappings of each address
 
 	// The reaper's.
 	walk                uint32
+	yielded             uint32 // 1 + index of the next that yielded
 	limboHead, limboEnd uint32 // 1 + index
 	fresh               uint32 // 1 + index of the first in limbo that has no time yet
 }
 
-// OpenMappings returns a view of what lies at r. Fresh memory needs Init, used memory Rebuild.
-func OpenMappings(s *memory.Segment, r MappingsRegion) *Mappings {
+// What an external address takes in the sections Ports and InUse.
+const (
+	PortBytes  = uint64(portSpaces) * wordsPerSpace * 8 // of those that are taken, and again of those that rest
+	TakenBytes = uint64(portSpaces) * groupsPerSpace * 4
+	InUseBytes = 4
+)
+
+// OpenMappings returns a view of what lies at r in a segment and in one that grows. Fresh memory needs Init, used memory Rebuild.
+func OpenMappings(s, growing *memory.Segment, r MappingsRegion) *Mappings {
 	n, addresses := int(r.Capacity), int(r.Addresses)
 	m := &Mappings{
 		h:        memory.At[mappingsHeader](s, r.Header),
 		mappings: memory.Slice[Mapping](s, r.Mappings, n),
 		inside:   memory.Slice[uint64](s, r.Inside, n/2+1),
 		outside:  memory.Slice[uint64](s, r.Outside, n/2+1),
-		ports:    memory.Slice[uint64](s, r.Ports, addresses*int(portSpaces)*wordsPerSpace),
-		inUse:    memory.Slice[uint32](s, r.InUse, addresses),
+		ports:    memory.Slice[uint64](growing, r.Ports, addresses*int(portSpaces)*wordsPerSpace),
+		taken:    memory.Slice[uint32](growing, r.Taken, addresses*int(portSpaces)*groupsPerSpace),
+		resting:  memory.Slice[uint64](growing, r.Resting, addresses*int(portSpaces)*wordsPerSpace),
+		inUse:    memory.Slice[uint32](growing, r.InUse, addresses),
 	}
 	m.secret = m.h.Secret
 	return m
@@ -124,25 +160,29 @@ func (m *Mappings) Init(secret Secret) {
 	m.Rebuild()
 }
 
-// Rebuild makes chains, ports and the list of free ones anew from the mappings themselves, none of which is held afterwards: the
-// sessions hold them again. No worker may run.
+// Rebuild makes chains, ports and the list of free ones anew from the mappings themselves, none of
+// which is held afterwards: the sessions hold them again. No worker may run.
 func (m *Mappings) Rebuild() {
 	m.secret = m.h.Secret
 	clear(m.inside)
 	clear(m.outside)
-	clear(m.ports)
-	clear(m.inUse)
-	m.h.free, m.h.live = 0, 0
-	m.limboHead, m.limboEnd, m.fresh, m.walk = 0, 0, 0, 0
+	room := m.Addresses()
+	clear(m.ports[:room*int(portSpaces)*wordsPerSpace])
+	clear(m.taken[:room*int(portSpaces)*groupsPerSpace])
+	clear(m.resting[:room*int(portSpaces)*wordsPerSpace])
+	clear(m.inUse[:room])
+	m.h.free, m.h.live, m.h.yields = 0, 0, 0
+	m.limboHead, m.limboEnd, m.fresh, m.walk, m.yielded = 0, 0, 0, 0, 0
 	for i := len(m.mappings) - 1; i >= 0; i-- { // so that the list gives low indexes first
 		e, ref := &m.mappings[i], uint32(i)
-		if e.word&^holdsMask != mappingLive || int(e.Address) >= len(m.inUse) || e.Protocol >= portSpaces || !m.claim(e.Address, e.Protocol, e.ExternalPort) {
+		if e.word&stateMask != mappingLive || int(e.Address) >= room || e.Protocol >= portSpaces || !m.claim(e.Address, e.Protocol, e.ExternalPort) {
 			e.word = mappingFree
 			e.outside = uint32(m.h.free)
 			m.h.free = uint64(ref + 1)
 			continue
 		}
-		e.word = mappingLive
+		e.word = mappingLive | e.word&mappingRests
+		m.rest(e)
 		push(&e.inside, m.insideChain(e.VPC, e.Private, e.PrivatePort, e.Protocol, e.Address), ref)
 		push(&e.outside, m.outsideChain(e.Address, e.Protocol, e.ExternalPort), ref)
 		m.inUse[e.Address]++
@@ -162,11 +202,19 @@ func (m *Mappings) Len() int { return int(atomic.LoadUint64(&m.h.live)) }
 // Capacity returns how many there can be.
 func (m *Mappings) Capacity() int { return len(m.mappings) }
 
-// Addresses returns how many SNAT addresses there is room for.
-func (m *Mappings) Addresses() int { return len(m.inUse) }
+// Addresses returns for how many SNAT addresses there is memory.
+func (m *Mappings) Addresses() int { return int(atomic.LoadUint64(&m.h.room)) }
+
+// SetRoom says for how many SNAT addresses there is memory.
+func (m *Mappings) SetRoom(addresses int) { atomic.StoreUint64(&m.h.room, uint64(addresses)) }
 
 // InUse returns how many mappings, resting ones too, an external address has.
-func (m *Mappings) InUse(address uint32) int { return int(atomic.LoadUint32(&m.inUse[address])) }
+func (m *Mappings) InUse(address uint32) int {
+	if int(address) >= m.Addresses() {
+		return 0
+	}
+	return int(atomic.LoadUint32(&m.inUse[address]))
+}
 
 // At returns mapping ref, which is held or was found in this turn.
 func (m *Mappings) At(ref uint32) *Mapping { return &m.mappings[ref] }
@@ -186,8 +234,8 @@ func (m *Mappings) outsideChain(address uint32, space PortSpace, port uint16) *u
 // PortRange is a range of an external address's ports, both ends included.
 type PortRange struct{ First, Last uint16 }
 
-// Hold finds the mapping of an internal endpoint on an external address, with a port in one of ranges, and holds it once more; None
-// if there is none.
+// Hold finds the mapping of an internal endpoint on an external address, with a port in one of
+// ranges, and holds it once more; None if there is none.
 func (m *Mappings) Hold(vpc uint32, private inet.Addr, port uint16, space PortSpace, address uint32, ranges []PortRange) uint32 {
 	return m.holdFrom(atomic.LoadUint64(m.insideChain(vpc, private, port, space, address)), vpc, private, port, space, address, ranges)
 }
@@ -196,7 +244,7 @@ func (m *Mappings) Hold(vpc uint32, private inet.Addr, port uint16, space PortSp
 func (m *Mappings) holdFrom(head uint64, vpc uint32, private inet.Addr, port uint16, space PortSpace, address uint32, ranges []PortRange) uint32 {
 	for at := uint32(head); at != 0; {
 		e := &m.mappings[at-1]
-		if e.PrivatePort == port && e.VPC == vpc && e.Protocol == space && e.Address == address && e.Private == private && within(ranges, e.ExternalPort) && e.hold() {
+		if e.PrivatePort == port && e.VPC == vpc && e.Protocol == space && e.Address == address && e.Private == private && within(ranges, e.ExternalPort) && m.hold(e) {
 			return at - 1
 		}
 		at = atomic.LoadUint32(&e.inside)
@@ -213,17 +261,31 @@ func within(ranges []PortRange, port uint16) bool {
 	return false
 }
 
-// hold counts one more session, unless the reaper has the mapping.
-func (e *Mapping) hold() bool {
+// hold counts one more session, unless the mapping has become the reaper's or somebody has its
+// port.
+func (m *Mappings) hold(e *Mapping) bool {
 	for {
 		w := atomic.LoadUint64(&e.word)
-		if w&^holdsMask != mappingLive {
+		if w&stateMask != mappingLive {
 			return false
 		}
-		if atomic.CompareAndSwapUint64(&e.word, w, w+1) {
+		if atomic.CompareAndSwapUint64(&e.word, w, w+mappingStep+1) {
+			if w&holdsMask == 0 {
+				m.wake(e)
+			}
 			return true
 		}
 	}
+}
+
+// rest and wake set and clear a port's bit among those that rest. Whoever ends the rest clears it
+// before letting go again, so of a port that rests it is always set.
+func (m *Mappings) rest(e *Mapping) {
+	atomic.OrUint64(&m.restingOf(e.Address, e.Protocol)[e.ExternalPort>>6], 1<<(e.ExternalPort&63))
+}
+
+func (m *Mappings) wake(e *Mapping) {
+	atomic.AndUint64(&m.restingOf(e.Address, e.Protocol)[e.ExternalPort>>6], ^(uint64(1) << (e.ExternalPort & 63)))
 }
 
 // Adopt lets s hold the mapping that it names, after Rebuild, unless that has become another's.
@@ -232,11 +294,12 @@ func (m *Mappings) Adopt(s *Session) bool {
 		return false
 	}
 	e := &m.mappings[s.Mapping]
-	return e.Private == s.Private && e.VPC == s.VPC && e.PrivatePort == s.PrivatePort() && e.ExternalPort == s.ExternalPort() && e.hold()
+	return e.Private == s.Private && e.VPC == s.VPC && e.PrivatePort == s.PrivatePort() && e.ExternalPort == s.ExternalPort() && m.hold(e)
 }
 
-// Settle puts, after the sessions have adopted theirs, the mappings that are held before those that rest: when a process died between two
-// mappings of one internal endpoint, the endpoint goes on with the one that its sessions have.
+// Settle puts, after the sessions have adopted theirs, the mappings that are held before those that
+// rest: when a process died between two mappings of one internal endpoint, the endpoint goes on
+// with the one that its sessions have.
 func (m *Mappings) Settle() {
 	for i := range m.inside {
 		var held, rest uint32
@@ -258,17 +321,64 @@ func (m *Mappings) Settle() {
 	}
 }
 
-// Release lets one session go of a mapping, at millisecond now.
+// Release lets one session go of a mapping, at millisecond now. If it is the last, the mapping
+// rests.
 func (m *Mappings) Release(ref uint32, now uint32) {
 	e := &m.mappings[ref]
 	atomic.StoreUint32(&e.last, now) // first: from the last hold on, the reaper looks at it
-	atomic.AddUint64(&e.word, ^uint64(0))
+	for {
+		w := atomic.LoadUint64(&e.word)
+		if atomic.CompareAndSwapUint64(&e.word, w, (w+mappingStep-1)|mappingRests) {
+			if w&holdsMask == 1 {
+				m.rest(e)
+			}
+			return
+		}
+	}
+}
+
+// Close lets one session go of a mapping, at millisecond now, whose port need not rest for it: a
+// TCP connection that both sides have closed (RFC 6888 REQ-8 a). If it is the last, and no other
+// asked for a rest, the port is free at once.
+func (m *Mappings) Close(ref uint32, now uint32) {
+	e := &m.mappings[ref]
+	for {
+		w := atomic.LoadUint64(&e.word)
+		last := w&holdsMask == 1
+		yields := last && (w&mappingRests == 0 || now-atomic.LoadUint32(&e.last) > longestRest)
+		after := w + mappingStep - 1
+		if yields {
+			after |= mappingYielded
+		}
+		if atomic.CompareAndSwapUint64(&e.word, w, after) {
+			switch {
+			case yields:
+				m.freePort(e.Address, e.Protocol, e.ExternalPort)
+				m.yield(ref)
+			case last:
+				m.rest(e)
+			}
+			return
+		}
+	}
+}
+
+// yield leaves a mapping that has lost its port to the reaper, which need not find it by its walk:
+// closed connections may be many.
+func (m *Mappings) yield(ref uint32) {
+	for {
+		first := atomic.LoadUint64(&m.h.yields)
+		atomic.StoreUint32(&m.mappings[ref].limbo, uint32(first))
+		if atomic.CompareAndSwapUint64(&m.h.yields, first, uint64(ref+1)) {
+			return
+		}
+	}
 }
 
 // Held reports whether a session holds the mapping.
 func (e *Mapping) Held() bool {
 	w := atomic.LoadUint64(&e.word)
-	return w&^holdsMask == mappingLive && w&holdsMask != 0
+	return w&stateMask == mappingLive && w&holdsMask != 0
 }
 
 // FindOutside returns the mapping that has a port of an external address and is held, or None.
@@ -288,22 +398,69 @@ type Created uint8
 
 const (
 	Mapped       Created = iota
-	NoPort               // every port of the ranges is used or rests
+	NoPort               // no port of the ranges is free, nor has one rested for long enough
 	MappingsFull         // no room for another mapping
 )
 
-// Create makes a mapping of an internal endpoint at millisecond now, with a random port of ranges, and holds it; or holds the one that another worker
-// made in the meantime.
+// Create is CreateToward for nobody in particular.
 func (m *Mappings) Create(vpc uint32, private inet.Addr, port uint16, space PortSpace, address uint32, ranges []PortRange, random *rand.ChaCha8, now uint32) (uint32, Created) {
-	external, ok := m.takePort(address, space, ranges, random)
-	if !ok {
-		return None, NoPort
+	ref, _, result := m.CreateToward(nil, vpc, private, port, space, address, ranges, random, now)
+	return ref, result
+}
+
+// CreateToward makes a mapping of an internal endpoint at millisecond now, with a random port of
+// ranges, and holds it; or holds the one that another worker made in the meantime. alone says that
+// no session has the port with that remote endpoint.
+func (m *Mappings) CreateToward(to *Toward, vpc uint32, private inet.Addr, port uint16, space PortSpace, address uint32, ranges []PortRange, random *rand.ChaCha8, now uint32) (ref uint32, alone bool, result Created) {
+	external, found := m.takePort(to, address, space, ranges, random)
+	if found == unfit {
+		if ref, external, found, result = m.takeOver(to, vpc, private, address, space, ranges, random, now); result != Mapped {
+			return None, false, result
+		}
+	} else {
+		var ok bool
+		if ref, ok = m.alloc(); !ok {
+			m.freePort(address, space, external)
+			return None, false, MappingsFull
+		}
 	}
-	ref, ok := m.alloc()
-	if !ok {
-		m.freePort(address, space, external)
-		return None, MappingsFull
+	made := m.publish(ref, vpc, private, port, space, address, external, ranges, now)
+	return made, made == ref && found == fits, Mapped
+}
+
+// anyPort is all ports.
+var anyPort = []PortRange{{0, 65535}}
+
+// Regain finds or makes, at millisecond now, the mapping of an internal endpoint with a certain
+// port of an external address, and holds it; None if the endpoint has only another one there, or
+// another endpoint has the port.
+func (m *Mappings) Regain(vpc uint32, private inet.Addr, port uint16, space PortSpace, address uint32, external uint16, now uint32) uint32 {
+	only := [1]PortRange{{external, external}}
+	ref := m.Hold(vpc, private, port, space, address, only[:])
+	if ref != None {
+		return ref
 	}
+	if ref = m.Hold(vpc, private, port, space, address, anyPort); ref == None {
+		if !m.claim(address, space, external) {
+			return None
+		}
+		var ok bool
+		if ref, ok = m.alloc(); !ok {
+			m.freePort(address, space, external)
+			return None
+		}
+		ref = m.publish(ref, vpc, private, port, space, address, external, anyPort, now)
+	}
+	if m.mappings[ref].ExternalPort != external {
+		m.Close(ref, now) // as if it had not been held
+		return None
+	}
+	return ref
+}
+
+// publish fills a mapping from alloc, whose port is taken, and links it, or gives both back and
+// holds the one that another worker made.
+func (m *Mappings) publish(ref, vpc uint32, private inet.Addr, port uint16, space PortSpace, address uint32, external uint16, ranges []PortRange, now uint32) uint32 {
 	e := &m.mappings[ref]
 	e.Private, e.VPC, e.Address, e.PrivatePort, e.ExternalPort, e.Protocol, e.last = private, vpc, address, port, external, space, now
 	fault.Point("mapping.filled")
@@ -316,7 +473,7 @@ func (m *Mappings) Create(vpc uint32, private inet.Addr, port uint16, space Port
 			atomic.StoreUint64(&e.word, mappingFree) // nobody has seen it
 			m.freePort(address, space, external)
 			m.release(ref)
-			return other, Mapped
+			return other
 		}
 		atomic.StoreUint32(&e.inside, uint32(head))
 		if atomic.CompareAndSwapUint64(chain, head, next(head, ref+1)) {
@@ -333,10 +490,11 @@ func (m *Mappings) Create(vpc uint32, private inet.Addr, port uint16, space Port
 		}
 	}
 	atomic.AddUint32(&m.inUse[address], 1)
-	return ref, Mapped
+	return ref
 }
 
-// next is the word of a chain or of the free list after a change: whoever saw an earlier one fails to compare and swap.
+// next is the word of a chain or of the free list after a change: whoever saw an earlier one fails
+// to compare and swap.
 func next(head uint64, first uint32) uint64 { return (head>>32+1)<<32 | uint64(first) }
 
 // alloc takes a mapping off the free list.
@@ -369,106 +527,13 @@ func (m *Mappings) release(ref uint32) {
 	}
 }
 
-func (m *Mappings) portWord(address uint32, space PortSpace, word uint32) *uint64 {
-	return &m.ports[(address*uint32(portSpaces)+uint32(space))*wordsPerSpace+word]
-}
-
-// claim takes a port unless it is used or rests.
-func (m *Mappings) claim(address uint32, space PortSpace, port uint16) bool {
-	bit := uint64(1) << (port & 63)
-	return atomic.OrUint64(m.portWord(address, space, uint32(port>>6)), bit)&bit == 0
-}
-
-func (m *Mappings) freePort(address uint32, space PortSpace, port uint16) {
-	atomic.AndUint64(m.portWord(address, space, uint32(port>>6)), ^(uint64(1) << (port & 63)))
-}
-
-// portGuesses is how many random ports are tried before the words are searched: enough for a range that is half full.
-const portGuesses = 4
-
-// takePort takes a random free port of ranges (RFC 6056 §3.3.1: random, and the next free one if it is taken). The search of
-// a full range reads each of its words once: 1,024 for all ports of an address.
-func (m *Mappings) takePort(address uint32, space PortSpace, ranges []PortRange, random *rand.ChaCha8) (uint16, bool) {
-	total := Ports(ranges)
-	var at uint32
-	for range portGuesses {
-		at = uint32(random.Uint64() >> 32 * uint64(total) >> 32)
-		if port := PortAt(ranges, at); m.claim(address, space, port) {
-			return port, true
-		}
-	}
-	// From a random place to the end of its range, through the others, and up to that place again.
-	i := 0
-	for size := uint32(ranges[0].Last-ranges[0].First) + 1; at >= size; size = uint32(ranges[i].Last-ranges[i].First) + 1 {
-		at -= size
-		i++
-	}
-	start := uint32(ranges[i].First) + at
-	if port, ok := m.search(address, space, start, uint32(ranges[i].Last), random); ok {
-		return port, true
-	}
-	for j := 1; j < len(ranges); j++ {
-		r := ranges[(i+j)%len(ranges)]
-		if port, ok := m.search(address, space, uint32(r.First), uint32(r.Last), random); ok {
-			return port, true
-		}
-	}
-	if at == 0 {
-		return 0, false
-	}
-	return m.search(address, space, uint32(ranges[i].First), start-1, random)
-}
-
-// Ports returns how many ports the ranges have.
-func Ports(ranges []PortRange) (n uint32) {
-	for _, r := range ranges {
-		n += uint32(r.Last-r.First) + 1
-	}
-	return n
-}
-
-// PortAt returns the port that is number n among all of ranges, from 0.
-func PortAt(ranges []PortRange, n uint32) uint16 {
-	for _, r := range ranges {
-		size := uint32(r.Last-r.First) + 1
-		if n < size {
-			return r.First + uint16(n)
-		}
-		n -= size
-	}
-	return ranges[0].First
-}
-
-// search takes the first free port from first to last, but a random one of its word.
-func (m *Mappings) search(address uint32, space PortSpace, first, last uint32, random *rand.ChaCha8) (uint16, bool) {
-	for word := first >> 6; word <= last>>6; word++ {
-		mask := ^uint64(0)
-		if word == first>>6 {
-			mask <<= first & 63
-		}
-		if word == last>>6 {
-			mask &= ^uint64(0) >> (63 - last&63)
-		}
-		for {
-			free := ^atomic.LoadUint64(m.portWord(address, space, word)) & mask
-			if free == 0 {
-				break
-			}
-			turn := int(random.Uint64() & 63)
-			bit := (bits.TrailingZeros64(bits.RotateLeft64(free, -turn)) + turn) & 63
-			if port := uint16(word<<6 | uint32(bit)); m.claim(address, space, port) {
-				return port, true
-			}
-		}
-	}
-	return 0, false
-}
-
-// Reap takes those of the next n mappings away that rested long enough: rest milliseconds without a session, at millisecond now. What it
-// took away earlier is free when every worker has begun a turn after it: turns[w] is when worker w began its last one. One
-// worker calls it.
+// Reap takes up to n mappings away that have yielded their ports, and those of the next n that
+// rested long enough: rest milliseconds without a session, at millisecond now. What it took away
+// earlier is free when every worker has begun a turn after it: turns[w] is when worker w began its
+// last one. One worker calls it.
 func (m *Mappings) Reap(n int, now, rest uint32, oldest uint32) {
-	// What the last call took away went after its turn had begun: it is gone for those who begin a turn from this one on.
+	// What the last call took away went after its turn had begun: it is gone for those who begin a
+	// turn from this one on.
 	for at := m.fresh; at != 0; at = m.mappings[at-1].limbo {
 		m.mappings[at-1].gone = now
 	}
@@ -485,6 +550,18 @@ func (m *Mappings) Reap(n int, now, rest uint32, oldest uint32) {
 		atomic.StoreUint64(&e.word, mappingFree)
 		m.release(ref)
 	}
+	for range n {
+		if m.yielded == 0 {
+			m.yielded = uint32(atomic.SwapUint64(&m.h.yields, 0))
+		}
+		if m.yielded == 0 {
+			break
+		}
+		ref := m.yielded - 1
+		m.yielded = m.mappings[ref].limbo
+		atomic.StoreUint64(&m.mappings[ref].word, mappingGone)
+		m.takeAway(ref, false)
+	}
 	top := uint32(atomic.LoadUint64(&m.h.top))
 	for range min(n, int(top)) {
 		if m.walk >= top {
@@ -493,29 +570,54 @@ func (m *Mappings) Reap(n int, now, rest uint32, oldest uint32) {
 		ref := m.walk
 		m.walk++
 		e := &m.mappings[ref]
-		if atomic.LoadUint64(&e.word) != mappingLive {
-			continue // free, or held
+		if w, ok := e.over(now, rest); ok && e.take(w) {
+			m.takeAway(ref, true)
 		}
-		if idle := now - atomic.LoadUint32(&e.last); idle < rest || int32(idle) < 0 || !atomic.CompareAndSwapUint64(&e.word, mappingLive, mappingGone) {
-			continue
-		}
-		m.unlink(m.insideChain(e.VPC, e.Private, e.PrivatePort, e.Protocol, e.Address), ref, func(e *Mapping) *uint32 { return &e.inside })
-		fault.Point("mapping.half-unlinked")
-		m.unlink(m.outsideChain(e.Address, e.Protocol, e.ExternalPort), ref, func(e *Mapping) *uint32 { return &e.outside })
-		fault.Point("mapping.unlinked")
-		m.freePort(e.Address, e.Protocol, e.ExternalPort)
-		atomic.AddUint32(&m.inUse[e.Address], ^uint32(0))
-		e.limbo = 0
-		if m.fresh == 0 {
-			m.fresh = ref + 1
-		}
-		if m.limboEnd == 0 {
-			m.limboHead = ref + 1
-		} else {
-			m.mappings[m.limboEnd-1].limbo = ref + 1
-		}
-		m.limboEnd = ref + 1
 	}
+}
+
+// takeAway takes a mapping that is gone out of the chains, and frees its port if that is its still.
+func (m *Mappings) takeAway(ref uint32, port bool) {
+	e := &m.mappings[ref]
+	m.unlink(m.insideChain(e.VPC, e.Private, e.PrivatePort, e.Protocol, e.Address), ref, func(e *Mapping) *uint32 { return &e.inside })
+	fault.Point("mapping.half-unlinked")
+	m.unlink(m.outsideChain(e.Address, e.Protocol, e.ExternalPort), ref, func(e *Mapping) *uint32 { return &e.outside })
+	fault.Point("mapping.unlinked")
+	if port {
+		m.wake(e) // before somebody else has the port
+		m.freePort(e.Address, e.Protocol, e.ExternalPort)
+	}
+	atomic.AddUint32(&m.inUse[e.Address], ^uint32(0))
+	e.limbo = 0
+	if m.fresh == 0 {
+		m.fresh = ref + 1
+	}
+	if m.limboEnd == 0 {
+		m.limboHead = ref + 1
+	} else {
+		m.mappings[m.limboEnd-1].limbo = ref + 1
+	}
+	m.limboEnd = ref + 1
+}
+
+// over reports whether nobody holds a mapping any more and its rest is over, and the word that says
+// so.
+func (e *Mapping) over(now, rest uint32) (w uint64, ok bool) {
+	w = atomic.LoadUint64(&e.word)
+	switch {
+	case w&(stateMask|holdsMask) != mappingLive:
+		return w, false
+	case w&mappingRests == 0:
+		return w, true
+	}
+	idle := now - atomic.LoadUint32(&e.last)
+	return w, idle >= rest && int32(idle) >= 0
+}
+
+// take makes a mapping whose word is still w the reaper's. A session that has held it meanwhile,
+// and let go, has changed the word.
+func (e *Mapping) take(w uint64) bool {
+	return atomic.CompareAndSwapUint64(&e.word, w, w&^stateMask&^holdsMask&^mappingRests|mappingGone)
 }
 
 // unlink takes ref out of a chain, whose head others may change meanwhile. What it leads to stays: somebody may stand on it.

@@ -18,15 +18,16 @@ const testAddresses = 4
 func newMappings(t testing.TB, capacity int) (*Mappings, func() *Mappings) {
 	t.Helper()
 	var l memory.Layout
-	r := ReserveMappings(&l, capacity, testAddresses)
+	r := ReserveMappings(&l, &l, capacity, testAddresses)
 	s, err := memory.New("mappings", l.Size(), false)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
-	m := OpenMappings(s, r)
+	m := OpenMappings(s, s, r)
+	m.SetRoom(testAddresses)
 	m.Init(randomSecret(rand.New(rand.NewPCG(3, 4))))
-	return m, func() *Mappings { return OpenMappings(s, r) }
+	return m, func() *Mappings { return OpenMappings(s, s, r) }
 }
 
 func private(n int) inet.Addr { return inet.Addr{Lo: 0xffff_0a00_0000 + uint64(n)} }
@@ -161,7 +162,8 @@ func (s *shared) take(owner uint64) (other uint64, ok bool) {
 
 func (s *shared) drop() { s.word.Add(^uint64(0)) }
 
-// Several workers that begin flows of the same endpoints at once never give an endpoint two ports, nor a port to two endpoints.
+// Several workers that begin flows of the same endpoints at once never give an endpoint two ports,
+// nor a port to two endpoints.
 func TestMappingsShared(t *testing.T) {
 	const workers, endpoints, rounds, rest = 4, 12, 20_000, 3
 	first, open := newMappings(t, 4096)
@@ -231,8 +233,8 @@ func TestMappingsShared(t *testing.T) {
 	}
 }
 
-// A process died between publishing its mapping and finding that another worker had linked one of the same endpoint: the one that sessions
-// hold stays.
+// A process died between publishing its mapping and finding that another worker had linked one of
+// the same endpoint: the one that sessions hold stays.
 func TestTwinsSettle(t *testing.T) {
 	m, _ := newMappings(t, 60)
 	ranges := []PortRange{{1000, 1999}}

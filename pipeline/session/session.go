@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package session is one worker's session table: two cache lines a session, found by either direction's
-// key through buckets of one cache line, eight 16-bit tags each.
+// Package session is one worker's session table: two cache lines a session, found by either
+// direction's key through buckets of one cache line, eight 16-bit tags each.
 //
-// A table lies in shared memory and has one writer, the worker that owns it; others may read sessions whose
-// Word is not zero. The writer may die between any two stores: only the sessions themselves are truth, one
-// atomic word publishes each, and Rebuild makes everything else anew from them.
+// A table lies in shared memory and has one writer, the worker that owns it; others may read
+// sessions whose Word is not zero. The writer may die between any two stores: only the sessions
+// themselves are truth, one atomic word publishes each, and Rebuild makes everything else anew from
+// them.
 package session
 
 import (
@@ -51,18 +52,19 @@ const (
 	Asked    // TCP: a SYN is the last that the instance said
 	OnLink   // the remote address lies in a prefix of an outside port's own
 	Refresh  // packets from outside refresh it too
+	Given    // TCP: closed, it has let go of its mapping, and stays for its own endpoints alone
 )
 
-// ShortInside and ShortOutside are the flags with which a session's packets may go the short way, from
-// inside and from outside: the short way does all that the long one would. Any other flag, and any new
-// one until it is in these lists, sends them the long way.
+// ShortInside and ShortOutside are the flags with which a session's packets may go the short way,
+// from inside and from outside: the short way does all that the long one would. Any other flag, and
+// any new one until it is in these lists, sends them the long way.
 const (
 	ShortInside  = SNAT | FromOutside | SeenInside | SeenOutside | FinInside | FinOutside | Draining | Reset | Paired | Refresh
 	ShortOutside = ShortInside | OnLink
 )
 
-// Session is both directions of one translated flow. The first line has the two keys and what a packet's
-// rewriting needs; the second what changes or is needed less often.
+// Session is both directions of one translated flow. The first line has the two keys and what a
+// packet's rewriting needs; the second what changes or is needed less often.
 type Session struct {
 	Private, Remote, External inet.Addr
 
@@ -88,15 +90,16 @@ type Session struct {
 	_           uint8 // nobody's yet
 }
 
-// Delivery is how a session's packets leave. A generation decides it, and Adjust notes it again in every session that meets a newer
-// one, so it may name the generation's tables.
+// Delivery is how a session's packets leave. A generation decides it, and Adjust notes it again in
+// every session that meets a newer one, so it may name the generation's tables.
 type Delivery struct {
 	At       attach.Word // where the instance is; nothing else may send from its address
 	Link     uint16      // the way to it: MTU and, through a tunnel, endpoint and outer header
 	HopGroup uint16      // the next hops that lead to the remote address
 }
 
-// Bound is a flag: the instance's packets must have the MAC that is configured for it, its neighbor entry's.
+// Bound is a flag too, and bits 13 and 14 are free: the instance's packets must have the MAC that
+// is configured for it, its neighbor entry's.
 const Bound = 1 << 15
 
 // None is no session.
@@ -124,6 +127,14 @@ func (s *Session) PrivatePort() uint16  { return uint16(s.word) }
 func (s *Session) RemotePort() uint16   { return uint16(s.word >> 16) }
 func (s *Session) ExternalPort() uint16 { return uint16(s.word >> 32) }
 
+// Closed reports whether a TCP connection was closed properly: both sides have sent a FIN and
+// acknowledged the other's.
+func (s *Session) Closed() bool {
+	const fins = FinInside | FinOutside
+	return s.Flags&Given != 0 ||
+		s.State() == TCPClosing && s.Flags&(fins|Reset) == fins && s.Ack[1] == s.End[0] && s.Ack[0] == s.End[1]
+}
+
 // SetState moves a live session to another state.
 func (s *Session) SetState(st State) {
 	s.word = s.word&^(0xff<<stateShift) | uint64(st)<<stateShift
@@ -134,8 +145,8 @@ func StateOf(word uint64) State         { return State(word >> stateShift) }
 func ProtoOf(word uint64) uint8         { return uint8(word >> 48) }
 func ExternalPortOf(word uint64) uint16 { return uint16(word >> 32) }
 
-// Key names one direction of a flow: on the inside VPC, private and remote address and port; on the outside
-// external and remote address and port, with VPC 0.
+// Key names one direction of a flow: on the inside VPC, private and remote address and port; on the
+// outside external and remote address and port, with VPC 0.
 type Key struct {
 	Local, Remote inet.Addr
 	word          uint64 // in the place and under the mask of Session.word
@@ -143,8 +154,8 @@ type Key struct {
 	VPC           uint32
 }
 
-// InsideKey is the key of a packet from inside. Ports are in host order; echo identifiers stand in the
-// private port, with remote port 0.
+// InsideKey is the key of a packet from inside. Ports are in host order; echo identifiers stand in
+// the private port, with remote port 0.
 func InsideKey(vpc uint32, private, remote inet.Addr, privatePort, remotePort uint16, proto uint8) (k Key) {
 	k.SetInside(vpc, private, remote, privatePort, remotePort, proto)
 	return k

@@ -13,8 +13,9 @@ import (
 	"weir/pipeline/prefetch"
 )
 
-// bucket is one cache line of the index. A tag of 0 is an empty place. A full bucket goes on in an overflow
-// bucket; nothing ever moves, so that a reader or a crash never finds an entry half-way between two places.
+// bucket is one cache line of the index. A tag of 0 is an empty place. A full bucket goes on in an
+// overflow bucket; nothing ever moves, so that a reader or a crash never finds an entry half-way
+// between two places.
 type bucket struct {
 	tags [8]uint16
 	refs [8]uint32
@@ -50,8 +51,8 @@ func Reserve(l *memory.Layout, capacity int) Region {
 	}
 }
 
-// bucketCount gives a bucket of eight up to five entries when the table is full: two for a session, and one for each different remote
-// address of a mapping.
+// bucketCount gives a bucket of eight up to five entries when the table is full: two for a session,
+// and one for each different remote address of a mapping.
 func bucketCount(capacity int) int { return capacity*5/8 + 1 }
 
 // Types are the types of tables and mappings, for the layout hash of the segment it lies in.
@@ -102,8 +103,9 @@ func (t *Table) clear() {
 	t.h.free = 0
 }
 
-// Rebuild makes index and free stack anew from the sessions, which are the only truth after the owner died.
-// keep decides for each live session whether it stays; it may change the session, but not its keys.
+// Rebuild makes index and free stack anew from the sessions, which are the only truth after the
+// owner died. keep decides for each live session whether it stays; it may change the session, but
+// not its keys.
 func (t *Table) Rebuild(keep func(ref uint32, s *Session) bool) {
 	t.secret = t.h.Secret
 	t.clear()
@@ -141,7 +143,8 @@ func (t *Table) Len() int { return len(t.sessions) - int(t.h.free) }
 // At returns session ref.
 func (t *Table) At(ref uint32) *Session { return &t.sessions[ref] }
 
-// Alloc takes a free session; the caller fills all of it but the word and calls Publish, or Release.
+// Alloc takes a free session; the caller fills all of it but the word and calls Publish, or
+// Release.
 func (t *Table) Alloc() (ref uint32, s *Session, ok bool) {
 	if t.h.free == 0 {
 		return None, nil, false
@@ -151,8 +154,8 @@ func (t *Table) Alloc() (ref uint32, s *Session, ok bool) {
 	return ref, &t.sessions[ref], true
 }
 
-// Publish makes a session from Alloc live under word, in both directions. It fails when the index has no room
-// left for it; the session is then free again.
+// Publish makes a session from Alloc live under word, in both directions. It fails when the index
+// has no room left for it; the session is then free again.
 func (t *Table) Publish(ref uint32, s *Session, word uint64) bool {
 	fault.Point("session.filled")
 	atomic.StoreUint64(&s.word, word)
@@ -186,7 +189,8 @@ func (t *Table) FindPaired(external, remote inet.Addr, externalPort uint16, prot
 	return t.findPaired(t.secret.hash(&k), &k)
 }
 
-// findPaired finds one of the list by the entry of its first. What is found by a tag that matches by chance need not be in the list.
+// findPaired finds one of the list by the entry of its first. What is found by a tag that matches
+// by chance need not be in the list.
 func (t *Table) findPaired(h uint64, k *Key) uint32 {
 	tag := tagOf(h)
 	for b := t.bucketOf(h); ; b = &t.overflow[b.next-1] {
@@ -203,7 +207,8 @@ func (t *Table) findPaired(h uint64, k *Key) uint32 {
 	}
 }
 
-// Pair puts a live session into the list of those that share its mapping and remote address. It reports whether there was room.
+// Pair puts a live session into the list of those that share its mapping and remote address. It
+// reports whether there was room.
 func (t *Table) Pair(ref uint32, s *Session) bool {
 	k := s.pair()
 	h := t.secret.hash(&k)
@@ -220,6 +225,13 @@ func (t *Table) Pair(ref uint32, s *Session) bool {
 	}
 	s.Flags |= Paired
 	return true
+}
+
+// Unpair takes a session that has let go of its mapping out of that list.
+func (t *Table) Unpair(s *Session) {
+	if s.Flags&Paired != 0 {
+		t.unpair(uint32((uintptr(unsafe.Pointer(s))-uintptr(unsafe.Pointer(&t.sessions[0])))/unsafe.Sizeof(*s)), s)
+	}
 }
 
 // unpair takes a session out of that list.
@@ -290,7 +302,8 @@ func (t *Table) insert(h uint64, ref uint32) bool {
 	}
 }
 
-// unlink removes the entry of ref. An overflow bucket that becomes empty goes back to the spare ones.
+// unlink removes the entry of ref. An overflow bucket that becomes empty goes back to the spare
+// ones.
 func (t *Table) unlink(h uint64, ref uint32) {
 	first := t.bucketOf(h)
 	tag := tagOf(h)
@@ -314,8 +327,8 @@ func (t *Table) unlink(h uint64, ref uint32) {
 	}
 }
 
-// candidates returns a bit (the highest of a 16-bit lane) for each place of the four tags in x that may hold tag.
-// A false one can only follow a true one, and the key decides anyway.
+// candidates returns a bit (the highest of a 16-bit lane) for each place of the four tags in x that
+// may hold tag. A false one can only follow a true one, and the key decides anyway.
 func candidates(x uint64, tag uint16) uint64 {
 	const ones, tops = 0x0001_0001_0001_0001, 0x8000_8000_8000_8000
 	x ^= uint64(tag) * ones
@@ -324,11 +337,12 @@ func candidates(x uint64, tag uint16) uint64 {
 
 func (b *bucket) words() *[2]uint64 { return (*[2]uint64)(unsafe.Pointer(&b.tags)) }
 
-// first returns a reference in b whose tag fits, or None. It takes no branch: which place it is cannot be foreseen, and a branch that goes
-// wrong would also stop the loads behind it.
+// first returns a reference in b whose tag fits, or None. It takes no branch: which place it is
+// cannot be foreseen, and a branch that goes wrong would also stop the loads behind it.
 func (b *bucket) first(tag uint16) uint32 {
 	w := b.words()
-	// The tops of the first four places move into the lower halves of the lanes, those of the others stay.
+	// The tops of the first four places move into the lower halves of the lanes, those of the
+	// others stay.
 	m := candidates(w[0], tag)>>8 | candidates(w[1], tag)
 	at := uint(bits.TrailingZeros64(m)) // place i: 16*i+7, or 16*(i-4)+15; 64: none
 	ref := b.refs[(at>>4|at>>1&4)&7]
@@ -358,8 +372,9 @@ func (t *Table) find(h uint64, k *Key) uint32 {
 // MaxBatch is the most keys of one Batch.
 const MaxBatch = 64
 
-// Batch is a set of look-ups whose cache misses are spent side by side, and beside what the caller does meanwhile: Hash asks for the
-// buckets of keys; Match, some time later, for the sessions whose tags fit; Found, later again, compares. Reset begins a new one.
+// Batch is a set of look-ups whose cache misses are spent side by side, and beside what the caller
+// does meanwhile: Hash asks for the buckets of keys; Match, some time later, for the sessions whose
+// tags fit; Found, later again, compares. Reset begins a new one.
 type Batch struct {
 	Keys    [MaxBatch]Key
 	Hashes  [MaxBatch]uint64 // out: the hash of each key
@@ -387,7 +402,8 @@ func (t *Table) Hash(b *Batch, to int) {
 	prefetch.Lines(&b.lines[first], int(n-first))
 }
 
-// Match looks for the tags of keys below to, which Hash has seen, and prefetches the sessions that they name.
+// Match looks for the tags of keys below to, which Hash has seen, and prefetches the sessions that
+// they name.
 func (t *Table) Match(b *Batch, to int) {
 	first, n := b.matched, min(uint(to), b.hashed, MaxBatch)
 	if n <= first {
@@ -406,7 +422,8 @@ func (t *Table) Match(b *Batch, to int) {
 	prefetch.Pairs(&b.lines[first], int(m-first))
 }
 
-// Found returns the session that key i names a direction of, or None. Match has been asked about it.
+// Found returns the session that key i names a direction of, or None. Match has been asked about
+// it.
 func (t *Table) Found(b *Batch, i int) uint32 {
 	ref := b.refs[i]
 	if ref == None && t.bucketOf(b.Hashes[i]).next == 0 || ref != None && b.Keys[i].Names(&t.sessions[ref]) {
@@ -415,7 +432,8 @@ func (t *Table) Found(b *Batch, i int) uint32 {
 	return t.find(b.Hashes[i], &b.Keys[i])
 }
 
-// MaxProbe returns the length of the longest chain of buckets, for the gauge that would show an attack on the hash.
+// MaxProbe returns the length of the longest chain of buckets, for the gauge that would show an
+// attack on the hash.
 func (t *Table) MaxProbe() int {
 	most := 0
 	for i := range t.buckets {

@@ -7,15 +7,15 @@ import (
 	"weir/pipeline/session"
 )
 
-// Census is what control learns by walking the session tables from outside, now and then: numbers that no worker
-// has to keep.
+// Census is what control learns by walking the session tables from outside, now and then: numbers
+// that no worker has to keep.
 type Census struct {
 	Sessions  map[string]int // by VPC
-	SNATPorts map[string]int // different external ports of SNAT sessions, by VPC, over addresses and protocols
+	SNATPorts map[string]int // different external ports of SNAT sessions but closed ones, by VPC, over addresses and protocols
 }
 
-// TakeCensus walks all tables while the workers go on: a session that begins or ends meanwhile may be missed. It may
-// run beside everything else of control; names are the VPCs' by slot.
+// TakeCensus walks all tables while the workers go on: a session that begins or ends meanwhile may
+// be missed. It may run beside everything else of control; names are the VPCs' by slot.
 func (s *State) TakeCensus(names map[uint32]string) *Census {
 	c := &Census{Sessions: map[string]int{}, SNATPorts: map[string]int{}}
 	for slot, name := range names {
@@ -32,7 +32,7 @@ func (s *State) TakeCensus(names map[uint32]string) *Census {
 		for ref := range uint32(t.Capacity()) {
 			e := t.At(ref)
 			word := e.Load()
-			if session.StateOf(word) == session.Free || e.Flags&session.SNAT == 0 {
+			if session.StateOf(word) == session.Free || e.Flags&(session.SNAT|session.Given) != session.SNAT {
 				continue
 			}
 			name, ok := names[e.VPC]

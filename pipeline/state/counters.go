@@ -10,8 +10,8 @@ import (
 // MaxPorts is the most ports of one configuration: a set of ports is one word.
 const MaxPorts = 32
 
-// Counters are one worker's counts since the shared state was made. The worker alone writes them, with plain
-// stores of whole words; anybody may read them. At any time
+// Counters are one worker's counts since the shared state was made. The worker alone writes them,
+// with plain stores of whole words; anybody may read them. At any time
 //
 //	received    = forwarded + punted + dropped (all reasons) + held + handed - adopted + what the worker has in hand
 //	transmitted = forwarded + fragmented + originated
@@ -38,8 +38,9 @@ type Counters struct {
 	Generation        uint64 // the generation the worker last saw
 	Tick              uint64 // the millisecond at which the worker's last turn began
 
-	// Turns counts the loop's turns by how long each took until the next began, deliberate sleeps left out: Turns[i] those of
-	// less than 2^i nanoseconds and not less than 2^(i-1). What is far to the right is the worker's absence from its queues.
+	// Turns counts the loop's turns by how long each took until the next began, deliberate sleeps
+	// left out: Turns[i] those of less than 2^i nanoseconds and not less than 2^(i-1). What is far
+	// to the right is the worker's absence from its queues.
 	Turns            [TurnBuckets]uint64
 	TurnsNanoseconds uint64 // of all of them
 	Pressed          uint64 // 1: the session table is nearly full, and what has not been answered ends early
@@ -55,7 +56,8 @@ type Totals struct {
 	Received, Transmitted, Forwarded, Punted, Originated, Fragmented, Held, Dropped uint64
 }
 
-// Summary is a worker's counts in the words of weir replay --json. Reasons that dropped nothing are left out.
+// Summary is a worker's counts in the words of weir replay --json. Reasons that dropped nothing are
+// left out.
 type Summary struct {
 	Received   uint64                 `json:"received"`
 	Forwarded  uint64                 `json:"forwarded"`
@@ -125,7 +127,8 @@ func (c *Counters) settle() {
 	}
 }
 
-// settleRings books what was on its way between workers that died under Restart: the last of them has taken it.
+// settleRings books what was on its way between workers that died under Restart: the last of them
+// has taken it.
 func settleRings(workers []*Counters) {
 	lost := int64(0)
 	for _, c := range workers {

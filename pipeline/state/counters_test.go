@@ -8,7 +8,8 @@ import (
 	"weir/pipeline/drop"
 )
 
-// A worker that dies between two stores leaves sums that do not agree; settle makes them agree, whichever two these were.
+// A worker that dies between two stores leaves sums that do not agree; settle makes them agree,
+// whichever two these were.
 func TestSettleBetweenStores(t *testing.T) {
 	whole := func() *Counters {
 		c := new(Counters)

@@ -33,7 +33,7 @@ func randomNeighbor(r *rand.Rand) neighborKey {
 // The table agrees with a map over many additions, changes and removals, and an entry never moves.
 func TestNeighborsAgreeWithMap(t *testing.T) {
 	r := rand.New(rand.NewPCG(5, 5))
-	n := &Neighbors{Entries: make([]Neighbor, 512), secret: 7}
+	n := NewNeighbors(make([]Neighbor, 512), 512, 1, 7)
 	type value struct {
 		slot  uint32
 		state NeighborState
@@ -77,7 +77,7 @@ func TestNeighborsAgreeWithMap(t *testing.T) {
 }
 
 func TestNeighborsFull(t *testing.T) {
-	n := &Neighbors{Entries: make([]Neighbor, 256)}
+	n := NewNeighbors(make([]Neighbor, 256), 256, 1, 0)
 	made := 0
 	for i := range 300 {
 		if _, err := n.Set(0, inet.Addr{Lo: uint64(i)}, NeighborReachable, config.MAC{2}); err == nil {
@@ -94,9 +94,10 @@ func TestNeighborsFull(t *testing.T) {
 	}
 }
 
-// A reader beside the writer always finds the entries that nobody touches. (The race detector says the rest.)
+// A reader beside the writer always finds the entries that nobody touches. (The race detector says
+// the rest.)
 func TestNeighborsConcurrently(t *testing.T) {
-	n := &Neighbors{Entries: make([]Neighbor, 64), secret: 3}
+	n := NewNeighbors(make([]Neighbor, 64), 64, 1, 3)
 	fixed := neighborKey{2, inet.Addr{Hi: 1, Lo: 2}}
 	if _, err := n.Set(fixed.port, fixed.addr, NeighborStatic, config.MAC{2}); err != nil {
 		t.Fatal(err)
@@ -211,8 +212,9 @@ func TestRingConcurrently(t *testing.T) {
 	}
 }
 
-// Processes of different versions share memory when its layout is the same. What numbers in it mean is no part of the types, and not all of
-// it: where this fails, memory.meaning has to change with what is written here.
+// Processes of different versions share memory when its layout is the same. What numbers in it mean
+// is no part of the types, and not all of it: where this fails, memory.meaning has to change with
+// what is written here.
 func TestMeaningOfSharedMemory(t *testing.T) {
 	const flags = session.SNAT | session.FromOutside<<1 | session.Hairpin<<2 | session.Asked<<3 | session.OnLink<<4
 	word := session.Word(1, 2, 3, 4, session.Unconfirmed)
@@ -220,17 +222,18 @@ func TestMeaningOfSharedMemory(t *testing.T) {
 	if want := "060504030201 a805 704000300020001 3"; got != want {
 		t.Errorf("%s, want %s", got, want)
 	}
-	// This one had MACs the other way round, and sessions that did not say whether their remote address is on the link.
+	// This one had MACs the other way round, and sessions that did not say whether their remote
+	// address is on the link.
 	if stateLayout == 0x526b7af9071e2391 {
 		t.Errorf("the state has the layout hash %x of one with another meaning", stateLayout)
 	}
 }
 
-// After a million comings and goings a miss still ends soon: places at the end of a run are given back. An emptied table is
-// as if new.
+// After a million comings and goings a miss still ends soon: places at the end of a run are given
+// back. An emptied table is as if new.
 func TestNeighborsGiveRoomBack(t *testing.T) {
 	r := rand.New(rand.NewPCG(9, 9))
-	n := &Neighbors{Entries: make([]Neighbor, 4096), secret: 7}
+	n := NewNeighbors(make([]Neighbor, 4096), 4096, 1, 7)
 	var live []uint32
 	for range 1_000_000 {
 		slot, err := n.Set(attach.Port(r.IntN(3)), inet.Addr{Hi: r.Uint64(), Lo: r.Uint64()}, NeighborReachable, config.MAC{2})
@@ -252,7 +255,8 @@ func TestNeighborsGiveRoomBack(t *testing.T) {
 			walked++
 		}
 	}
-	// 0.39 places that are taken (Knuth's (1 + 1/(1-1/4)²)/2 - 1), and the empty ones inside their runs.
+	// 0.39 places that are taken (Knuth's (1 + 1/(1-1/4)²)/2 - 1), and the empty ones inside their
+	// runs.
 	if mean := float64(walked) / misses; mean > 6 {
 		t.Errorf("a miss walks over %.2f places, want fewer than 6", mean)
 	}

@@ -6,8 +6,9 @@ import (
 	"weir/pipeline/inet"
 )
 
-// A flow belongs to one worker: the owner of its remote address, which no translation changes and which both directions and
-// all fragments carry. So sessions need no locks, and filtering and reassembly ask nobody else.
+// A flow belongs to one worker: the owner of its remote address, which no translation changes and
+// which both directions and all fragments carry. So sessions need no locks, and filtering and
+// reassembly ask nobody else.
 
 // RSSKeySize is enough for every network card known.
 const RSSKeySize = 52
@@ -15,7 +16,8 @@ const RSSKeySize = 52
 // OwnerSlots is how many parts the hash divides the remote addresses into.
 const OwnerSlots = 128
 
-// ownership says who owns which addresses: Owners[Toeplitz(Key, address) mod 128], which a network card can compute too.
+// ownership says who owns which addresses: Owners[Toeplitz(Key, address) mod 128], which a network
+// card can compute too.
 type ownership struct {
 	Key    [RSSKeySize]byte
 	Owners [OwnerSlots]uint8
@@ -25,8 +27,8 @@ type ownership struct {
 // Toeplitz is the Toeplitz hash under one key, by a table for each byte of the input.
 type Toeplitz [16][256]uint32
 
-// NewToeplitz returns the hash under key: the exclusive or of the key's 32 bits from place i on, for every bit i of the
-// input that is set.
+// NewToeplitz returns the hash under key: the exclusive or of the key's 32 bits from place i on,
+// for every bit i of the input that is set.
 func NewToeplitz(key *[RSSKeySize]byte) *Toeplitz {
 	window := func(bit int) (w uint32) {
 		for i := range 32 {
@@ -61,7 +63,8 @@ func (t *Toeplitz) Hash(a inet.Addr) uint32 {
 	return h
 }
 
-// RSS returns what a network card needs to hand each packet to the queue of the worker that owns it: a key, and a table of queues.
+// RSS returns what a network card needs to hand each packet to the queue of the worker that owns
+// it: a key, and a table of queues.
 func (s *State) RSS() (key []byte, queues []uint16) {
 	o := s.Ownership()
 	for _, w := range o.Owners {

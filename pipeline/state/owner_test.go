@@ -12,7 +12,8 @@ import (
 	"weir/pipeline/inet"
 )
 
-// The first bytes of the key with which Microsoft publishes examples ("Verifying the RSS Hash Calculation").
+// The first bytes of the key with which Microsoft publishes examples ("Verifying the RSS Hash
+// Calculation").
 const publishedKey = "6d5a56da255b0ec24167253d43a38fb0d0ca2bcbae7b30b477cb2da38030f20c6a42b73bbeac01fa"
 
 func TestToeplitzPublished(t *testing.T) {
@@ -95,6 +96,6 @@ func TestOwnersShare(t *testing.T) {
 				t.Errorf("worker %d of %d owns %d of %d addresses", w, workers, n[w], addresses)
 			}
 		}
-		s.Segment.Close()
+		s.Close()
 	}
 }

@@ -35,7 +35,8 @@ type Message struct {
 	data   [RingFrame]byte
 }
 
-// RingFrame is the longest frame a ring takes; a longer one is cut, which only an ICMP error's quote may be.
+// RingFrame is the longest frame a ring takes; a longer one is cut, which only an ICMP error's
+// quote may be.
 const RingFrame = 2008
 
 // Data returns the frame of the message.

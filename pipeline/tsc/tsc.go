@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package tsc reads the processor's time stamp counter, for measurements of a burst or less: a clock of the system costs
-// as much as a stage. It counts at a constant rate, the nominal one, whatever frequency the core runs at. On processors
-// without an implementation here it counts nanoseconds of the system's monotonic clock.
+// Package tsc reads the processor's time stamp counter, for measurements of a burst or less: a
+// clock of the system costs as much as a stage. It counts at a constant rate, the nominal one,
+// whatever frequency the core runs at. On processors without an implementation here it counts
+// nanoseconds of the system's monotonic clock.
 package tsc
 
 import "time"
@@ -20,7 +21,8 @@ func Hz(d time.Duration) float64 {
 	return float64(c2-c) / t2.Sub(t).Seconds()
 }
 
-// pair reads both clocks as close to each other as they come in a few tries: an interruption between them is an error.
+// pair reads both clocks as close to each other as they come in a few tries: an interruption
+// between them is an error.
 func pair() (t time.Time, count uint64) {
 	best := time.Hour
 	for range 10 {

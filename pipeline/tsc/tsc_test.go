@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// What the counter says of a time lies between what the twin says of a shorter and of a longer one around it, whatever
-// interrupts the test.
+// What the counter says of a time lies between what the twin says of a shorter and of a longer one
+// around it, whatever interrupts the test.
 func TestAgreesWithTwin(t *testing.T) {
 	hz := Hz(20 * time.Millisecond)
 	outer := twin()

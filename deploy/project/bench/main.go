@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Bench writes the tables of docs/performance.md anew from what weir bench --json has measured:
+// Bench writes the tables of docs/performance.md again from what weir bench --json has measured:
 //
 //	go run ./deploy/project/bench docs/performance.md RESULTS.json...
 //
-// A table stands between the lines "<!-- bench: NAME -->" and "<!-- end -->". A later file's result
+// A table is between the lines "<!-- bench: NAME -->" and "<!-- end -->". A later file's result
 // takes the place of an earlier one's of the same name and size.
 package main
 

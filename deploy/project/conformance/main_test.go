@@ -26,8 +26,8 @@ func allPass(sections []Section) Outcomes {
 	return o
 }
 
-// The page that is checked in is what the table gives when all tests pass: whoever changes the
-// table, or renames a test, runs make conformance.
+// The page that is checked in is what the table gives when all tests pass: a
+// change of the table, or a renamed test, calls for make conformance.
 func TestPage(t *testing.T) {
 	sections, err := load(filepath.Join(root, tablePath))
 	if err != nil {

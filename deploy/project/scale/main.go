@@ -5,7 +5,7 @@
 //
 //	go run ./deploy/project/scale --instances 100000 --vpcs 10000 --gateways 1000 --files 100 DIR
 //
-// DIR then holds weir.yaml and the instances in files of their own: a directory that weir run and
+// DIR then holds weir.yaml and the instances in separate files: a directory that weir run and
 // weir check read. The devices are net_ring ones: it runs anywhere.
 package main
 
@@ -23,7 +23,7 @@ func main() {
 	var c scale
 	flag.IntVar(&c.instances, "instances", 100_000, "instances in all, two external addresses each")
 	flag.IntVar(&c.vpcs, "vpcs", 10_000, "VPCs")
-	flag.IntVar(&c.gateways, "gateways", 1_000, "gateways, each with a pool of its own")
+	flag.IntVar(&c.gateways, "gateways", 1_000, "gateways, each with its own pool")
 	flag.IntVar(&c.files, "files", 100, "files that the instances are spread over")
 	flag.Parse()
 	if flag.NArg() != 1 || c.instances < 1 || c.vpcs < 1 || c.vpcs > c.instances || c.gateways < 1 || c.gateways > c.vpcs || c.files < 1 {

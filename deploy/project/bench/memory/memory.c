@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// memory measures what the memory alone asks for a look-up in a table of sessions: one line of the cache of a bucket, then two of a session, of
-// which the first is written to, in random order, as far ahead of their use as is best. It prints objects in the form of weir bench --json.
+// memory measures what memory alone costs for a lookup in a table of sessions: one cache line of a
+// bucket, then two of a session, of which the first is written to, in random order, prefetched as
+// far ahead of their use as is best. It prints objects in the form of weir bench --json.
 //
 //	cc -O2 -o memory memory.c && ./memory 65536 1048576
 

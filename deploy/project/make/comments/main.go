@@ -4,10 +4,10 @@
 //
 //	comments [-w] PATH...
 //
-// It reports each // comment on a line of its own that is longer, and each comment that cites a
+// It reports each // comment on a separate line that is longer, and each comment that cites a
 // section of a design document, which nobody who has only the repository can look up. A tab counts
 // as four columns. Lines with a URL, directives, C code above import "C", the expected output of
-// examples, and comments after code are exempt. A directory stands for all Go files below it but
+// examples, and comments after code are exempt. A directory means all Go files below it but
 // those in testdata.
 //
 // With -w it first rewraps paragraphs and list items that have a line too long. Indented code,

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Absence reads the clock in a loop on one core and counts by length how long each turn took, in powers of two of
-// nanoseconds: what a loop that does nothing else is kept from, by the kernel, the hypervisor and other processes. It is what
-// weir_worker_turn_seconds is held against.
+// Absence reads the clock in a loop on one core and counts by length how long each turn took, in
+// powers of two of nanoseconds: what a loop that does nothing else is kept from, by the kernel, the
+// hypervisor and other processes. It is what weir_worker_turn_seconds is held against.
 //
 //	absence CORE SECONDS
 
