@@ -273,11 +273,14 @@ func newReplayWorker(cfg *config.Config, state *state.State, gen *generation.Gen
 	return w
 }
 
+// headroom is what a packet buffer has before the frame.
+const headroom = 128
+
 // bufferRoom is how much of a frame a packet buffer of the data plane takes: Ethernet header, two
 // VLAN tags, CRC, and at least 2 KiB, in whole KiB; and a buffer with its headroom has a length of
 // 16 bits.
 func bufferRoom(mtu int) int {
-	const overhead, headroom = 14 + 2*4 + 4, 128
+	const overhead = 14 + 2*4 + 4
 	return min((max(mtu+overhead, 2048)+1023)/1024*1024, math.MaxUint16-headroom)
 }
 
@@ -288,12 +291,13 @@ func (w *replayWorker) receive(now int64, a arrival) {
 	w.pipe.Release()
 	w.pipe.Done = w.pipe.Done[:0]
 	for s := &w.pipe.Spare; s.N < pipeline.MaxSpare; s.N++ {
-		s.Data[s.N] = make([]byte, w.room)
+		s.Data[s.N], s.Front = make([]byte, headroom+w.room)[headroom:], headroom
 	}
 	n := min(len(a.frame), w.room)
 	w.burst.Port, w.burst.N = a.port, 1
 	k := &w.burst.Packets[0]
-	k.Data, k.Handle, k.Long = a.frame[:n:n], anyHandle, len(a.frame) > w.room
+	buffer := append(make([]byte, headroom, headroom+n), a.frame[:n]...)
+	k.Data, k.Front, k.Handle, k.Long = buffer[headroom:], headroom, anyHandle, len(a.frame) > w.room
 	w.pipe.Process(&w.burst)
 	for port := range w.sent {
 		q := &w.pipe.Out[port]

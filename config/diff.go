@@ -58,6 +58,7 @@ func Changes(old, new *Config) []Change {
 	d.section("log", KindSection, old.Log, new.Log)
 	d.section("dataplane", KindSection, old.Dataplane, new.Dataplane)
 	d.section("sessions", KindSessions, old.Sessions, new.Sessions)
+	d.section("metrics", KindSection, old.Metrics, new.Metrics)
 	d.section("reload", KindSection, old.Reload, new.Reload)
 	compare(&d, comparison[Port]{KindPort, old.Ports, new.Ports, 0, 0, namePort, same[Port]}, comparePorts)
 	compare(&d, comparison[Pool]{KindPool, old.Pools, new.Pools, 0, 0, func(p *Pool) string { return fmt.Sprintf("pool %q", p.Name) }, d.samePool},
@@ -92,7 +93,7 @@ func Changes(old, new *Config) []Change {
 }
 
 // RestartOnly names the keys that differ and that are read at start only: the API's, the log's and
-// the data plane's, the set of ports and each port's device, side, MTU and MAC. A reload leaves
+// the data plane's, the set of ports and each port's device, side, VLAN, MTU and MAC. A reload leaves
 // them as they are.
 func RestartOnly(old, new *Config) []string {
 	var keys []string
@@ -122,6 +123,7 @@ func RestartOnly(old, new *Config) []string {
 		only(namePort(a)+" side", a.Side, b.Side)
 		only(namePort(a)+" mtu", a.MTU, b.MTU)
 		only(namePort(a)+" mac", a.MAC, b.MAC)
+		only(namePort(a)+" vlan", a.VLAN, b.VLAN)
 	})
 	return keys
 }

@@ -29,6 +29,7 @@ func TestDiff(t *testing.T) {
 		{name: "a comment", before: "# read at start", after: "# another"},
 		{name: "another order", before: "floating: [192.0.2.2, 192.0.2.3, ", after: "floating: [192.0.2.3, 192.0.2.2, "},
 		{"api", "127.0.0.1:9474", ":9474", []string{"api changed"}, []string{"api"}},
+		{"tenants", "tenants: names", "tenants: off", []string{"metrics changed"}, nil},
 		{"log", "level: info", "level: warn", []string{"log changed"}, []string{"log"}},
 		{"workers", "workers: [1]", "workers: [2]", []string{"dataplane changed"}, []string{"dataplane.workers"}},
 		{"memory", "512MiB", "1GiB", []string{"dataplane changed"}, []string{"dataplane.memory"}},
@@ -182,17 +183,19 @@ func TestEveryFieldCounts(t *testing.T) {
 					v.SetInt(v.Int() + 1)
 				}
 			})
-		case reflect.Uint8, reflect.Uint16, reflect.Uint64:
+		case reflect.Bool:
+			try(path, v, func() { v.SetBool(!v.Bool()) })
+		case reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
 			try(path, v, func() { v.SetUint(v.Uint() ^ 1) })
 		default:
 			t.Fatalf("%s is a %v, which this test cannot change", path, v.Kind())
 		}
 	}
-	for _, part := range []string{"API", "Log", "Dataplane", "Sessions", "Reload", "Ports", "Pools", "Gateways", "VPCs"} {
+	for _, part := range []string{"API", "Metrics", "Log", "Dataplane", "Sessions", "Reload", "Ports", "Pools", "Gateways", "VPCs"} {
 		change(part, reflect.ValueOf(c).Elem().FieldByName(part))
 	}
-	if n := reflect.TypeFor[Config]().NumField(); n != 9 {
-		t.Errorf("Config has %d fields; this test knows 9", n)
+	if n := reflect.TypeFor[Config]().NumField(); n != 10 {
+		t.Errorf("Config has %d fields; this test knows 10", n)
 	}
 	if tried < 80 {
 		t.Errorf("only %d changes tried", tried)

@@ -37,6 +37,7 @@ ports:
 		if err != nil {
 			t.Fatal(err)
 		}
+		anySource(g)
 		t.Cleanup(func() {
 			g.Close()
 			s.Close()

@@ -126,6 +126,7 @@ func TestRetire(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	anySource(g)
 	defer g.Close()
 	if r.state.Neighbors.Find(0, inside4(7)) != old {
 		t.Error("gone while workers may be at the old generation")

@@ -416,6 +416,7 @@ func TestDiscard(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		anySource(g)
 		if g.Number != 2 {
 			t.Fatalf("generation %d, expected 2 again", g.Number)
 		}
@@ -476,6 +477,7 @@ func TestResume(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		anySource(again)
 		if again.Number != g.Number+1 {
 			t.Errorf("generation %d after %d", again.Number, g.Number)
 		}
@@ -506,6 +508,7 @@ func TestSettle(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	anySource(g)
 	defer g.Close()
 	r.SetGeneration(g)
 	c := generation.Resume(r.state, g)
@@ -559,6 +562,39 @@ func TestResumePassesOver(t *testing.T) {
 	}
 }
 
+// Two starts without a seed choose different ports: the secrets of each are the system's (RFC 6056
+// section 4). 40 ports of 64,512 are the same by chance never.
+func TestStartsChooseOtherPorts(t *testing.T) {
+	cfg := parseConfig(t, rigConfig)
+	var lists [2]string
+	for i := range lists {
+		s, err := state.New(state.Sizes{Workers: 1, Sessions: 1024})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Segment.Close()
+		g, err := generation.NewCompiler(s, nil).Compile(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer g.Close()
+		w := NewWorker(s, 0, g, WorkerConfig{MACs: []config.MAC{{2, 0, 0, 0, 0, 1}, {2, 0, 0, 0, 0, 2}}, AssumeMAC: config.MAC{2, 0, 0, 0, 0, 3}})
+		w.SetClock(1e9)
+		for n := range 40 {
+			var b Burst
+			b.N, b.Packets[0].Data, b.Packets[0].Handle = 1, parseLine(t, 0, fmt.Sprintf("udp 10.0.0.6:%d > 8.8.8.8:53", 1000+n)), 1
+			if w.Process(&b); w.Out[1].N != 1 {
+				t.Fatalf("flow %d does not leave: %v", n, s.Counters(0).Dropped)
+			}
+			lists[i] += fmt.Sprintf("%d ", portOf(w.Out[1].Frames[0]))
+			w.Sent(1, 1)
+		}
+	}
+	if lists[0] == lists[1] {
+		t.Errorf("both starts choose %s", lists[0])
+	}
+}
+
 // After a restart, with other secrets and without a session, the same configuration gives every
 // flow the same 1:1 address, and SNAT the same address and range.
 func TestRestartChoosesAlike(t *testing.T) {
@@ -574,6 +610,7 @@ func TestRestartChoosesAlike(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		anySource(g)
 		defer g.Close()
 		second.SetGeneration(g)
 		for i := range 60 {

@@ -74,7 +74,7 @@ func (c *control) start() error {
 	s := link.StartConfig{Log: c.cfg.Log, Dataplane: c.cfg.Dataplane, Supervised: c.plane.supervised}
 	for i := range c.cfg.Ports {
 		p := &c.cfg.Ports[i]
-		s.Ports = append(s.Ports, link.StartPort{Name: p.Name, Device: p.Device, MTU: p.MTU, MAC: p.MAC, Inside: p.Side == config.Inside})
+		s.Ports = append(s.Ports, link.StartPort{Name: p.Name, Device: p.Device, MTU: p.MTU, MAC: p.MAC, VLAN: p.VLAN, Inside: p.Side == config.Inside})
 	}
 	if err := c.plane.conn.Ask(link.Start, 0, s, c.state.Segment.FD(), c.gen.FD(), c.state.GrowingFD()); err != nil {
 		return fmt.Errorf("data plane: %w", err)

@@ -70,7 +70,7 @@ func putInto(cfg *config.Config, s *link.StartConfig) bool {
 		if cfg.Ports[i].Name != p.Name {
 			return false
 		}
-		cfg.Ports[i].Device, cfg.Ports[i].MTU, cfg.Ports[i].MAC = p.Device, p.MTU, p.MAC
+		cfg.Ports[i].Device, cfg.Ports[i].MTU, cfg.Ports[i].MAC, cfg.Ports[i].VLAN = p.Device, p.MTU, p.MAC, p.VLAN
 	}
 	cfg.Dataplane = s.Dataplane
 	return true

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"runtime"
 	"runtime/metrics"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -110,7 +111,7 @@ func (d *plane) start(payload []byte, stateFD, genFD, growingFD int) error {
 		var w *Worker
 		refused := memory.On(d.nodes[i:i+1], func() {
 			w = &Worker{
-				Index: i, Core: core, Ports: d.ports, Pool: own, State: d.state, Inject: d.state.Inject(i),
+				Index: i, Core: core, Ports: d.ports, Devices: Devices(d.ports, c.Ports), Pool: own, State: d.state, Inject: d.state.Inject(i),
 				Pipe:        pipeline.NewWorker(d.state, i, d.gens.At(d.current), pipeline.WorkerConfig{MACs: macs, Handoff: handoff, Quiet: quietAfterStart}),
 				Generations: &d.gens, Seen: d.current, Idle: c.Dataplane.Idle, Backoff: DefaultBackoff, Stop: &d.stop,
 			}
@@ -191,8 +192,10 @@ func (d *plane) close() error {
 	for _, w := range d.waiters {
 		errs = append(errs, w.Close())
 	}
-	for _, p := range d.ports {
-		errs = append(errs, p.Close())
+	for i, p := range d.ports {
+		if !slices.Contains(d.ports[:i], p) { // ports may share a device
+			errs = append(errs, p.Close())
+		}
 	}
 	for _, p := range d.pools {
 		if p == nil {

@@ -57,7 +57,9 @@ type StartPort struct {
 	Name, Device string
 	MTU          int
 	MAC          config.MAC
+	VLAN         config.VLAN // outside
 	Inside       bool
+	Shared       bool // set by the data plane: ports of both sides are on the device
 }
 
 // Conn is one end. It allocates nothing but in errors and for descriptors that it sends.

@@ -96,8 +96,12 @@ func (g *Generation) Adjust(s *session.Session, in *Instance, ports uint32, refr
 	}
 	s.Delivery = session.Delivery{At: in.At[f], Link: in.Link[f], HopGroup: g.group(ports)}
 	s.Neighbor, s.Timer = in.Neighbor[f], g.Header.timer(proto, remotePort)
-	if s.Flags &^= session.OnLink | session.Refresh; refresh {
+	s.Flags &^= session.OnLink | session.Refresh | session.Bound
+	if refresh {
 		s.Flags |= session.Refresh
+	}
+	if in.MAC[f] != 0 {
+		s.Flags |= session.Bound
 	}
 	for i := range g.OnLink {
 		if g.OnLink[i].Holds(s.Remote) {

@@ -88,11 +88,11 @@ func (c *Compiler) followable(old *Generation, was, cfg *config.Config) (dirty [
 	}
 	slices.Sort(dirty)
 	dirty = slices.Compact(dirty)
-	attached := func(in config.Instance) bool { return len(in.Attached) > 0 }
+	attached := func(in config.Instance) bool { return len(in.Attached) > 0 || len(in.Hosts) > 0 }
 	for _, i := range dirty {
 		a, b := &was.VPCs[i], &cfg.VPCs[i]
 		if slices.ContainsFunc(a.Instances, attached) || slices.ContainsFunc(b.Instances, attached) {
-			return nil, false // they stand in tables of all VPCs
+			return nil, false // they stand in tables of all VPCs; hosts have links
 		}
 		instances += len(a.Instances)
 	}
@@ -100,7 +100,8 @@ func (c *Compiler) followable(old *Generation, was, cfg *config.Config) (dirty [
 }
 
 func sameAttachment(a, b config.Attachment) bool {
-	return a.Port == b.Port && slices.Equal(a.Addresses, b.Addresses) && slices.Equal(a.NextHops, b.NextHops)
+	return a.Encap == config.NoEncap && b.Encap == config.NoEncap && a.Port == b.Port && a.VLAN == b.VLAN && a.PCP == b.PCP &&
+		slices.Equal(a.Addresses, b.Addresses) && slices.Equal(a.NextHops, b.NextHops)
 }
 
 // Release takes over a generation that nobody uses any more, here or in the data plane: its memory,

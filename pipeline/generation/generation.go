@@ -99,12 +99,12 @@ type span struct{ First, Count uint32 }
 func (s span) End() uint32 { return s.First + s.Count }
 
 type Port struct {
-	Side uint8
-	_    uint8
-	MTU  uint16
-	Own  Place // inside: of its plain frames; outside: of all its frames
-	MAC  config.MAC
-	_    [2]uint8
+	Side   uint8
+	Tagged bool // some of its frames have tags or outer headers
+	MTU    uint16
+	Own    Place // inside: of its plain frames; outside: of all its frames
+	MAC    config.MAC
+	_      [2]uint8
 }
 
 // Place is where a frame comes from.
@@ -123,13 +123,14 @@ type Attachment struct {
 	VPC  uint32
 	MTU  uint16 // of an IP packet
 	Link uint16 // to what is on it; a tunnel has one for each endpoint instead
-	_    uint32
+	Slot uint32 // of the VPC
 }
 
 // Link is a way to something: the first ones are the ports', in their order.
 type Link struct {
 	MTU uint16 // of an IP packet
-	_   [6]uint8
+	PCP config.PCP
+	_   [5]uint8
 }
 
 // Group is a set of next hops that a session's packets are spread over.
@@ -171,8 +172,8 @@ type Instance struct {
 	Neighbor   [2]uint32
 	At         [2]attach.Word // where it is, per family; attach.None: nowhere
 	Link       [2]uint16      // the way to it
-	Bound      bool           // its packets have the MAC that is configured for it
-	_          [3]uint8
+	_          [4]uint8
+	MAC        [2]uint64 // of its packets, per family; 0: any
 }
 
 // Kinds of a selection.

@@ -78,6 +78,9 @@ func (b *builder) buildInstance(v *config.VPC, in *config.Instance, vi, vpc uint
 		rec.Routes[f] = r.of(v, a)
 		by, hop := b.via(v, a)
 		mac := in.MAC
+		if t := v.Via(a); t != nil && len(t.NextHops) == 0 {
+			rec.MAC[f] = state.MACWord(mac)
+		}
 		if hop.Address.IsValid() {
 			mac = hop.MAC
 		} else {
