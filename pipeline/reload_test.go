@@ -572,12 +572,13 @@ func TestStartsChooseOtherPorts(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer s.Segment.Close()
+		defer s.Close()
 		g, err := generation.NewCompiler(s, nil).Compile(cfg)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer g.Close()
+		anySource(g)
 		w := NewWorker(s, 0, g, WorkerConfig{MACs: []config.MAC{{2, 0, 0, 0, 0, 1}, {2, 0, 0, 0, 0, 2}}, AssumeMAC: config.MAC{2, 0, 0, 0, 0, 3}})
 		w.SetClock(1e9)
 		for n := range 40 {
