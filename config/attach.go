@@ -85,6 +85,9 @@ func (c *checker) checkDevices() {
 
 // inside checks what an inside port has: weir's own addresses in the network that tunnels go over.
 func (c *checker) inside(i int, p *portText, port *Port) {
+	if len(p.privateSources) > 0 {
+		c.faults.add(p.privateSources[0].spot, "private_sources on an inside port; expected them on outside ports, where private addresses are strange")
+	}
 	if p.answer.given() {
 		c.faults.add(p.answer.spot, "an inside port answers for no external address; expected answer on outside ports only")
 	}

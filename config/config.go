@@ -59,6 +59,8 @@ const (
 	MaxMemory   = 1 << 40
 	MaxMTU      = 9600
 	MaxUDPPorts = 254 // UDP ports with their own timeouts
+
+	MaxZeroPorts = 64 // UDP ports of sessions.allow_udp6_zero
 )
 
 // DefaultConfig is what holds for the keys that a configuration leaves out. It is read-only.
@@ -76,7 +78,7 @@ var DefaultConfig = Config{
 		DrainTimeout: 10 * time.Minute,
 		PortRest:     2 * time.Minute,
 		MSSClamp:     MSSClampAuto,
-		UnknownTCP:   UnknownTCPDrop,
+		UnknownTCP:   UnknownTCPReset,
 		PerInstance:  65536,
 		Timeouts: Timeouts{
 			TCPPartiallyOpen: 4 * time.Minute,
@@ -166,16 +168,17 @@ func (m MAC) String() string { return net.HardwareAddr(m[:]).String() }
 
 // Port is one network port.
 type Port struct {
-	Name      string
-	Device    string // a PCI address or a vdev string, as DPDK takes it
-	Side      Side
-	MTU       int            // bytes of an IP packet
-	MAC       MAC            // zero: the device's own
-	Addresses []netip.Prefix // weir's: the address and its on-link prefix, not masked; inside: where tunnels end
-	VLAN      VLAN           // outside only: inside, attachments have VLANs
-	PCP       PCP            // likewise
-	NextHops  []NextHop      // inside: the routers of the network that tunnels go over
-	Answer    Answer         // outside only
+	Name           string
+	Device         string // a PCI address or a vdev string, as DPDK takes it
+	Side           Side
+	MTU            int            // bytes of an IP packet
+	MAC            MAC            // zero: the device's own
+	Addresses      []netip.Prefix // weir's: the address and its on-link prefix, not masked; inside: where tunnels end
+	VLAN           VLAN           // outside only: inside, attachments have VLANs
+	PCP            PCP            // likewise
+	NextHops       []NextHop      // inside: the routers of the network that tunnels go over
+	PrivateSources []netip.Prefix // outside only; sorted, masked: private networks that flows may begin from
+	Answer         Answer         // outside only
 }
 
 // VLAN is the tag of a frame, or its two tags: the VLAN IDs, zero where there is none.
@@ -232,9 +235,10 @@ type Pool struct {
 
 // Translation is how sessions over an address of a pool are translated.
 type Translation struct {
-	Mapping   Mapping
-	Filtering Filtering
-	Fragments Fragments
+	Mapping        Mapping
+	Filtering      Filtering
+	Fragments      Fragments
+	InboundRefresh InboundRefresh
 }
 
 // Mapping says which flows of an internal endpoint share an external one (RFC 4787 §4.1). It
@@ -253,6 +257,14 @@ const (
 	AddressDependentFiltering        Filtering = iota // remote addresses that the mapping has a session with
 	EndpointIndependentFiltering                      // anybody
 	AddressAndPortDependentFiltering                  // remote endpoints that the mapping has a session with
+)
+
+// InboundRefresh says whether packets from outside refresh sessions (RFC 7857 §7).
+type InboundRefresh uint8
+
+const (
+	RefreshOff InboundRefresh = iota
+	RefreshOn
 )
 
 // Fragments says what becomes of fragments of translated packets.
@@ -301,16 +313,17 @@ const (
 
 // Sessions holds the defaults of session handling.
 type Sessions struct {
-	Spread       Spread
-	OnMove       OnMove
-	DrainTimeout time.Duration
-	Translation                // already in Pool.Sessions where nothing overrides it
-	PortRest     time.Duration // before another internal endpoint gets a port; whole milliseconds
-	MSSClamp     int           // bytes, MSSClampAuto or MSSClampOff
-	UnknownTCP   UnknownTCP
-	PerInstance  int // sessions; 0: no limit. Already in Instance.PerInstance where nothing overrides it
-	PerVPC       int // sessions; 0: no limit. Already in VPC.PerVPC where nothing overrides it
-	Timeouts     Timeouts
+	Spread        Spread
+	OnMove        OnMove
+	DrainTimeout  time.Duration
+	Translation                 // already in Pool.Sessions where nothing overrides it
+	PortRest      time.Duration // before another internal endpoint gets a port; whole milliseconds
+	MSSClamp      int           // bytes, MSSClampAuto or MSSClampOff
+	UnknownTCP    UnknownTCP
+	AllowUDP6Zero []uint16 // sorted: ports of UDP over IPv6 that is translated without a checksum
+	PerInstance   int      // sessions; 0: no limit. Already in Instance.PerInstance where nothing overrides it
+	PerVPC        int      // sessions; 0: no limit. Already in VPC.PerVPC where nothing overrides it
+	Timeouts      Timeouts
 }
 
 // Values of Sessions.MSSClamp that are not sizes.

@@ -718,7 +718,7 @@ func checkGuarantees(t testing.TB, c *Config) {
 	for i, p := range c.Ports {
 		check(i == 0 || p.Name != c.Ports[i-1].Name, "port names are unique")
 		check(p.MTU >= 68 && p.MTU <= MaxMTU && p.Device != "", "port %+v", p)
-		check(p.Side == Outside || p.Addresses == nil && p.NextHops == nil && p.Answer == 0, "inside port %+v", p)
+		check(p.Side == Outside || p.Addresses == nil && p.NextHops == nil && p.PrivateSources == nil && p.Answer == 0, "inside port %+v", p)
 		for _, hop := range p.NextHops {
 			check(slices.ContainsFunc(p.Addresses, func(own netip.Prefix) bool {
 				return own.Contains(hop.Address) && own.Addr() != hop.Address

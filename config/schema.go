@@ -30,17 +30,18 @@ type document struct {
 func newDocument() *document { return &document{config: DefaultConfig, sections: map[string]*spot{}} }
 
 type portText struct {
-	spot      *spot
-	name      at[string]
-	device    at[string]
-	side      at[Side]
-	vlan      at[VLAN]
-	pcp       at[PCP]
-	mtu       at[int]
-	mac       at[MAC]
-	addresses []at[netip.Prefix]
-	nextHops  []nextHopText
-	answer    at[Answer]
+	spot           *spot
+	name           at[string]
+	device         at[string]
+	side           at[Side]
+	vlan           at[VLAN]
+	pcp            at[PCP]
+	mtu            at[int]
+	mac            at[MAC]
+	addresses      []at[netip.Prefix]
+	nextHops       []nextHopText
+	privateSources []at[netip.Prefix]
+	answer         at[Answer]
 }
 
 type nextHopText struct {
@@ -60,6 +61,7 @@ type translationText struct {
 	mapping   at[Mapping]
 	filtering at[Filtering]
 	fragments at[Fragments]
+	refresh   at[InboundRefresh]
 }
 
 type gatewayText struct {
@@ -149,12 +151,12 @@ var (
 	metricsKeys    = []string{"tenants"}
 	logKeys        = []string{"level", "format"}
 	dataplaneKeys  = []string{"workers", "memory", "idle", "sessions", "eal_args"}
-	portKeys       = []string{"name", "device", "side", "vlan", "pcp", "mtu", "mac", "addresses", "next_hops", "answer"}
+	portKeys       = []string{"name", "device", "side", "vlan", "pcp", "mtu", "mac", "addresses", "next_hops", "private_sources", "answer"}
 	nextHopKeys    = []string{"address", "mac"}
 	poolKeys       = []string{"name", "ranges", "ports", "sessions"}
 	gatewayKeys    = []string{"name", "id", "pools", "addresses", "vpc"}
-	sessionsKeys   = []string{"spread", "on_move", "drain_timeout", "mapping", "filtering", "port_rest", "mss_clamp", "unknown_tcp", "fragments", "limits", "timeouts", "rfc_unsafe"}
-	poolSessions   = []string{"mapping", "filtering", "fragments"}
+	sessionsKeys   = []string{"spread", "on_move", "drain_timeout", "mapping", "filtering", "inbound_refresh", "port_rest", "mss_clamp", "unknown_tcp", "fragments", "allow_udp6_zero", "limits", "timeouts", "rfc_unsafe"}
+	poolSessions   = []string{"mapping", "filtering", "inbound_refresh", "fragments"}
 	limitsKeys     = []string{"per_instance", "per_vpc"}
 	instanceLimits = []string{"per_instance"}
 	timeoutsKeys   = []string{"tcp_partially_open", "tcp_established", "tcp_closing", "udp", "udp_ports", "icmp", "other"}
@@ -183,6 +185,7 @@ var (
 	parseFilter  = oneOf(choice[Filtering]{"endpoint-independent", EndpointIndependentFiltering}, choice[Filtering]{"address-dependent", AddressDependentFiltering},
 		choice[Filtering]{"address-and-port-dependent", AddressAndPortDependentFiltering})
 	parseProtocol = oneOf(choice[Protocol]{"tcp", TCP}, choice[Protocol]{"udp", UDP})
+	parseRefresh  = oneOf(choice[InboundRefresh]{"off", RefreshOff}, choice[InboundRefresh]{"on", RefreshOn})
 	parsePieces   = oneOf(choice[Fragments]{"track", TrackFragments}, choice[Fragments]{"drop", DropFragments})
 	parseClamp    = oneOf(choice[int]{"auto", MSSClampAuto}, choice[int]{"off", MSSClampOff})
 	parseEncap    = oneOf(choice[Encap]{"vxlan", VXLAN}, choice[Encap]{"geneve", Geneve})
@@ -342,7 +345,7 @@ func (r *reader) sessions(v value) {
 			if d := r.duration(v); d.ok {
 				c.DrainTimeout = d.value
 			}
-		case "mapping", "filtering", "fragments":
+		case "mapping", "filtering", "inbound_refresh", "fragments":
 			r.translation(&r.doc.sessions, key, v)
 		case "port_rest":
 			if d := r.duration(v); d.ok {
@@ -352,6 +355,8 @@ func (r *reader) sessions(v value) {
 			c.MSSClamp = r.clamp(v)
 		case "unknown_tcp":
 			c.UnknownTCP = text(r, v, parseTCP).value
+		case "allow_udp6_zero":
+			c.AllowUDP6Zero = r.zeroPorts(v)
 		case "limits":
 			l := r.limits(v, limitsKeys)
 			c.PerInstance, c.PerVPC = l.perInstance.or(c.PerInstance), l.perVPC.or(c.PerVPC)
@@ -375,6 +380,8 @@ func (r *reader) translation(t *translationText, key string, v value) {
 		t.filtering = text(r, v, parseFilter)
 	case "fragments":
 		t.fragments = text(r, v, parsePieces)
+	case "inbound_refresh":
+		t.refresh = text(r, v, parseRefresh)
 	}
 }
 
@@ -452,6 +459,25 @@ func (r *reader) timeout(v value, floor time.Duration, rule string, unsafe bool)
 		d.ok = false
 	}
 	return d
+}
+
+// zeroPorts reads the ports of UDP that needs no checksum.
+func (r *reader) zeroPorts(v value) (list []uint16) {
+	for e := range r.list(v, "UDP ports") {
+		port := r.integer(e, 1, 65535)
+		switch {
+		case !port.ok:
+		case slices.Contains(list, uint16(port.value)):
+			r.faults.add(e.spot, "port %d stands already in the list; expected it once", port.value)
+		default:
+			list = append(list, uint16(port.value))
+		}
+	}
+	if len(list) > MaxZeroPorts {
+		r.faults.add(v.spot, "there are %d UDP ports; expected at most %d", len(list), MaxZeroPorts)
+	}
+	slices.Sort(list)
+	return list
 }
 
 // portTimeouts reads a mapping of remote UDP ports to timeouts. Those of well-known ports may be
@@ -540,6 +566,8 @@ func (r *reader) port(v value) portText {
 			p.addresses = texts(r, v, "addresses with their prefix lengths", parseInterface)
 		case "next_hops":
 			p.nextHops = r.nextHops(v)
+		case "private_sources":
+			p.privateSources = texts(r, v, "prefixes", parsePrefix)
 		case "answer":
 			p.answer = text(r, v, parseAnswer)
 		}

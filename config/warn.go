@@ -175,6 +175,11 @@ type tag struct {
 	route   *spot
 }
 
+// beginsAt reports whether an outside port lists private sources that hold all of p.
+func (w *warner) beginsAt(p netip.Prefix) bool {
+	return slices.ContainsFunc(w.config.Ports, func(o Port) bool { return covered(o.PrivateSources, p) })
+}
+
 // warnVPC returns the warnings about one VPC.
 func (w *warner) warnVPC(index int) []Warning {
 	w.found = findings{}
@@ -187,6 +192,9 @@ func (w *warner) warnVPC(index int) []Warning {
 		if r.Untranslated {
 			w.warnUntranslated(&r, w.doc.vpcs[index].routes[i].spot)
 			continue
+		}
+		if r.To.Bits() > 0 && covered(privateNetworks, r.To) && !w.beginsAt(r.To) {
+			w.found.add(w.doc.vpcs[index].routes[i].spot, "route to %v leads outside, to private addresses that no outside port has under private_sources: from there only packets of sessions come in", r.To)
 		}
 		g := tag{r.Gateway, family(r.To.Addr()), r.From, w.doc.vpcs[index].routes[i].spot}
 		if g.gateway == UnnamedGateway {

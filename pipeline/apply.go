@@ -124,11 +124,20 @@ func (w *Worker) fromOutside(s *session.Session, p *Packet) {
 		p.act = actReset
 		return
 	}
+	// What filtering has refused does not come here, and who began a session does not keep it alive
+	// alone (RFC 7857 §7). An opening and a closing connection have their time from inside only.
+	if s.Flags&session.Refresh != 0 && p.tcpFlags&tcpRST == 0 && refreshable>>(s.State()%64)&1 != 0 {
+		s.Last = w.tick
+	}
 	p.act = actIn
 	p.newAddr, p.newPort = s.Private, s.PrivatePort()
 	p.delta, p.headerDelta = s.Delta.Invert(), s.HeaderDelta.Invert()
 	p.to, p.neighbor = way{s.At, s.Link}, s.Neighbor
 }
+
+// refreshable are the states that packets from outside may refresh, where the pool says that they
+// do.
+const refreshable = 1<<session.UDP | 1<<session.ICMP | 1<<session.Other | 1<<session.TCPOpen
 
 // firstState is the state of a session's first packet from inside.
 func firstState(k kind) session.State {

@@ -48,15 +48,12 @@ func (w *Worker) deliverOne(p *Packet) verdict {
 	if h != nil && h.Kind == generation.HostOwn {
 		return punted
 	}
-	if !p.turned && martian(p.remote) {
-		return refuse(drop.Martian)
-	}
-	if h == nil && !p.turned {
+	if h == nil && !p.turned && (!martian(p.remote) || linkLocal(p.remote) && p.kind == kindError) {
 		if in, known := g.PrivateOwner(p.local); known {
 			return w.deliverPrivate(p, in)
 		}
 	}
-	if !p.turned && private(p.remote) {
+	if !p.turned && w.strange(p) {
 		return refuse(drop.Martian)
 	}
 	if h == nil {
@@ -106,4 +103,20 @@ func (w *Worker) deliverPrivate(p *Packet, in *generation.Instance) verdict {
 	p.act = actInPlain
 	p.reach(in)
 	return goesOn
+}
+
+// strange reports whether a packet that came by an outside port claims to be from where none comes
+// from there. Flows begin from the private networks that the port lists. An ICMP error begins
+// nothing, and any router on the way may send it, whatever its own address: one about a packet of
+// its receiver is let on, to be held against sessions and addresses (RFC 5508 REQ-4, RFC 4787
+// REQ-12a).
+func (w *Worker) strange(p *Packet) bool {
+	scoped := linkLocal(p.remote)
+	switch {
+	case !p.remote.Private() && !scoped:
+		return martian(p.remote)
+	case p.kind == kindError && p.quote.fault == drop.Pass && p.quote.local == p.local:
+		return false
+	}
+	return scoped || !w.gen.PrivateSource(p.from.At.Port(), p.remote)
 }

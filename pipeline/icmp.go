@@ -295,6 +295,9 @@ func (p *Packet) translateError(icmp []byte, out bool) {
 	if !q.plain {
 		sum = sum.Add(p.translateQuote(out))
 	}
+	if out && p.family == inet.V4 {
+		sum = sum.Add(p.concealQuote())
+	}
 	field := icmp[header.ICMPChecksumOffset:]
 	if p.family == inet.V4 {
 		binary.BigEndian.PutUint16(field, sum.ApplyICMP(binary.BigEndian.Uint16(field)))

@@ -158,7 +158,7 @@ func (w *Worker) beginOutside(p *Packet, in *generation.Instance, h *generation.
 		}
 		w.end(mine.Oldest)
 	}
-	f := flow{in: in, private: p.newAddr, privatePort: p.newPort, external: p.local, externalPort: p.localPort, ports: h.Ports, flags: flags, mapping: session.None}
+	f := flow{in: in, private: p.newAddr, privatePort: p.newPort, external: p.local, externalPort: p.localPort, ports: h.Ports, refresh: h.Rules&generation.InboundRefresh != 0, flags: flags, mapping: session.None}
 	return w.create(p, &f) == drop.Pass
 }
 

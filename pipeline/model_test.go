@@ -30,6 +30,7 @@ type question struct {
 	sport, dport uint16    // echo: the identifier is sport inside, dport outside
 	expired      bool      // TTL 1
 	seq, ack     uint32    // TCP
+	more         string    // TCP: flags that a SYN may have beside it
 	long         bool      // it has a payload, to be cut
 	quoted       *question // error: what it is about; nil: some UDP packet that went the other way
 }
@@ -74,6 +75,7 @@ type forecast struct {
 func droppedAs(r drop.Reason) forecast { return forecast{fate: "drop " + r.String()} }
 
 var modelMartians = prefixes("0.0.0.0/8 127.0.0.0/8 169.254.0.0/16 224.0.0.0/4 240.0.0.0/4 ::/64 fe80::/10 ff00::/8")
+var modelLinkLocal = prefixes("169.254.0.0/16 fe80::/10")
 var modelPrivate = prefixes("10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 fc00::/7")
 
 func prefixes(text string) (list []netip.Prefix) {
@@ -148,8 +150,32 @@ func (m model) leaving(q question) (v forecast, turns bool) {
 			}
 		}
 	}
+	if !m.reaches(route, q.dst) {
+		return droppedAs(drop.PrivateDestination), false
+	}
 	v = m.tagged(q, in, own, attached, route)
 	return v, m.ours(q.dst) && !strings.HasPrefix(v.fate, "drop")
+}
+
+// reaches reports whether a route to a gateway leads to dst: a private address is not where a /0
+// leads to.
+func (m model) reaches(route config.Route, dst netip.Addr) bool {
+	return !m.byPort(route, dst) || m.beside(dst) != nil
+}
+
+// byPort reports whether nothing but the ports can know where dst is.
+func (m model) byPort(route config.Route, dst netip.Addr) bool {
+	return route.To.Bits() == 0 && within(modelPrivate, dst) && !m.ours(dst)
+}
+
+// beside lists the outside ports whose own prefix or private sources have an address.
+func (m model) beside(a netip.Addr) (ports []int) {
+	for i, p := range m.Ports {
+		if p.Side == config.Outside && (within(p.Addresses, a) || within(p.PrivateSources, a)) {
+			ports = append(ports, i)
+		}
+	}
+	return ports
 }
 
 func (m model) inside(q question) forecast {
@@ -186,7 +212,7 @@ func (m model) tagged(q question, in *config.Instance, own bool, attached netip.
 	if attached.IsValid() {
 		pool := m.pool(attached.Addr())
 		if slices.Contains(m.gatewaysOfPool(pool), route.Gateway) {
-			return m.leaves(forecast{fate: "plain", src: q.src, dst: q.dst}, attached.Addr(), q.dst)
+			return m.leaves(forecast{fate: "plain", src: q.src, dst: q.dst}, attached.Addr(), q.dst, route)
 		}
 		if !own {
 			return droppedAs(drop.NoEligible)
@@ -195,11 +221,11 @@ func (m model) tagged(q question, in *config.Instance, own bool, attached netip.
 	if route.Untranslated && !m.ours(q.dst) {
 		v := forecast{fate: "plain", src: q.src, dst: q.dst, untranslated: true}
 		if allowed := m.portsOf(route.Gateway); allowed != nil {
-			return m.leavesBy(v, allowed, q.dst)
+			return m.leavesBy(v, allowed, q.dst, route)
 		}
 		return forecast{fate: droppedAs(drop.NoEligible).fate, untranslated: true}
 	}
-	return m.selects(q, in, route.Gateway)
+	return m.selects(q, in, route)
 }
 
 // portsOf lists the outside ports that a gateway leads to: those of its pools, and of the pools of
@@ -385,17 +411,20 @@ func (m model) ours(a netip.Addr) bool {
 
 // leaves fills in the outside ports: the one whose own prefix has the destination, else those with
 // a next hop; of the pool's ports, if it names some.
-func (m model) leaves(v forecast, external, dst netip.Addr) forecast {
+func (m model) leaves(v forecast, external, dst netip.Addr, route config.Route) forecast {
 	if m.ours(dst) {
 		return v
 	}
-	return m.leavesBy(v, m.Pools[m.pool(external)].Ports, dst)
+	return m.leavesBy(v, m.Pools[m.pool(external)].Ports, dst, route)
 }
 
 // leavesBy is leaves by some outside ports; none named: by any.
-func (m model) leavesBy(v forecast, allowed []int, dst netip.Addr) forecast {
+func (m model) leavesBy(v forecast, allowed []int, dst netip.Addr, route config.Route) forecast {
+	may := func(i int) bool {
+		return m.Ports[i].Side == config.Outside && (len(allowed) == 0 || slices.Contains(allowed, i)) && (!m.byPort(route, dst) || slices.Contains(m.beside(dst), i))
+	}
 	for i, p := range m.Ports {
-		if p.Side != config.Outside || len(allowed) > 0 && !slices.Contains(allowed, i) {
+		if !may(i) {
 			continue
 		}
 		if within(p.Addresses, dst) {
@@ -404,7 +433,7 @@ func (m model) leavesBy(v forecast, allowed []int, dst netip.Addr) forecast {
 		}
 	}
 	for i, p := range m.Ports {
-		if p.Side == config.Outside && (len(allowed) == 0 || slices.Contains(allowed, i)) &&
+		if may(i) &&
 			slices.ContainsFunc(p.NextHops, func(h config.NextHop) bool { return h.Address.Is4() == dst.Is4() }) {
 			v.ports = append(v.ports, i)
 		}
@@ -468,7 +497,8 @@ func (m model) oneToOne(q question, in *config.Instance, private netip.Addr, por
 	return netip.Addr{}
 }
 
-func (m model) selects(q question, in *config.Instance, gateway int) forecast {
+func (m model) selects(q question, in *config.Instance, route config.Route) forecast {
+	gateway := route.Gateway
 	flow := q
 	if q.proto == "error" { // the address is that of the flow which it quotes, seen from the other side
 		flow = q.about()
@@ -476,7 +506,7 @@ func (m model) selects(q question, in *config.Instance, gateway int) forecast {
 	}
 	one := m.oneToOne(flow, in, q.src, flow.sport, flow.dst, flow.dport, gateway)
 	if one.IsValid() {
-		return m.leaves(forecast{fate: "out", kind: "out", src: one, dst: q.dst, session: q.begins()}, one, q.dst)
+		return m.leaves(forecast{fate: "out", kind: "out", src: one, dst: q.dst, session: q.begins()}, one, q.dst, route)
 	}
 	var shares []config.SNAT
 	var most uint64
@@ -495,7 +525,7 @@ func (m model) selects(q question, in *config.Instance, gateway int) forecast {
 	}
 	if len(shares) > 0 {
 		if f := forwardOf(in, shares[0].Address, flow.number(), func(f config.Forward) bool { return f.ToPort == flow.sport }); f != nil {
-			return m.leaves(forecast{fate: "out", kind: "out", src: f.Address, dst: q.dst, session: q.begins(), newSource: f.Port}, f.Address, q.dst)
+			return m.leaves(forecast{fate: "out", kind: "out", src: f.Address, dst: q.dst, session: q.begins(), newSource: f.Port}, f.Address, q.dst, route)
 		}
 	}
 	switch {
@@ -508,7 +538,7 @@ func (m model) selects(q question, in *config.Instance, gateway int) forecast {
 	case !q.begins():
 		return droppedAs(drop.NoSession)
 	}
-	return m.leaves(forecast{fate: "snat", kind: "snat", src: shares[0].Address, dst: q.dst, shares: shares, session: true}, shares[0].Address, q.dst)
+	return m.leaves(forecast{fate: "snat", kind: "snat", src: shares[0].Address, dst: q.dst, shares: shares, session: true}, shares[0].Address, q.dst, route)
 }
 
 // forwardOf finds a forward of an instance.
@@ -563,7 +593,8 @@ func (m model) outside(q question, turned bool) forecast {
 			}
 		}
 	}
-	if !turned && within(modelMartians, q.src) {
+	scoped, private := within(modelLinkLocal, q.src), within(modelPrivate, q.src)
+	if !turned && within(modelMartians, q.src) && !(scoped && q.proto == "error") {
 		return droppedAs(drop.Martian)
 	}
 	if !turned && m.privateSubnet(q.dst) != nil {
@@ -580,7 +611,9 @@ func (m model) outside(q question, turned bool) forecast {
 		}
 		return forecast{fate: "plain", src: q.src, dst: q.dst, ports: m.instancePort(v, in, q.dst)}
 	}
-	if !turned && within(modelPrivate, q.src) {
+	listed := private && within(m.Ports[q.port].PrivateSources, q.src)
+	router := (scoped || private) && q.proto == "error" && q.about().src == q.dst
+	if !turned && !router && !listed && (within(modelMartians, q.src) || private) {
 		return droppedAs(drop.Martian)
 	}
 	for vi := range m.VPCs {
@@ -974,7 +1007,7 @@ func (q question) text() string {
 		icmp = "icmp6"
 	}
 	if flags, ok := modelTCP[q.proto]; ok {
-		line := fmt.Sprintf("tcp %v > %v %s seq=%d ack=%d", netip.AddrPortFrom(q.src, q.sport), netip.AddrPortFrom(q.dst, q.dport), flags, q.seq, q.ack)
+		line := fmt.Sprintf("tcp %v > %v %s seq=%d ack=%d", netip.AddrPortFrom(q.src, q.sport), netip.AddrPortFrom(q.dst, q.dport), flags+q.more, q.seq, q.ack)
 		if q.proto == "data" {
 			line += " len=10"
 		}

@@ -39,6 +39,7 @@
 //	tcp         a connection's state
 //	mss         rewrite: the segment size that a SYN offers
 //	identify    rewrite: IPv4 identifications through SNAT
+//	options     rewrite: addresses that IPv4 options have recorded
 //	datagram    reassemble: what is known of datagrams in pieces
 //	addresses   addresses that nobody may have on the Internet's side
 //	hops        egress: next hops, and whether a neighbor is resolved
@@ -58,6 +59,7 @@ package pipeline
 import (
 	"math/rand/v2"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"weir/config"
@@ -92,8 +94,10 @@ type Worker struct {
 	anyMAC    bool   // accept frames to any station: replay
 	assumed   uint64 // replay: MAC word of neighbors that nobody resolves; 0: resolve
 
-	nanos int64  // the clock, read once a turn
-	tick  uint32 // the same in milliseconds
+	nanos     int64  // the clock, read once a turn
+	quiet     int64  // nanoseconds: after the first reading of the clock no reset is asked for
+	resetFrom int64  // nanoseconds: until then
+	tick      uint32 // the same in milliseconds
 
 	pressed int // 1: the table is nearly full, and what has not been answered ends early
 
@@ -130,11 +134,12 @@ type Worker struct {
 
 // WorkerConfig says how a Worker differs from the default.
 type WorkerConfig struct {
-	MACs      []config.MAC // our address on each port
-	AnyMAC    bool         // accept frames to any station
-	AssumeMAC config.MAC   // not zero: every neighbor without a configured MAC has this one
-	Seed      *[32]byte    // nil: random
-	Handoff   *Handoff     // the rings between several workers
+	MACs      []config.MAC  // our address on each port
+	AnyMAC    bool          // accept frames to any station
+	AssumeMAC config.MAC    // not zero: every neighbor without a configured MAC has this one
+	Seed      *[32]byte     // nil: random
+	Handoff   *Handoff      // the rings between several workers
+	Quiet     time.Duration // how long after the first SetClock no reset answers what is unknown
 }
 
 // NewWorker returns worker w of a state. It starts with generation g.
@@ -155,6 +160,7 @@ func NewWorker(s *state.State, w int, g *generation.Generation, c WorkerConfig) 
 		noise:       state.NewRandom(c.Seed),
 		anyMAC:      c.AnyMAC,
 		assumed:     state.MACWord(c.AssumeMAC),
+		quiet:       c.Quiet.Nanoseconds(),
 		errorRates:  make([]bucket, state.VPCSlots),
 		Done:        make([]uintptr, 0, 2*queueSize),
 	}
@@ -180,7 +186,9 @@ func (w *Worker) SetGeneration(g *generation.Generation) {
 // SetClock tells the time, in nanoseconds of a monotonic clock. A time before the last one is not
 // believed: sessions are older than that, and idle times would come out at 49 days.
 func (w *Worker) SetClock(nanos int64) {
-	if w.nanos != 0 && nanos-w.nanos < 0 {
+	if w.nanos == 0 {
+		w.resetFrom = nanos + w.quiet
+	} else if nanos-w.nanos < 0 {
 		return
 	}
 	w.nanos = nanos

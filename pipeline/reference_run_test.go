@@ -690,7 +690,7 @@ func TestAgreesWithReference(t *testing.T) {
 			t.Errorf("only %d of %d packets went %s", fates[fate], total, fate)
 		}
 	}
-	for _, reason := range []drop.Reason{drop.AntiSpoof, drop.Martian, drop.NoRoute, drop.RouteDrop, drop.NoEligible, drop.PublicSource, drop.SNATProtocol, drop.NoSession, drop.TTLExceeded, drop.ICMPUnrelated, drop.TCPReset,
+	for _, reason := range []drop.Reason{drop.AntiSpoof, drop.Martian, drop.NoRoute, drop.RouteDrop, drop.NoEligible, drop.PublicSource, drop.PrivateDestination, drop.SNATProtocol, drop.NoSession, drop.TTLExceeded, drop.ICMPUnrelated, drop.TCPReset,
 		drop.OwnSource, drop.NoPartner, drop.UnknownDestination, drop.Unsolicited, drop.Filtered, drop.NoNextHop, drop.LimitInstance, drop.LimitVPC, drop.FairShare, drop.TableFull, drop.PortsExhausted} {
 		if fates["drop "+reason.String()] == 0 {
 			t.Errorf("no packet was dropped for %v: the property says nothing about it", reason)

@@ -205,6 +205,12 @@ func (n *reference) fromOutside(q question, from origin) outcome {
 	}
 	o := n.in(s, q)
 	o.tracked, o.of = n.track(s, q, from), s
+	if !o.dropped && n.rules(s.external).InboundRefresh == config.RefreshOn && q.proto != "rst" {
+		switch s.state {
+		case session.UDP, session.ICMP, session.Other, session.TCPOpen:
+			s.last = n.now
+		}
+	}
 	if o.dropped {
 		o.forecast = droppedAs(drop.TCPReset)
 	}
@@ -388,8 +394,15 @@ func (n *reference) goOn(s *refSession, q question, from origin, r *tracked) {
 
 // out and in are a packet's way through its session.
 func (n *reference) out(s *refSession, q question) outcome {
-	v := n.leaves(forecast{fate: "out", src: s.external, dst: q.dst}, s.external, q.dst)
+	v := n.leaves(forecast{fate: "out", src: s.external, dst: q.dst}, s.external, q.dst, n.routeOf(s))
 	return outcome{forecast: v, sport: s.externalPort, dport: q.dport, turns: s.hairpin}
+}
+
+// routeOf is the route of a session's packets from inside.
+func (n *reference) routeOf(s *refSession) config.Route {
+	vpc, in := n.instanceOf(s.instance)
+	route, _ := n.route(vpc, in, s.remote)
+	return route
 }
 
 func (n *reference) in(s *refSession, q question) outcome {
@@ -445,7 +458,7 @@ func (n *reference) errorOut(q question, o outcome) outcome {
 	}
 	if s := n.quotedSession(q); s != nil {
 		a.dst, a.dport = s.external, s.externalPort
-		return outcome{forecast: n.leaves(forecast{fate: "out", src: s.external, dst: q.dst}, s.external, q.dst), quoted: &a, turns: n.ours(q.dst)}
+		return outcome{forecast: n.leaves(forecast{fate: "out", src: s.external, dst: q.dst}, s.external, q.dst, n.routeOf(s)), quoted: &a, turns: n.ours(q.dst)}
 	}
 	if o.kind != "" { // 1:1 needs no session
 		n.stateless++
@@ -1044,7 +1057,7 @@ func (n *reference) stays(s *refSession) bool {
 		}
 	}
 	route, ok := n.route(vpc, in, s.remote)
-	if !mine || !ok || route.Target != config.TargetGateway || route.Untranslated && !s.fromOutside && !s.hairpin {
+	if !mine || !ok || route.Target != config.TargetGateway || route.Untranslated && !s.fromOutside && !s.hairpin || !n.reaches(route, s.remote) {
 		return false
 	}
 	switch {

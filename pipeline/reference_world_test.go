@@ -37,6 +37,7 @@ type world struct {
 
 	spread, onMove, drain string
 	rest, unknown         string
+	beyond                [2]string // private sources of the outside ports
 	udp                   string
 	limited, lazy         bool
 	private, remote       []uint16 // ports
@@ -52,10 +53,11 @@ const (
 )
 
 var (
-	worldRemotes  = [2][]netip.Addr{addrs("8.8.8.8 8.8.4.4 9.9.9.9 203.0.113.4"), addrs("2001:4860::8 2001:4860::9 2a00::1")}
+	worldRemotes  = [2][]netip.Addr{addrs("8.8.8.8 8.8.4.4 9.9.9.9 203.0.113.4 172.20.0.9"), addrs("2001:4860::8 2001:4860::9 2a00::1 fd20::9")}
 	worldRemote   = []uint16{53, 443, 80, 123, 5000}
 	worldPrivate  = []uint16{1024, 1025, 1026, 1031, 5000, 5001, 5002, 5003, 5004, 5005}
 	worldSegments = []string{"ack", "ack", "data", "data", "data", "syn", "synack", "fin", "rst"}
+	worldMore     = []string{"", "", ",PSH", ",URG", ",ECE,CWR"}
 	worldWaits    = []time.Duration{time.Millisecond, 5 * time.Millisecond, 11 * time.Millisecond, time.Second, 5 * time.Second, 15 * time.Second,
 		29 * time.Second, 31 * time.Second, time.Minute, 90 * time.Second, 2 * time.Minute, 121 * time.Second, 4 * time.Minute, 5*time.Minute + time.Millisecond, 2*time.Hour + 5*time.Minute}
 )
@@ -117,6 +119,7 @@ func (w *world) changePool(p int) {
 	if w.some(0.3) {
 		w.pools[p].rules = "mapping: address-and-port-dependent"
 	}
+	w.pools[p].rules += pick(w.generator, []string{"", "", ", inbound_refresh: on"})
 	w.pools[p].ports = pick(w.generator, []string{"", "", "", ", ports: [out0]", ", ports: [out1]"})
 }
 
@@ -124,7 +127,7 @@ func (w *world) changeRoutes(v int) {
 	var list []string
 	seen := map[string]bool{}
 	for i := range 2 + w.IntN(5) {
-		to := pick(w.generator, strings.Fields("8.8.8.0/24 8.8.8.8/32 8.0.0.0/8 9.0.0.0/8 203.0.113.0/24 2001:4860::/32 2001:4860::8/128"))
+		to := pick(w.generator, strings.Fields("8.8.8.0/24 8.8.8.8/32 8.0.0.0/8 9.0.0.0/8 203.0.113.0/24 2001:4860::/32 2001:4860::8/128 172.16.0.0/12 fd20::/16"))
 		if i < 2 {
 			if to = []string{"0.0.0.0/0", "::/0"}[i]; w.some(0.05) {
 				continue
@@ -217,6 +220,9 @@ func (w *world) changeSessions() {
 	w.unknown = pick(w.generator, []string{"drop", "reset"})
 	w.udp = pick(w.generator, []string{"", "53: 10s", "53: 10s, 443: 1h"})
 	w.rest = pick(w.generator, []string{"120s", "30s"})
+	for o := range w.beyond {
+		w.beyond[o] = pick(w.generator, []string{"", "", ", private_sources: [172.16.0.0/12, \"fd20::/16\"]", ", private_sources: [172.20.0.9/32]", ", private_sources: [192.168.0.0/16, \"fd00::/8\"]"})
+	}
 }
 
 // change changes a few things.
@@ -262,8 +268,8 @@ func (w *world) text() string {
 	for v := range worldVPCs {
 		fmt.Fprintf(&b, "  - {name: in%d, device: net_null%d, side: inside}\n", v, v)
 	}
-	b.WriteString("  - {name: out0, device: net_null10, side: outside, addresses: [198.51.100.2/24, \"2001:db8::2/64\"], next_hops: [198.51.100.1, \"2001:db8::1\"]}\n")
-	b.WriteString("  - {name: out1, device: net_null11, side: outside, addresses: [203.0.113.3/29], next_hops: [203.0.113.1]}\npools:\n")
+	fmt.Fprintf(&b, "  - {name: out0, device: net_null10, side: outside, addresses: [198.51.100.2/24, \"2001:db8::2/64\"], next_hops: [198.51.100.1, \"2001:db8::1\"]%s}\n", w.beyond[0])
+	fmt.Fprintf(&b, "  - {name: out1, device: net_null11, side: outside, addresses: [203.0.113.3/29], next_hops: [203.0.113.1]%s}\npools:\n", w.beyond[1])
 	for p := range w.pools {
 		fmt.Fprintf(&b, "  - {name: p%d, ranges: [192.0.2.%d/28, \"2001:db8:1:%d::/64\"], sessions: {%s}%s}\n", p, 16*p, p, w.pools[p].rules, w.pools[p].ports)
 	}
@@ -482,6 +488,9 @@ func (w *world) ask(n *reference) question {
 			q.ack = 0
 		}
 	}
+	if q.proto == "syn" {
+		q.more = pick(w.generator, worldMore)
+	}
 	q.expired = w.some(0.01)
 	return q
 }
@@ -556,7 +565,9 @@ func (w *world) complain(q question) question {
 	switch w.IntN(8) {
 	case 0: // a router on the way says it
 		if q.port >= worldVPCs && q.src.Is4() {
-			q.src = netip.MustParseAddr("9.9.9.77")
+			q.src = pick(w.generator, addrs("9.9.9.77 10.1.8.1 192.168.100.1 169.254.7.7 127.0.0.9"))
+		} else if q.port >= worldVPCs {
+			q.src = pick(w.generator, addrs("2a00::77 fd77::1 fe80::77 ff02::77"))
 		}
 	case 1:
 		q.dst = pick(w.generator, append(w.generator.external, q.dst))

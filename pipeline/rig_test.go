@@ -57,13 +57,17 @@ func newRigFor(t testing.TB, text string, assume config.MAC, sessions, workers i
 	}
 	anySource(g)
 	r.gens = append(r.gens, g)
-	var macs []config.MAC
+	r.Worker = NewWorker(r.state, 0, g, WorkerConfig{MACs: r.macsOf(), AssumeMAC: assume, Seed: &testSeed})
+	r.SetClock(1e9)
+	return r
+}
+
+// macsOf are the addresses of the ports.
+func (r *rig) macsOf() (macs []config.MAC) {
 	for i := range r.cfg.Ports {
 		macs = append(macs, config.MAC{2, 0, 0, 0, 0, byte(1 + i)})
 	}
-	r.Worker = NewWorker(r.state, 0, g, WorkerConfig{MACs: macs, AssumeMAC: assume, Seed: &testSeed})
-	r.SetClock(1e9)
-	return r
+	return macs
 }
 
 func parseConfig(t testing.TB, text string) *config.Config {

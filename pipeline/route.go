@@ -88,9 +88,15 @@ func (w *Worker) routeOne(p *Packet) verdict {
 		}
 		p.hairpin = true
 	}
+	ways := ^uint32(0)
+	if !p.hairpin {
+		if ways = g.Ways(rt, p.remote); ways == 0 {
+			return refuse(drop.PrivateDestination)
+		}
+	}
 	if attached != nil {
 		if g.Eligible(attached.Set, rt.Gateway) {
-			p.act, p.ports = actOutPlain, attached.Ports
+			p.act, p.ports = actOutPlain, attached.Ports&ways
 			return goesOn
 		}
 		if !from.own {
@@ -98,10 +104,14 @@ func (w *Worker) routeOne(p *Packet) verdict {
 		}
 	}
 	// What goes to an external address of weir's own is translated all the same.
+	var reason drop.Reason
 	if rt.Plain && !p.hairpin {
-		return refuse(w.untranslated(p, in, rt))
+		reason = w.untranslated(p, in, rt)
+	} else {
+		reason = w.selectSource(p, in, rt.Tag)
 	}
-	return refuse(w.selectSource(p, in, rt.Tag))
+	p.ports &= ways
+	return refuse(reason)
 }
 
 // untranslated lets a packet from an instance's own address leave as it is, for a partner that

@@ -38,19 +38,20 @@ func (w *Worker) selectSource(p *Packet, in *generation.Instance, tag uint32) dr
 	p.setDeltas(p.local, c.Addr, p.localPort, p.localPort)
 	// 1:1 never needs state: a session only keeps the address over changes. Without one the
 	// function chooses.
-	f := flow{in: in, private: p.local, privatePort: p.localPort, external: c.Addr, externalPort: p.localPort, ports: c.Ports, mapping: session.None}
+	f := flow{in: in, private: p.local, privatePort: p.localPort, external: c.Addr, externalPort: p.localPort, ports: c.Ports, refresh: c.Rules&generation.InboundRefresh != 0, mapping: session.None}
 	if !begins(p) || w.filled(7) || w.create(p, &f) != drop.Pass {
 		w.counts.stateless++
 	}
 	return drop.Pass
 }
 
-// begins reports whether a packet may begin a session: a plain SYN, an echo request, or anything
-// without such rules.
+// begins reports whether a packet may begin a session: a SYN that neither ends nor answers
+// anything, an echo request, or anything without such rules. PSH, URG, ECE and CWR may come with a
+// SYN (RFC 9293 §3.10.7.4, RFC 3168 §6.1.1).
 func begins(p *Packet) bool {
 	switch p.kind {
 	case kindTCP:
-		return p.tcpFlags&(tcpFIN|tcpSYN|tcpRST|tcpPSH|tcpACK|tcpURG) == tcpSYN
+		return p.tcpFlags&(tcpFIN|tcpSYN|tcpRST|tcpACK) == tcpSYN
 	case kindEchoReply, kindError, kindICMP, kindPiece:
 		return false
 	}
@@ -175,7 +176,7 @@ func (w *Worker) selectSNAT(p *Packet, in *generation.Instance, sel *generation.
 		return drop.Martian
 	}
 	p.setDeltas(p.local, c.Addr, p.localPort, p.newPort)
-	f := flow{in: in, private: p.local, privatePort: p.localPort, external: c.Addr, externalPort: p.newPort, ports: c.Ports, flags: session.SNAT, mapping: mapping, alone: alone}
+	f := flow{in: in, private: p.local, privatePort: p.localPort, external: c.Addr, externalPort: p.newPort, ports: c.Ports, refresh: c.Rules&generation.InboundRefresh != 0, flags: session.SNAT, mapping: mapping, alone: alone}
 	r := w.create(p, &f)
 	if r != drop.Pass && mapping != session.None {
 		w.mappings.Release(mapping, w.tick)

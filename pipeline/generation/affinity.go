@@ -69,7 +69,8 @@ func (g *Generation) Recheck(s *session.Session, tick uint32) bool {
 		return false
 	}
 	r := g.Find(in.Routes[f], s.Remote)
-	if r == 0 || g.Routes[r-1].Kind != RouteGateway || g.Routes[r-1].Plain && s.Flags&(session.FromOutside|session.Hairpin) == 0 {
+	if r == 0 || g.Routes[r-1].Kind != RouteGateway || g.Routes[r-1].Plain && s.Flags&(session.FromOutside|session.Hairpin) == 0 ||
+		s.Flags&session.Hairpin == 0 && g.Ways(&g.Routes[r-1], s.Remote) == 0 {
 		return false
 	}
 	switch {
@@ -83,7 +84,7 @@ func (g *Generation) Recheck(s *session.Session, tick uint32) bool {
 			return false
 		}
 	}
-	g.Adjust(s, in, h.Ports, s.Proto(), s.RemotePort())
+	g.Adjust(s, in, h.Ports, h.Rules&InboundRefresh != 0, s.Proto(), s.RemotePort())
 	return true
 }
 
@@ -103,12 +104,21 @@ func (g *Generation) through(r *SNATRange, s *session.Session) bool {
 	return f.Private == s.PrivatePort()
 }
 
-// Adjust notes in a session, of instance in, what only the generation decides.
-func (g *Generation) Adjust(s *session.Session, in *Instance, ports uint32, proto uint8, remotePort uint16) {
+// Adjust notes in a session, of instance in, what only the generation decides. Ports are those that
+// its external address may use; refresh is what its pool says of packets from outside.
+func (g *Generation) Adjust(s *session.Session, in *Instance, ports uint32, refresh bool, proto uint8, remotePort uint16) {
 	f := s.Remote.Family()
+	if s.Remote.Private() {
+		if r := g.Find(in.Routes[f], s.Remote); r != 0 {
+			ports &= g.Ways(&g.Routes[r-1], s.Remote)
+		}
+	}
 	s.Delivery = session.Delivery{At: in.At[f], Link: in.Link[f], HopGroup: g.group(ports)}
 	s.Neighbor, s.Timer = in.Neighbor[f], g.Header.timer(proto, remotePort)
-	s.Flags &^= session.OnLink | session.Bound
+	s.Flags &^= session.OnLink | session.Refresh | session.Bound
+	if refresh {
+		s.Flags |= session.Refresh
+	}
 	if in.MAC[f] != 0 {
 		s.Flags |= session.Bound
 	}

@@ -138,6 +138,11 @@ func (b *builder) indexPools() {
 		b.group(b.poolPorts[i])
 		b.poolRules[i] = rulesOf(p.Sessions)
 	}
+	for _, ways := range privateWays(b.cfg.Ports) {
+		for _, ports := range b.poolPorts {
+			b.group(ports & ways)
+		}
+	}
 	slices.SortFunc(b.poolRanges, func(x, y poolRange) int { return x.From.Compare(y.From) })
 	b.single = map[netip.Addr][]int32{}
 	for i, g := range b.cfg.Gateways {
@@ -162,6 +167,9 @@ func rulesOf(t config.Translation) (r rules) {
 	}
 	if t.Fragments == config.DropFragments {
 		r |= DropFragments
+	}
+	if t.InboundRefresh == config.RefreshOn {
+		r |= InboundRefresh
 	}
 	return r
 }
@@ -211,6 +219,10 @@ func (b *builder) buildPorts() error {
 				first, last := inet.PrefixRange(a)
 				b.OnLink = append(b.OnLink, Prefix{First: first, Last: last, At: own})
 			}
+		}
+		for _, p := range p.PrivateSources {
+			first, last := inet.PrefixRange(p)
+			b.Private = append(b.Private, Prefix{First: first, Last: last, At: own})
 		}
 		for _, h := range p.NextHops {
 			hop, err := b.hop(own, h)

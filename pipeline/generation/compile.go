@@ -155,6 +155,7 @@ func (c *Compiler) Compile(cfg *config.Config) (*Generation, error) {
 	h.Floors[session.TCPOpening] = min(h.Floors[session.TCPOpening], uint32(floors.TCPPartiallyOpen.Milliseconds()))
 	h.Floors[session.TCPOpen] = min(h.Floors[session.TCPOpen], uint32(floors.TCPEstablished.Milliseconds()))
 	h.Floors[session.TCPClosing] = min(h.Floors[session.TCPClosing], uint32(floors.TCPClosing.Milliseconds()))
+	h.ZeroCount = uint16(copy(h.ZeroPorts[:], cfg.Sessions.AllowUDP6Zero))
 	h.UDPCount = uint16(len(t.UDPPorts))
 	for i, p := range t.UDPPorts {
 		h.UDPPorts[1+i], h.UDPTimeouts[1+i] = p.Port, uint32(p.Timeout.Milliseconds())

@@ -43,6 +43,9 @@ type Header struct {
 	// UDP timeouts by remote port, sorted by it; the first is at 1, for Session.Timer.
 	UDPPorts    [config.MaxUDPPorts + 2]uint16
 	UDPTimeouts [config.MaxUDPPorts + 2]uint32
+	ZeroPorts   [config.MaxZeroPorts]uint16 // UDP over IPv6 without a checksum is translated from and to these
+	ZeroCount   uint16
+	_           [6]uint8
 	Sections    [numSections]section
 }
 
@@ -50,7 +53,7 @@ type Header struct {
 type section struct{ Off, Count, Cap uint64 }
 
 const (
-	numSections   = 27
+	numSections   = 28
 	sourceSection = numSections - 1
 )
 
@@ -58,6 +61,7 @@ const (
 type Tables struct {
 	Ports       table[Port]
 	OnLink      table[Prefix] // the outside ports' own prefixes
+	Private     table[Prefix] // private sources of the outside ports
 	Hops        table[Hop]    // next hops of the outside ports
 	Groups      table[Group]  // of them
 	Routers     table[Hop]    // next hops of attachments
@@ -87,7 +91,7 @@ type Tables struct {
 
 // columns returns all sections in their order.
 func (t *Tables) columns() [numSections]column {
-	return [numSections]column{&t.Ports, &t.OnLink, &t.Hops, &t.Groups, &t.Routers, &t.Attachments, &t.tags, &t.Links, &t.VPCs, &t.Instances, &t.Selections, &t.Candidates, &t.Routes,
+	return [numSections]column{&t.Ports, &t.OnLink, &t.Private, &t.Hops, &t.Groups, &t.Routers, &t.Attachments, &t.tags, &t.Links, &t.VPCs, &t.Instances, &t.Selections, &t.Candidates, &t.Routes,
 		&t.ranges, &t.starts, &t.results, &t.Hosts, &t.SNAT, &t.PortRanges, &t.Forwards, &t.Sources, &t.Attached, &t.gateways, &t.sets, &t.names, &t.nameEnds, &t.source}
 }
 
@@ -136,7 +140,7 @@ type Group struct {
 	Ports uint32 // the outside ports on which they lie, a bit each
 }
 
-// Prefix is an on-link prefix of a port.
+// Prefix is a prefix of an outside port: its own, or one of private sources.
 type Prefix struct {
 	First, Last inet.Addr
 	At          attach.Word
@@ -204,10 +208,11 @@ type Candidate struct {
 type rules uint8
 
 const (
-	Overload      rules = 1 << iota // mapping address-and-port-dependent
-	FilterNone                      // filtering endpoint-independent
-	FilterPort                      // filtering address-and-port-dependent; neither of the two: address-dependent
-	DropFragments                   // fragments are refused
+	Overload       rules = 1 << iota // mapping address-and-port-dependent
+	FilterNone                       // filtering endpoint-independent
+	FilterPort                       // filtering address-and-port-dependent; neither of the two: address-dependent
+	DropFragments                    // fragments are refused
+	InboundRefresh                   // packets from outside refresh sessions
 )
 
 // Kinds of a route.
@@ -227,6 +232,8 @@ type Route struct {
 	Kind    uint8
 	Plain   bool // to a gateway, and untranslated: by Ports
 	Ports   uint32
+	All     uint8 // 1: it is to a /0
+	_       [7]uint8
 }
 
 // rangeTable maps addresses to results by sorted, disjoint ranges: each starts where the one before
@@ -494,4 +501,14 @@ func clampOf(n int) uint16 {
 		return ClampAuto
 	}
 	return uint16(n)
+}
+
+// ZeroSum reports whether UDP over IPv6 between two ports may be translated without a checksum.
+func (g *Generation) ZeroSum(a, b uint16) bool {
+	for _, port := range g.Header.ZeroPorts[:g.Header.ZeroCount] {
+		if port == a || port == b {
+			return true
+		}
+	}
+	return false
 }

@@ -60,6 +60,9 @@ func (b *builder) buildRoutes(v *config.VPC) *routing {
 		e := entry{to: rt.To, custom: rt.Class == config.Custom, from: -1}
 		rec := Route{Index: int32(i)}
 		by := way{at: attach.None}
+		if rt.To.Bits() == 0 {
+			rec.All = 1
+		}
 		var hop config.NextHop
 		switch rt.Target {
 		case config.TargetDrop:

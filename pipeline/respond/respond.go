@@ -463,7 +463,7 @@ func (r *Responder) sendError(m *state.Message) {
 		return
 	case drop.TTLExceeded:
 		kind = header.TimeExceeded
-	case drop.NoEligible, drop.SNATProtocol:
+	case drop.NoEligible, drop.SNATProtocol, drop.PrivateDestination:
 		kind = header.Prohibited
 	case drop.TooBig:
 		kind = header.PacketTooBig
