@@ -177,12 +177,12 @@ func (r *replay) run(out io.Writer) (err error) {
 	}
 	state, err := state.New(state.Sizes{
 		// A frame begins at most one session: a larger table would never be fuller.
-		Workers: 1, Sessions: min(cfg.Dataplane.Sessions, len(arrivals)+1024), Addresses: generation.SNATAddresses(cfg), Seed: &replaySeed,
+		Workers: 1, Sessions: min(cfg.Dataplane.Sessions, len(arrivals)+1024), Seed: &replaySeed,
 	})
 	if err != nil {
 		return err
 	}
-	defer state.Segment.Close()
+	defer state.Close()
 	compiler := generation.NewCompiler(state, &replaySeed)
 	gen, err := compiler.Compile(cfg)
 	if err != nil {
@@ -291,11 +291,14 @@ func newReplayWorker(cfg *config.Config, state *state.State, gen *generation.Gen
 	return w
 }
 
+// headroom is what a packet buffer has before the frame.
+const headroom = 128
+
 // bufferRoom is how much of a frame a packet buffer of the data plane takes: Ethernet header, two
 // VLAN tags, CRC, and at least 2 KiB, in whole KiB; and a buffer with its headroom has a length of
 // 16 bits.
 func bufferRoom(mtu int) int {
-	const overhead, headroom = 14 + 2*4 + 4, 128
+	const overhead = 14 + 2*4 + 4
 	return min((max(mtu+overhead, 2048)+1023)/1024*1024, math.MaxUint16-headroom)
 }
 
@@ -308,12 +311,13 @@ func (w *replayWorker) advance(now int64) {
 // receive is a turn of the worker with one frame.
 func (w *replayWorker) receive(a arrival) {
 	for s := &w.pipe.Spare; s.N < pipeline.MaxSpare; s.N++ {
-		s.Data[s.N] = make([]byte, w.room)
+		s.Data[s.N], s.Front = make([]byte, headroom+w.room)[headroom:], headroom
 	}
 	n := min(len(a.frame), w.room)
 	w.burst.Port, w.burst.N = a.port, 1
 	k := &w.burst.Packets[0]
-	k.Data, k.Handle, k.Long = a.frame[:n:n], anyHandle, len(a.frame) > w.room
+	buffer := append(make([]byte, headroom, headroom+n), a.frame[:n]...)
+	k.Data, k.Front, k.Handle, k.Long = buffer[headroom:], headroom, anyHandle, len(a.frame) > w.room
 	w.pipe.Process(&w.burst)
 	for port := range w.sent {
 		q := &w.pipe.Out[port]

@@ -9,7 +9,7 @@
 //     other lists are sorted by value, empty lists are nil, and adjacent ranges of one owner are
 //     joined, so two texts with the same meaning give deeply equal Configs;
 //   - every index (Pool.Ports, Gateway.Pools, Gateway.VPC, Route.Gateway, Attachment.Port) is in
-//     range, and no inside port has two attachments;
+//     range, and no two attachments have the same port and tag;
 //   - prefixes are canonical, pool ranges do not overlap, every external address lies in exactly
 //     one pool and belongs to one instance (an SNAT address: to one owner per port, never also to a
 //     1:1 address);
@@ -26,8 +26,11 @@ package config
 
 import (
 	"encoding/hex"
+	"fmt"
 	"net"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -40,6 +43,10 @@ const (
 	MaxWorkers  = 64
 	MaxVPCs     = 65535
 	MaxFloating = 64 // floating addresses of one instance and family
+
+	MaxInstances     = 1 << 20 // of all VPCs
+	MaxSNATAddresses = 1 << 16 // different ones
+
 	MinSessions = 1 << 10
 	MaxSessions = 1 << 27
 	MinMemory   = 64 << 20
@@ -50,7 +57,7 @@ const (
 
 // DefaultConfig is what holds for the keys that a configuration leaves out. It is read-only.
 var DefaultConfig = Config{
-	API: API{Listen: "127.0.0.1:9474"},
+	API: API{Listen: "127.0.0.1:9474", Socket: "/run/weir/api.sock"},
 	Log: Log{Level: "info", Format: "text"},
 	Dataplane: Dataplane{
 		Workers:  []int{1},
@@ -84,6 +91,7 @@ const DefaultMTU = 1500
 // Config is one whole configuration.
 type Config struct {
 	API       API
+	Metrics   Metrics
 	Log       Log
 	Dataplane Dataplane
 	Ports     []Port
@@ -97,7 +105,22 @@ type Config struct {
 // API is where the control process serves HTTP.
 type API struct {
 	Listen string // host:port; empty: no listener
+	Socket string // path of a Unix socket; empty: none
 }
+
+// Metrics says what scrapers are told of tenants.
+type Metrics struct {
+	Tenants Tenants
+}
+
+// Tenants says how series by VPC are labelled.
+type Tenants uint8
+
+const (
+	TenantNames Tenants = iota
+	TenantIDs           // numbers that say nothing of the tenant
+	TenantsOff          // no such series
+)
 
 // Log says how the log is written.
 type Log struct {
@@ -142,10 +165,30 @@ type Port struct {
 	Side      Side
 	MTU       int            // bytes of an IP packet
 	MAC       MAC            // zero: the device's own
-	Addresses []netip.Prefix // weir's: the address and its on-link prefix, not masked
-	NextHops  []NextHop      // outside only
+	Addresses []netip.Prefix // weir's: the address and its on-link prefix, not masked; inside: where tunnels end
+	VLAN      VLAN           // outside only: inside, attachments have VLANs
+	PCP       PCP            // likewise
+	NextHops  []NextHop      // inside: the routers of the network that tunnels go over
 	Answer    Answer         // outside only
 }
+
+// VLAN is the tag of a frame, or its two tags: the VLAN IDs, zero where there is none.
+type VLAN struct{ Outer, Inner uint16 }
+
+// PCP says which priority tagged frames leave with.
+type PCP uint8
+
+// KeepPCP keeps the priority and drop eligibility that a packet came with; any other PCP is 1 + the priority that is set.
+const KeepPCP PCP = 0
+
+// Encap is how packets of an attachment travel.
+type Encap uint8
+
+const (
+	NoEncap Encap = iota
+	VXLAN         // RFC 7348
+	Geneve        // RFC 8926
+)
 
 // NextHop is a router on the port's network.
 type NextHop struct {
@@ -307,9 +350,45 @@ type VPC struct {
 // Attachment is where a VPC's packets come and go.
 type Attachment struct {
 	Port      int // index into Config.Ports, an inside port
+	VLAN      VLAN
+	PCP       PCP
+	Encap     Encap
+	Tunnel    Tunnel // zero without Encap
 	Addresses []netip.Prefix
 	NextHops  []NextHop
 }
+
+// AttachmentSet is a text that two VPCs, of one or of two configurations with the same ports, share when their packets come and go at the
+// same places.
+func (v *VPC) AttachmentSet() string {
+	places := make([]string, len(v.Attach))
+	for i := range v.Attach {
+		places[i] = v.Attach[i].place()
+	}
+	slices.Sort(places)
+	return strings.Join(places, " ")
+}
+
+// place names what no two attachments of a configuration have in common.
+func (a *Attachment) place() string {
+	return fmt.Sprint(a.Port, a.VLAN, a.Encap, a.Tunnel.VNI)
+}
+
+// Tunnel is what an attachment with Encap has.
+type Tunnel struct {
+	VNI          uint32
+	Peers        []netip.Prefix // endpoints that may send
+	MAC          MAC            // weir's own in the inner frames; zero: the port's
+	UDPPort      uint16
+	DSCP         DSCP
+	ZeroChecksum bool // of UDP over IPv6
+}
+
+// DSCP says which DSCP outer headers have.
+type DSCP uint8
+
+// CopyDSCP copies the inner packet's; any other DSCP is the one that is set.
+const CopyDSCP DSCP = 255
 
 // Class orders routes of equal length: a custom route beats a system one.
 type Class uint8
@@ -349,13 +428,22 @@ type Instance struct {
 	Name        string
 	Address4    netip.Addr // zero: none
 	Address6    netip.Addr
-	MAC         MAC // zero: resolved by ARP or ND
+	MAC         MAC          // zero: resolved by ARP or ND
+	Hosts       []netip.Addr // tunnels: endpoints that its packets come from; the first is sent to
 	Transit     []netip.Prefix
 	Floating    []netip.Addr
 	Ephemeral   []netip.Addr // at most one per family
 	SNAT        []SNAT
 	Attached    []netip.Prefix
 	PerInstance int // sessions; 0: no limit
+}
+
+// Identity returns the address that the instance is known by within its VPC: the IPv4 one, else the IPv6 one. Its name is a label.
+func (i *Instance) Identity() netip.Addr {
+	if i.Address4.IsValid() {
+		return i.Address4
+	}
+	return i.Address6
 }
 
 // SNAT is an instance's share of an external address: ports First to Last, inclusive.

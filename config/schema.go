@@ -3,6 +3,7 @@
 package config
 
 import (
+	"context"
 	"net/netip"
 	"slices"
 	"time"
@@ -33,6 +34,8 @@ type portText struct {
 	name      at[string]
 	device    at[string]
 	side      at[Side]
+	vlan      at[VLAN]
+	pcp       at[PCP]
 	mtu       at[int]
 	mac       at[MAC]
 	addresses []at[netip.Prefix]
@@ -83,6 +86,15 @@ type vpcText struct {
 type attachmentText struct {
 	spot      *spot
 	port      at[string]
+	vlan      at[VLAN]
+	pcp       at[PCP]
+	encap     at[Encap]
+	vni       at[int]
+	peers     []at[netip.Prefix]
+	mac       at[MAC]
+	udpPort   at[int]
+	dscp      at[DSCP]
+	checksum  at[bool]
 	addresses []at[netip.Prefix]
 	nextHops  []nextHopText
 }
@@ -104,6 +116,7 @@ type instanceText struct {
 	name      at[string]
 	addresses []at[netip.Addr]
 	mac       at[MAC]
+	hosts     []at[netip.Addr]
 	transit   []at[netip.Prefix]
 	floating  []at[netip.Addr]
 	ephemeral []at[netip.Addr]
@@ -120,11 +133,12 @@ type snatText struct {
 
 // The keys of each object, in the order in which messages list them.
 var (
-	rootKeys       = []string{"version", "api", "log", "dataplane", "ports", "pools", "gateways", "sessions", "reload", "vpcs", "instances"}
-	apiKeys        = []string{"listen"}
+	rootKeys       = []string{"version", "api", "metrics", "log", "dataplane", "ports", "pools", "gateways", "sessions", "reload", "vpcs", "instances"}
+	apiKeys        = []string{"listen", "socket"}
+	metricsKeys    = []string{"tenants"}
 	logKeys        = []string{"level", "format"}
 	dataplaneKeys  = []string{"workers", "memory", "idle", "sessions", "eal_args"}
-	portKeys       = []string{"name", "device", "side", "vlan", "mtu", "mac", "addresses", "next_hops", "answer"}
+	portKeys       = []string{"name", "device", "side", "vlan", "pcp", "mtu", "mac", "addresses", "next_hops", "answer"}
 	nextHopKeys    = []string{"address", "mac"}
 	poolKeys       = []string{"name", "ranges", "ports", "sessions"}
 	gatewayKeys    = []string{"name", "id", "pools", "addresses", "vpc"}
@@ -135,7 +149,7 @@ var (
 	timeoutsKeys   = []string{"tcp_partially_open", "tcp_established", "tcp_closing", "udp", "udp_ports", "icmp", "other"}
 	reloadKeys     = []string{"max_shrink"}
 	vpcKeys        = []string{"name", "attach", "subnets", "routes", "instances", "limits"}
-	attachKeys     = []string{"port", "vlan", "encap", "vni", "peers", "addresses", "next_hops"}
+	attachKeys     = []string{"port", "vlan", "pcp", "encap", "vni", "peers", "mac", "udp_port", "dscp", "udp_checksum", "addresses", "next_hops"}
 	routeKeys      = []string{"to", "from", "class", "drop", "gateway", "address", "subnet"}
 	instanceKeys   = []string{"name", "addresses", "mac", "host", "transit", "external", "limits"}
 	placedKeys     = append([]string{"vpc"}, instanceKeys...) // of instances outside their VPC
@@ -150,6 +164,7 @@ var (
 	parseAnswer  = oneOf(choice[Answer]{"on-link", AnswerOnLink}, choice[Answer]{"all", AnswerAll}, choice[Answer]{"none", AnswerNone})
 	parseSpread  = oneOf(choice[Spread]{"flow", SpreadFlow}, choice[Spread]{"endpoint", SpreadEndpoint}, choice[Spread]{"instance", SpreadInstance})
 	parseTCP     = oneOf(choice[UnknownTCP]{"drop", UnknownTCPDrop}, choice[UnknownTCP]{"reset", UnknownTCPReset})
+	parseTenants = oneOf(choice[Tenants]{"names", TenantNames}, choice[Tenants]{"ids", TenantIDs}, choice[Tenants]{"off", TenantsOff})
 	parseClass   = oneOf(choice[Class]{"custom", Custom}, choice[Class]{"system", System})
 	parseMoved   = oneOf(choice[OnMove]{"keep", OnMoveKeep}, choice[OnMove]{"drain", OnMoveDrain}, choice[OnMove]{"cut", OnMoveCut})
 	parseMapping = oneOf(choice[Mapping]{"endpoint-independent", EndpointIndependentMapping}, choice[Mapping]{"address-and-port-dependent", AddressAndPortDependentMapping})
@@ -157,17 +172,22 @@ var (
 		choice[Filtering]{"address-and-port-dependent", AddressAndPortDependentFiltering})
 	parsePieces = oneOf(choice[Fragments]{"track", TrackFragments}, choice[Fragments]{"drop", DropFragments})
 	parseClamp  = oneOf(choice[int]{"auto", MSSClampAuto}, choice[int]{"off", MSSClampOff})
-	parseEncap  = words("vxlan", "geneve")
+	parseEncap  = oneOf(choice[Encap]{"vxlan", VXLAN}, choice[Encap]{"geneve", Geneve})
+	parseZero   = oneOf(choice[bool]{"full", false}, choice[bool]{"zero", true})
 )
 
-// later reports a value that is well-formed and that this version does not support yet. today is
-// what is accepted.
-func (r *reader) later(v value, today string) {
-	what := "this"
-	if v.node.Kind == yaml.ScalarNode {
-		what = quote(v.node)
+// read returns what a file says. False: nothing of it could be read.
+func read(ctx context.Context, f File) (reader, bool) {
+	r := reader{doc: newDocument(), ctx: ctx}
+	if len(f.Data) >= splitFrom {
+		r.lists = map[string][]piece{}
+		if whole := r.file(f); !r.torn {
+			return r, whole
+		}
+		r = reader{doc: newDocument(), ctx: ctx}
 	}
-	r.faults.add(v.spot, "%s is not supported yet; accepted today: %s", what, today)
+	whole := r.file(f)
+	return r, whole
 }
 
 // file reads one file into the document. False: nothing of it could be read.
@@ -178,7 +198,7 @@ func (r *reader) file(f File) bool {
 	}
 	for key, v := range r.object(root, rootKeys) {
 		switch key {
-		case "api", "log", "dataplane", "sessions", "reload":
+		case "api", "metrics", "log", "dataplane", "sessions", "reload":
 			r.section(key, v)
 		case "ports":
 			for e := range r.list(v, "ports") {
@@ -206,7 +226,7 @@ func (r *reader) file(f File) bool {
 }
 
 // sectionKeys are the keys that only one file may have.
-var sectionKeys = []string{"api", "log", "dataplane", "sessions", "reload"}
+var sectionKeys = []string{"api", "metrics", "log", "dataplane", "sessions", "reload"}
 
 // section reads one of them.
 func (r *reader) section(key string, v value) {
@@ -214,6 +234,10 @@ func (r *reader) section(key string, v value) {
 	switch key {
 	case "api":
 		r.api(v)
+	case "metrics":
+		for _, v := range r.object(v, metricsKeys) {
+			r.doc.config.Metrics.Tenants = text(r, v, parseTenants).value
+		}
 	case "log":
 		r.log(v)
 	case "dataplane":
@@ -226,8 +250,13 @@ func (r *reader) section(key string, v value) {
 }
 
 func (r *reader) api(v value) {
-	for _, v := range r.object(v, apiKeys) {
-		r.doc.config.API.Listen = text(r, v, parseListen).value
+	for key, v := range r.object(v, apiKeys) {
+		switch key {
+		case "listen":
+			r.doc.config.API.Listen = text(r, v, parseListen).value
+		case "socket":
+			r.doc.config.API.Socket = text(r, v, parseSocket).value
+		}
 	}
 }
 
@@ -476,7 +505,9 @@ func (r *reader) port(v value) portText {
 		case "side":
 			p.side = text(r, v, parseSide)
 		case "vlan":
-			r.vlan(v, true)
+			p.vlan = r.vlan(v)
+		case "pcp":
+			p.pcp = r.pcp(v)
 		case "mtu":
 			p.mtu = r.integer(v, 68, MaxMTU) // RFC 791
 		case "mac":
@@ -495,24 +526,49 @@ func (r *reader) port(v value) portText {
 	return p
 }
 
-// vlan reads a VLAN ID, 0 for none, or on ports a pair of them.
-func (r *reader) vlan(v value, pairs bool) {
-	if pairs && v.node.Kind == yaml.SequenceNode {
-		good := len(v.node.Content) == 2
-		if !good {
-			r.faults.add(v.spot, "found %d VLANs; expected [outer, inner]", len(v.node.Content))
-		}
-		for e := range r.list(v, "VLANs") {
-			good = r.integer(e, 1, 4094).ok && good
-		}
-		if good {
-			r.later(v, "0")
-		}
-		return
+// vlan reads a VLAN ID, 0 for none, or a pair of them.
+func (r *reader) vlan(v value) at[VLAN] {
+	if v.node.Kind != yaml.SequenceNode {
+		id := r.integer(v, 0, 4094)
+		return at[VLAN]{VLAN{Outer: uint16(id.value)}, v.spot, id.ok}
 	}
-	if id := r.integer(v, 0, 4094); id.ok && id.value != 0 {
-		r.later(v, "0")
+	var ids []uint16
+	good := true
+	for e := range r.list(v, "VLANs") {
+		id := r.integer(e, 1, 4094)
+		ids, good = append(ids, uint16(id.value)), good && id.ok
 	}
+	if len(ids) != 2 {
+		r.faults.add(v.spot, "found %d VLANs; expected [outer, inner]", len(ids))
+		return at[VLAN]{spot: v.spot}
+	}
+	return at[VLAN]{VLAN{ids[0], ids[1]}, v.spot, good}
+}
+
+// pcp reads a priority, or keep.
+func (r *reader) pcp(v value) at[PCP] {
+	if v.node.Value == "keep" {
+		return at[PCP]{KeepPCP, v.spot, true}
+	}
+	n := r.integer(v, 0, 7)
+	return at[PCP]{PCP(n.value + 1), v.spot, n.ok}
+}
+
+// dscp reads a DSCP, or copy.
+func (r *reader) dscp(v value) at[DSCP] {
+	if v.node.Value == "copy" {
+		return at[DSCP]{CopyDSCP, v.spot, true}
+	}
+	n := r.integer(v, 0, 63)
+	return at[DSCP]{DSCP(n.value), v.spot, n.ok}
+}
+
+// hosts reads an address or a list of them.
+func (r *reader) hosts(v value) []at[netip.Addr] {
+	if v.node.Kind == yaml.SequenceNode {
+		return texts(r, v, "addresses", parseAddress)
+	}
+	return []at[netip.Addr]{text(r, v, parseAddress)}
 }
 
 // nextHops reads a list of addresses, or of {address, mac}.
@@ -621,18 +677,23 @@ func (r *reader) attachment(v value) attachmentText {
 		case "port":
 			a.port = text(r, v, parseName)
 		case "vlan":
-			r.vlan(v, false)
+			a.vlan = r.vlan(v)
+		case "pcp":
+			a.pcp = r.pcp(v)
 		case "encap":
-			if text(r, v, parseEncap).ok {
-				r.later(v, "no tunnels")
-			}
+			a.encap = text(r, v, parseEncap)
 		case "vni":
-			if r.integer(v, 0, 1<<24-1).ok {
-				r.later(v, "no tunnels")
-			}
+			a.vni = r.integer(v, 0, 1<<24-1)
 		case "peers":
-			texts(r, v, "prefixes of tunnel endpoints", parseNetwork)
-			r.later(v, "no tunnels")
+			a.peers = texts(r, v, "prefixes of tunnel endpoints", parseNetwork)
+		case "mac":
+			a.mac = text(r, v, parseMAC)
+		case "udp_port":
+			a.udpPort = r.integer(v, 1, 65535)
+		case "dscp":
+			a.dscp = r.dscp(v)
+		case "udp_checksum":
+			a.checksum = text(r, v, parseZero)
 		case "addresses":
 			a.addresses = texts(r, v, "addresses with their prefix lengths", parseInterface)
 		case "next_hops":
@@ -686,9 +747,7 @@ func (r *reader) instance(v value, keys []string) instanceText {
 		case "mac":
 			i.mac = text(r, v, parseMAC)
 		case "host":
-			if text(r, v, parseAddress).ok {
-				r.later(v, "no tunnels")
-			}
+			i.hosts = r.hosts(v)
 		case "transit":
 			i.transit = texts(r, v, "prefixes", parseNetwork)
 		case "external":

@@ -33,7 +33,9 @@ type checker struct {
 	poolsBroken bool                 // some range is not known
 	own         map[netip.Addr]owner // addresses of the ports and their next hops
 	external    claims
-	attached    map[int]owner // VPCs, by the inside port that they have
+	attached    map[attachKey]owner // VPCs, by the attachment that they have
+	outer       map[outerTag]owner  // outside ports, by the frames that are theirs
+	udpPorts    map[kindKey]udpPortOf
 	warned      warnings
 }
 
@@ -51,6 +53,7 @@ func (c *checker) check() {
 	c.checkGateways()
 	c.checkVPCs()
 	c.checkExternal()
+	c.checkAmounts()
 }
 
 // sortNamed reports duplicate names in list, sorts it by name and returns the index of each name.
@@ -85,17 +88,10 @@ func (c *checker) checkPorts() {
 	}
 	c.ports = sortNamed(c, c.doc.ports, "port", func(p *portText) at[string] { return p.name })
 	c.own = map[netip.Addr]owner{}
-	devices := map[string]owner{}
+	c.checkDevices()
 	for i := range c.doc.ports {
 		p := &c.doc.ports[i]
-		if name := deviceName(p.device.value); p.device.ok {
-			if o := devices[name]; o.spot != nil {
-				c.faults.add(p.device.spot, "device %s of port %q is already used by %v; expected another device", name, p.name.value, o)
-			} else {
-				devices[name] = owner{"port", p.name.value, p.device.spot}
-			}
-		}
-		c.config.Ports = append(c.config.Ports, c.port(p))
+		c.config.Ports = append(c.config.Ports, c.port(i, p))
 	}
 	for i := range c.doc.ports {
 		for _, hop := range c.doc.ports[i].nextHops {
@@ -114,7 +110,7 @@ func (c *checker) checkPorts() {
 }
 
 // port checks one port and notes its addresses as weir's own.
-func (c *checker) port(p *portText) Port {
+func (c *checker) port(i int, p *portText) Port {
 	port := Port{
 		Name:   p.name.value,
 		Device: p.device.value,
@@ -124,7 +120,7 @@ func (c *checker) port(p *portText) Port {
 		Answer: p.answer.value,
 	}
 	if p.side.ok && p.side.value == Inside {
-		c.inside(p)
+		c.inside(i, p, &port)
 		return port
 	}
 	for _, a := range p.addresses {
@@ -141,22 +137,12 @@ func (c *checker) port(p *portText) Port {
 		}
 		port.Addresses = append(port.Addresses, a.value)
 	}
+	port.VLAN, port.PCP = p.vlan.value, p.pcp.value
+	if p.pcp.given() && port.VLAN == (VLAN{}) {
+		c.faults.add(p.pcp.spot, "a port without vlan has no tag to write a priority in; expected pcp beside vlan")
+	}
 	port.NextHops = c.nextHops(p.nextHops, p.addresses, "the port's")
 	return port
-}
-
-// inside refuses what only an outside port has, and what only tunnels need.
-func (c *checker) inside(p *portText) {
-	if len(p.addresses) > 0 {
-		c.faults.add(p.addresses[0].spot, "%v on an inside port is not supported yet; accepted today: [] "+
-			"(weir's addresses inside a VPC go under vpcs[].attach[])", p.addresses[0].value)
-	}
-	if len(p.nextHops) > 0 {
-		c.faults.add(p.spot, "an inside port takes no next_hops; expected them under vpcs[].attach[]")
-	}
-	if p.answer.given() {
-		c.faults.add(p.answer.spot, "an inside port answers for no external address; expected answer on outside ports only")
-	}
 }
 
 // wide6 reports a port that carries IPv6, as the value at s says, with too small an MTU (RFC 8200

@@ -43,7 +43,7 @@ type vpcChecker struct {
 }
 
 func (c *checker) checkVPCs() {
-	c.attached = map[int]owner{}
+	c.attached, c.udpPorts = map[attachKey]owner{}, map[kindKey]udpPortOf{}
 	for i := range c.doc.vpcs {
 		c.config.VPCs = append(c.config.VPCs, VPC{Name: c.doc.vpcs[i].name.value}) // claims look there for the name
 		c.config.VPCs[i] = c.checkVPC(i)
@@ -60,7 +60,7 @@ func (c *checker) checkVPC(i int) VPC {
 	for j := range t.attach {
 		v.attach(&t.attach[j])
 	}
-	slices.SortFunc(v.vpc.Attach, func(a, b Attachment) int { return cmp.Compare(a.Port, b.Port) })
+	slices.SortFunc(v.vpc.Attach, compareAttachments)
 	v.checkRoutes()
 	v.checkInstances()
 	return v.vpc
@@ -94,13 +94,8 @@ func (v *vpcChecker) attach(t *attachmentText) {
 		v.faults.add(t.port.spot, "no inside port is named %q; expected the name of one under ports", t.port.value)
 		return
 	}
-	if o := v.attached[port]; o.spot != nil {
-		v.faults.add(t.port.spot, "inside port %q of VPC %q is already attached to %v: two attachments on one port are not supported yet; "+
-			"accepted today: one for each inside port", t.port.value, v.vpc.Name, o)
-	} else {
-		v.attached[port] = owner{"VPC", v.vpc.Name, t.port.spot}
-	}
 	a := Attachment{Port: port}
+	v.place(t, port, &a)
 	for _, own := range t.addresses {
 		if !own.ok {
 			continue
@@ -272,6 +267,7 @@ func (v *vpcChecker) instance(t *instanceText) Instance {
 	i := Instance{Name: t.name.value, MAC: t.mac.value}
 	i.PerInstance = t.limits.perInstance.or(v.text.limits.perInstance.or(v.config.Sessions.PerInstance))
 	v.addresses(t, &i)
+	v.hosts(t, &i)
 	i.Transit = v.checkTransit(t)
 	v.claim(t, &i)
 	return i

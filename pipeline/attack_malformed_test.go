@@ -473,9 +473,15 @@ func TestM11VLANTags(t *testing.T) {
 			}
 			tags = binary.BigEndian.AppendUint16(tags, vid)
 			f := ether(0, types[0], append(tags, packet...))
+			// One tag of VID 0 is a priority: the frame is an untagged one.
+			priority := len(types) == 1 && types[0] == 0x8100 && vid&0xfff == 0
 			for n := header.EthernetSize; n <= len(f); n++ {
-				a.refused(0, f[:n], drop.VLANTag)
-				a.refused(1, append([]byte{2, 0, 0, 0, 0, 2}, f[6:n]...), drop.VLANTag)
+				if !priority {
+					a.refused(0, f[:n], drop.VLANTag)
+					a.refused(1, append([]byte{2, 0, 0, 0, 0, 2}, f[6:n]...), drop.VLANTag)
+				} else if n < len(f) {
+					a.refused(0, bytes.Clone(f[:n]), drop.VLANTag, drop.ShortFrame)
+				}
 			}
 		}
 	}

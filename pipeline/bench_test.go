@@ -52,11 +52,12 @@ func newTestWorker(t testing.TB, text string) *Worker {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { s.Segment.Close() })
+	t.Cleanup(func() { s.Close() })
 	g, err := generation.NewCompiler(s, &testSeed).Compile(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
+	anySource(g)
 	t.Cleanup(func() { g.Close() })
 	w := NewWorker(s, 0, g, WorkerConfig{MACs: []config.MAC{{2, 0, 0, 0, 0, 1}, {2, 0, 0, 0, 0, 2}}, Seed: &testSeed})
 	w.SetClock(1e9)

@@ -22,6 +22,7 @@ type Burst struct {
 	Packets [MaxBurst]Packet
 
 	inside    bool    // it came from a VPC's side; a hairpinned one goes on as if from outside
+	opened    bool    // tags and outer headers are off: another worker had it first
 	live      []uint8 // indexes of the packets that still go on
 	back      []uint8 // of those that turn back
 	fragments bool    // there may be fragments among them
@@ -32,7 +33,7 @@ type Burst struct {
 // begin forgets the notes about earlier packets. inside says from which side the burst's packets
 // come.
 func (b *Burst) begin(inside bool) {
-	b.inside, b.fragments = inside, false
+	b.inside, b.opened, b.fragments = inside, false, false
 	b.live, b.back = b.index[:0], b.turned[:0]
 }
 
@@ -42,7 +43,9 @@ type Packet struct {
 	Data   []byte  // the frame; aliases the caller's buffer, and is rewritten there
 	Handle uintptr // the caller's name of the buffer
 	Long   bool    // Data is only the first buffer of a longer frame
+	Front  uint16  // how much room is before Data in its buffer: what tags and outer headers take
 
+	tci uint16 // PCP and DEI that it came with, in their place in a tag
 	marks
 
 	// classify

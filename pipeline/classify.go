@@ -14,16 +14,27 @@ import (
 // classify finds the headers of packets from to to, or drops them, or hands them to control. It
 // returns how many bytes they have.
 func (w *Worker) classify(b *Burst, from, to int) (bytes uint64) {
-	mac, own := w.macs[b.Port], w.gen.Ports[b.Port].Own
+	port := &w.gen.Ports[b.Port]
+	mac, own := w.macs[b.Port], port.Own
 	for i := from; i < to; i++ {
 		p := &b.Packets[i]
-		p.from = own
 		bytes += uint64(len(p.Data))
+		if b.opened { // by the worker that handed it over
+		} else if p.from, p.tci = own, 0; port.Tagged {
+			if r := w.unwrap(b, p); r != drop.Pass {
+				w.out(p, b.Port, b.inside, refuse(r))
+				continue
+			}
+		}
 		if p.parsePlain(b.inside, mac) {
 			b.live = append(b.live, uint8(i))
 			continue
 		}
-		switch v := w.parse(p, b.inside, mac); v {
+		v := w.parse(p, b.inside, mac)
+		if v == refuse(drop.VLANTag) && !port.Tagged && !b.opened && p.untagPriority() {
+			v = w.parse(p, b.inside, mac)
+		}
+		switch v {
 		case goesOn:
 			b.fragments = b.fragments || p.fragmented
 			b.live = append(b.live, uint8(i))

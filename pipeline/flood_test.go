@@ -700,6 +700,7 @@ func TestMACComesWithItsGeneration(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		anySource(g)
 		r.gens = append(r.gens, g)
 		return g
 	}

@@ -24,6 +24,8 @@ type heldPacket struct {
 	handle uintptr
 	hop    inet.Addr
 	to     way
+	front  uint16
+	tci    uint16
 	since  uint32 // millisecond
 	asked  uint32 // millisecond
 	from   uint8  // the port by which it came
@@ -53,7 +55,8 @@ func (w *Worker) hold(b *Burst, p *Packet) {
 		w.out(p, b.Port, b.inside, refuse(drop.NeighborUnresolved))
 		return
 	}
-	w.held[w.holding] = heldPacket{p.Data, p.Handle, hop, p.to, w.tick, w.tick, uint8(b.Port), b.inside}
+	w.held[w.holding] = heldPacket{frame: p.Data, handle: p.Handle, hop: hop, to: p.to, front: p.Front, tci: p.tci,
+		since: w.tick, asked: w.tick, from: uint8(b.Port), inside: b.inside}
 	w.holding++
 	w.out(p, b.Port, b.inside, held)
 }
@@ -79,10 +82,9 @@ func (w *Worker) Release() {
 		mac := w.resolved(w.neighbors.Find(h.to.at, h.hop))
 		switch {
 		case mac != 0 && w.Out[h.to.at.Port()].N+w.Spare.N < queueSize:
-			if len(h.frame)-header.EthernetSize <= int(w.gen.Links[h.to.link].MTU) {
-				w.queue(h.to.at.Port(), mac, h.handle, h.frame)
-			} else if !w.split(h.to, mac, h.handle, h.frame) {
-				w.outHeld(&h, drop.TooBig)
+			f := parcel{h.frame, h.handle, h.front, h.tci}
+			if r := w.send(h.to, mac, &f, len(h.frame)-header.EthernetSize > int(w.gen.Links[h.to.link].MTU)); r != drop.Pass {
+				w.outHeld(&h, r)
 			}
 		case w.tick-h.since > holdMillis:
 			w.outHeld(&h, drop.NeighborUnresolved)

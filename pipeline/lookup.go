@@ -15,7 +15,12 @@ func (w *Worker) lookup(b *Burst, first int) {
 	live := b.live[first:]
 	vpc := uint32(0)
 	if b.inside {
-		at := w.gen.Ports[b.Port].Own.Index
+		port := &w.gen.Ports[b.Port]
+		if port.Tagged {
+			w.lookupTagged(b, first)
+			return
+		}
+		at := port.Own.Index
 		if at == generation.Unattached {
 			for _, i := range live {
 				w.out(&b.Packets[i], b.Port, b.inside, refuse(drop.AntiSpoof))
@@ -34,6 +39,23 @@ func (w *Worker) lookup(b *Burst, first int) {
 			keys[k].SetOutside(p.local, p.remote, p.localPort, p.remotePort, p.proto)
 		}
 	}
+	w.sessions.Hash(&w.batch, len(b.live))
+	w.sessions.Match(&w.batch, max(0, first-step))
+}
+
+// lookupTagged is lookup for a port whose packets come from several attachments.
+func (w *Worker) lookupTagged(b *Burst, first int) {
+	live := b.live[:first]
+	for _, i := range b.live[first:] {
+		p := &b.Packets[i]
+		if p.from.Index == generation.Unattached {
+			w.out(p, b.Port, b.inside, refuse(drop.AntiSpoof))
+			continue
+		}
+		w.batch.Keys[len(live)].SetInside(w.gen.Attachments[p.from.Index].Slot, p.local, p.remote, p.localPort, p.remotePort, p.proto)
+		live = append(live, i)
+	}
+	b.live = live
 	w.sessions.Hash(&w.batch, len(b.live))
 	w.sessions.Match(&w.batch, max(0, first-step))
 }

@@ -103,6 +103,16 @@ func (m model) leaving(q question) (v forecast, turns bool) {
 	if in == nil {
 		return droppedAs(drop.AntiSpoof), false
 	}
+	is, other := in.Address4, in.Address6
+	if q.src.Is6() {
+		is, other = other, is
+	}
+	if !is.IsValid() {
+		is = other
+	}
+	if !slices.Equal(m.instancePort(vpc, in, is), []int{q.port}) {
+		return droppedAs(drop.SpoofedAttachment), false
+	}
 	for _, a := range vpc.Attach {
 		for _, own := range a.Addresses {
 			if own.Addr() == q.dst {

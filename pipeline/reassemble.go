@@ -55,6 +55,9 @@ func (w *Worker) reassembleOne(b *Burst, p *Packet) verdict {
 		if p.from.Index == generation.Unattached {
 			return goesOn // look-up drops it
 		}
+		if _, r := w.sender(p); r != drop.Pass {
+			return goesOn // route drops it
+		}
 		key.vpc = g.VPCs[w.vpc(p)].Slot
 	}
 	hash := w.pieces.hash(&key)
@@ -153,8 +156,8 @@ func (w *Worker) fragmentWay(b *Burst, p *Packet) (tracked, plain bool) {
 	if to := g.Host(v+1, p.remote); to != nil && to.Kind == generation.HostOwn {
 		return false, false
 	}
-	from := w.sender(v, p)
-	if from.in == nil {
+	from, spoofed := w.sender(p)
+	if spoofed != drop.Pass {
 		return false, false
 	}
 	r := g.Find(from.in.Routes[p.family], p.remote)

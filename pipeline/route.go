@@ -16,7 +16,7 @@ func (w *Worker) route(b *Burst) {
 	for _, i := range b.live {
 		p := &b.Packets[i]
 		if p.act == actNone {
-			if s, ok := w.late(p.insideKey(w.gen.VPCs[w.vpc(p)].Slot), p); ok {
+			if s, ok := w.late(p.insideKey(w.gen.VPCs[w.vpc(p)].Slot), p); ok && w.sends(s, p) {
 				w.fromInside(s, p)
 				keep = append(keep, i)
 				continue
@@ -37,37 +37,6 @@ func (w *Worker) route(b *Burst) {
 	b.live = keep
 }
 
-// sender says whose the source of a packet from inside is.
-type sender struct {
-	in       *generation.Instance // nil: nobody's, so the packet is spoofed
-	attached *generation.Attached // the attached prefix of the instance that it lies in, or nil
-	own      bool                 // it is the instance's address, and not one that is routed to it
-	transit  bool                 // it is routed to the instance, and only valid inside the VPC
-}
-
-// sender finds whose the source of p is: the address of an instance itself, or a prefix that is
-// attached to one or that one routes. It is what keeps an instance from speaking for another, so
-// nothing else decides it.
-func (w *Worker) sender(vpc uint32, p *Packet) (o sender) {
-	g := w.gen
-	if from := g.Host(vpc+1, p.local); from != nil && from.Kind == generation.HostInstance {
-		o.in, o.own = &g.Instances[from.Index], true
-	}
-	r := g.Find(g.VPCs[vpc].Sources[p.family], p.local)
-	if r == 0 {
-		return o
-	}
-	s := &g.Sources[r-1]
-	if o.in == nil {
-		o.in = &g.Instances[s.Instance]
-		o.transit = s.Kind == generation.SourceTransit
-	}
-	if s.Kind == generation.SourceAttached && o.in == &g.Instances[s.Instance] {
-		o.attached = &g.Attached[s.Attached]
-	}
-	return o
-}
-
 // vpc returns the index of the VPC that a packet from inside came from.
 func (w *Worker) vpc(p *Packet) uint32 { return w.gen.Attachments[p.from.Index].VPC }
 
@@ -81,11 +50,11 @@ func (w *Worker) routeOne(p *Packet) verdict {
 	if martian(p.remote) {
 		return refuse(drop.Martian)
 	}
-	from := w.sender(vi, p)
-	in, attached := from.in, from.attached
-	if in == nil {
-		return refuse(drop.AntiSpoof)
+	from, spoofed := w.sender(p)
+	if spoofed != drop.Pass {
+		return refuse(spoofed)
 	}
+	in, attached := from.in, from.attached
 	if to := g.Host(domain, p.remote); to != nil && to.Kind == generation.HostOwn {
 		return punted
 	}

@@ -49,24 +49,24 @@ func (w *Worker) short(inside bool, s *session.Session, p *Packet, hash uint64) 
 	if w.over(s) {
 		return false
 	}
-	var to attach.Word
+	to := way{at: s.At, link: s.Link}
 	var mac uint64
-	var mtu int
 	if inside {
+		if !w.sends(s, p) {
+			return false
+		}
 		l := w.liveHops(p.family)
 		if l.n == 0 || l.ports&^w.gen.Groups[s.HopGroup].Ports != 0 {
 			return false
 		}
 		h := &l.hops[share(hash, l.n)%maxLiveHops]
-		to, mac, mtu = h.At, h.mac, w.mtus[h.At.Port()]
-	} else if to = s.At; to == attach.None || s.Neighbor == state.NoNeighbor {
+		to, mac = wayOut(h.At), h.mac
+	} else if to.at == attach.None || s.Neighbor == state.NoNeighbor {
 		return false
 	} else if mac = w.resolved(s.Neighbor); mac == 0 {
 		return false
-	} else {
-		mtu = int(w.gen.Links[s.Link].MTU)
 	}
-	if len(p.Data)-header.EthernetSize > mtu {
+	if len(p.Data)-header.EthernetSize > int(w.gen.Links[to.link].MTU) || !to.at.Plain() && int(p.Front) < overhead(to.at) {
 		return false
 	}
 	if p.kind == kindTCP {
@@ -80,7 +80,11 @@ func (w *Worker) short(inside bool, s *session.Session, p *Packet, hash uint64) 
 	} else {
 		rewrite6(inside, s, p)
 	}
-	w.queue(to.Port(), mac, p.Handle, p.Data)
+	if to.at.Plain() {
+		w.queue(to.at.Port(), mac, p.Handle, p.Data)
+	} else {
+		w.wrap(to, mac, &parcel{p.Data, p.Handle, p.Front, p.tci})
+	}
 	return true
 }
 

@@ -224,6 +224,7 @@ func TestFlagsGoTheLongWayUntilAllowed(t *testing.T) {
 	allowed := map[uint16]bool{ // with OnLink, which only concerns the way out
 		session.SNAT: true, session.FromOutside: true, session.SeenInside: true, session.SeenOutside: true,
 		session.FinInside: true, session.FinOutside: true, session.Draining: true, session.Reset: true, session.Paired: true,
+		session.Bound: true,
 	}
 	w := newTestWorker(t, benchConfig)
 	ref, s, ok := w.sessions.Alloc()

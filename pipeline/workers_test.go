@@ -40,9 +40,10 @@ func newCrew(t *testing.T, n int, text string) *crew {
 	if c.gen, err = generation.NewCompiler(c.state, &testSeed).Compile(c.cfg); err != nil {
 		t.Fatal(err)
 	}
+	anySource(c.gen)
 	t.Cleanup(func() {
 		c.gen.Close()
-		c.state.Segment.Close()
+		c.state.Close()
 	})
 	var macs []config.MAC
 	for i := range c.cfg.Ports {

@@ -146,6 +146,9 @@ func (f *flows) put(b []byte, w flow, port int, frame int, tcpFlags byte) int {
 func (f *flows) write(b []byte, port int, src, dst inet.Addr, sport, dport uint16, tcpFlags byte) {
 	copy(b, benchMACs[port][:])
 	copy(b[6:], benchSender[:])
+	if port == 0 {
+		b[11] = byte(src.Lo) // as configured for the instance
+	}
 	proto := byte(protoUDP)
 	if f.tcp {
 		proto = protoTCP

@@ -11,9 +11,8 @@ import (
 	"weir/config"
 )
 
-// reload brings what is on disk into force, all of it or nothing.
-func (c *control) reload() {
-	next, err := c.load()
+// reload brings what was loaded into force, all of it or nothing.
+func (c *control) reload(next *loaded, err error) {
 	if err == nil {
 		err = c.apply(next)
 	}
@@ -111,7 +110,7 @@ func KeepRestartOnly(cfg, running *config.Config) bool {
 		if p.Name != r.Name || p.Side != r.Side {
 			return false
 		}
-		p.Device, p.MTU, p.MAC = r.Device, r.MTU, r.MAC
+		p.Device, p.MTU, p.MAC, p.VLAN = r.Device, r.MTU, r.MAC, r.VLAN
 	}
 	cfg.API, cfg.Log, cfg.Dataplane = running.API, running.Log, running.Dataplane
 	return true

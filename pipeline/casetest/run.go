@@ -5,6 +5,7 @@ package casetest
 import (
 	"bytes"
 	"fmt"
+	"net/netip"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -17,6 +18,7 @@ import (
 	"weir/pipeline"
 	"weir/pipeline/drop"
 	"weir/pipeline/generation"
+	"weir/pipeline/header"
 	"weir/pipeline/packettext"
 	"weir/pipeline/respond"
 	"weir/pipeline/state"
@@ -29,6 +31,9 @@ var (
 )
 
 const start = time.Hour // the clock at the first frame
+
+// headroom is what a packet buffer has before the frame, as DPDK's have.
+const headroom = 128
 
 // peer is the source of frames whose line names none.
 const peer = "02:00:00:00:00:aa"
@@ -118,7 +123,7 @@ func (r *runner) open() func() {
 	r.respond.Configure(cfg, r.gen)
 	return func() {
 		r.gen.Close()
-		r.state.Segment.Close()
+		r.state.Close()
 	}
 }
 
@@ -146,6 +151,9 @@ func (r *runner) reload() {
 // step sends one frame in and compares what happens.
 func (r *runner) step() {
 	data := r.frame(r.at.packet, r.at.port)
+	if !hasMACs.MatchString(r.at.packet) && !strings.HasPrefix(r.at.packet, "raw ") {
+		r.sendFromOwner(data)
+	}
 	in := &r.result.In[r.at.port]
 	*in = append(*in, packettext.Record{Time: r.at.at, Frame: data})
 	r.faults[packettext.Fault(data)] = true
@@ -198,10 +206,10 @@ func (r *runner) process(data []byte) {
 	buffers += r.worker.Spare.N
 	r.sent = r.sent[:0]
 	const handle = 1
-	buffer := bytes.Clone(data[:min(len(data), r.room)])
+	buffer := append(make([]byte, headroom), data[:min(len(data), r.room)]...)
 	r.burst.Port, r.burst.N = r.at.port, 1
 	p := &r.burst.Packets[0]
-	p.Data, p.Handle, p.Long = buffer, handle, len(data) > r.room
+	p.Data, p.Front, p.Handle, p.Long = buffer[headroom:], headroom, handle, len(data) > r.room
 	r.worker.Process(&r.burst)
 	for port := range r.Config.Ports {
 		q := &r.worker.Out[port]
@@ -226,7 +234,7 @@ func (r *runner) process(data []byte) {
 // stock gives the worker spare buffers.
 func (r *runner) stock() {
 	for s := &r.worker.Spare; s.N < pipeline.MaxSpare; s.N++ {
-		s.Data[s.N] = make([]byte, r.room)
+		s.Data[s.N], s.Front = make([]byte, headroom+r.room)[headroom:], headroom
 	}
 }
 
@@ -283,6 +291,30 @@ func (r *runner) frame(line string, port int) []byte {
 		r.fail("%s: %v", line, err)
 	}
 	return frame
+}
+
+// sendFromOwner gives a frame from inside the MAC of the instance whose source address it has, if one is configured: so its
+// sender would.
+func (r *runner) sendFromOwner(data []byte) {
+	e := header.Ethernet(data)
+	var src netip.Addr
+	if ip, ok := header.ParseIPv4(e.Payload()); ok && e.Type() == header.EtherTypeIPv4 {
+		src = ip.Src()
+	} else if ip, ok := header.ParseIPv6(e.Payload()); ok && e.Type() == header.EtherTypeIPv6 {
+		src = ip.Src()
+	}
+	for i := range r.Config.VPCs {
+		v := &r.Config.VPCs[i]
+		if !slices.ContainsFunc(v.Attach, func(a config.Attachment) bool { return a.Port == r.at.port }) {
+			continue
+		}
+		for _, in := range v.Instances {
+			prefixes := slices.ContainsFunc(in.Attached, func(p netip.Prefix) bool { return p.Contains(src) })
+			if in.MAC != (config.MAC{}) && src.IsValid() && (src == in.Address4 || src == in.Address6 || prefixes) {
+				copy(data[6:], in.MAC[:])
+			}
+		}
+	}
 }
 
 // matches compares a frame with a line as texts, in which a name that is new stands for any number.

@@ -37,6 +37,8 @@ const (
 
 	// inside
 	AntiSpoof
+	SpoofedAttachment
+	SpoofedMAC
 	NoRoute
 	RouteDrop
 	NoEligible
@@ -58,6 +60,7 @@ const (
 
 	// transmit
 	TooBig
+	NoHeadroom
 	NoNextHop
 	NeighborUnresolved
 	TxFull
@@ -111,8 +114,8 @@ var reasons = [NumReasons]struct {
 		"neither IPv4, IPv6 nor ARP",
 		"", "capture packets at the neighbor"},
 	VLANTag: {"vlan_tag", Malformed, "classify",
-		"a VLAN tag on a port without VLANs",
-		"", "the switch port is a trunk: make it an untagged port"},
+		"a VLAN tag, or none, that belongs to no attachment of the port",
+		"", "compare `vlan` under `attach` and `ports` with what the switch sends"},
 	BadIPHeader: {"bad_ip_header", Malformed, "classify",
 		"the IP header's version, lengths or options are wrong",
 		"", "broken or hostile packets: capture at the neighbor"},
@@ -164,6 +167,12 @@ var reasons = [NumReasons]struct {
 	AntiSpoof: {"antispoof", Spoofed, "lookup, route",
 		"the source is not an address of an instance in this VPC",
 		"", "`addresses`, `transit`, `attached` of the instance; `vpcs[].attach`"},
+	SpoofedAttachment: {"spoofed_attachment", Spoofed, "route",
+		"a source address of an instance that is on another attachment",
+		"", "the instance moved, or a guest uses another's address: compare `attach` with where the packets come from"},
+	SpoofedMAC: {"spoofed_mac", Spoofed, "route",
+		"a source address of an instance whose `mac` is another",
+		"", "a guest uses another's address, or the instance's `mac` is out of date"},
 	NoRoute: {"no_route", Policy, "route",
 		"no route of the VPC matches",
 		"", "the VPC's routes: prefix, `class`, `from`"},
@@ -215,6 +224,9 @@ var reasons = [NumReasons]struct {
 	TooBig: {"too_big", Delivery, "egress, transmit",
 		"longer than the next link's MTU",
 		"3/4 if DF is set, ICMPv6 2/0; also outside", "equal MTUs on all ports, or smaller ones in instances"},
+	NoHeadroom: {"no_headroom", Delivery, "transmit",
+		"no room before the packet for a tag or an outer header",
+		"", "the device delivers packets without headroom: use another driver"},
 	NoNextHop: {"no_next_hop", Delivery, "egress",
 		"no live next hop of this family",
 		"", "`ports[].next_hops`, `pools[].ports`; a VPC without `attach`"},

@@ -90,7 +90,10 @@ func (g *Generation) Adjust(s *session.Session, in *Instance, ports uint32, prot
 	f := s.Remote.Family()
 	s.Delivery = session.Delivery{At: in.At[f], Link: in.Link[f], HopGroup: g.group(ports)}
 	s.Neighbor, s.Timer = in.Neighbor[f], g.Header.timer(proto, remotePort)
-	s.Flags &^= session.OnLink
+	s.Flags &^= session.OnLink | session.Bound
+	if in.MAC[f] != 0 {
+		s.Flags |= session.Bound
+	}
 	for i := range g.OnLink {
 		if g.OnLink[i].Holds(s.Remote) {
 			s.Flags |= session.OnLink

@@ -114,7 +114,7 @@ func (r *Responder) Configure(cfg *config.Config, g *generation.Generation) {
 // inherit takes over the neighbors that an earlier responder resolved: they are asked again one
 // after the other.
 func (r *Responder) inherit(named map[uint32]bool) {
-	for slot := range r.state.Neighbors.Entries {
+	for slot := range r.state.Neighbors.Len() {
 		now, _ := r.state.Neighbors.Get(uint32(slot))
 		if now == state.NeighborNone || now == state.NeighborStatic || now == state.NeighborIncomplete && named[uint32(slot)] {
 			continue
@@ -193,14 +193,16 @@ func (r *Responder) frame(dst header.MAC, at attach.Word, etherType uint16) []by
 // send hands a frame to a worker, any of which can transmit through every port.
 func (r *Responder) send(at attach.Word, b []byte) {
 	r.buf = b
+	b = r.wrap(at, b)
 	if !r.state.Inject(0).Put(state.InjectFrame, at, drop.Pass, 0, inet.Addr{}, b) {
 		r.state.CountLost()
 	}
 }
 
 func (r *Responder) arp(at attach.Word, e header.Ethernet, now int64) {
+	// The sender's MAC may differ from the frame's source: a virtual router's address is at a virtual MAC (RFC 5798 §8.1.2).
 	a, ok := header.ParseARP(e.Payload())
-	if !ok || a.SenderMAC() != e.Src() || a.SenderMAC().IsGroup() || r.ours(at, a.Sender()) {
+	if !ok || a.SenderMAC() == (header.MAC{}) || a.SenderMAC().IsGroup() || r.ours(at, a.Sender()) {
 		return // malformed, or somebody claims one of our addresses
 	}
 	if a.Sender().IsValid() && !a.Sender().IsUnspecified() {

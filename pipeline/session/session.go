@@ -52,13 +52,14 @@ const (
 	Asked    // TCP: a SYN is the last that the instance said
 	OnLink   // the remote address lies in a prefix of an outside port's own
 	Given    // TCP: closed, it has let go of its mapping, and stays for its own endpoints alone
+	Bound    // the instance's packets must have the MAC configured for it: its neighbor entry's
 )
 
 // ShortInside and ShortOutside are the flags with which a session's packets may go the short way,
 // from inside and from outside: the short way does all that the long one would. Any other flag, and
 // any new one until it is in these lists, sends them the long way.
 const (
-	ShortInside  = SNAT | FromOutside | SeenInside | SeenOutside | FinInside | FinOutside | Draining | Reset | Paired
+	ShortInside  = SNAT | FromOutside | SeenInside | SeenOutside | FinInside | FinOutside | Draining | Reset | Paired | Bound
 	ShortOutside = ShortInside | OnLink
 )
 
@@ -96,10 +97,6 @@ type Delivery struct {
 	Link     uint16      // the way to it: MTU and, through a tunnel, endpoint and outer header
 	HopGroup uint16      // the next hops that lead to the remote address
 }
-
-// Bound is a flag too, and bits 13 and 14 are free: the instance's packets must have the MAC that is configured for it, its neighbor
-// entry's.
-const Bound = 1 << 15
 
 // None is no session.
 const None = ^uint32(0)
