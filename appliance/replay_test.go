@@ -340,11 +340,15 @@ func (p *program) testReplay(t *testing.T) {
 // testCheck is about weir check and weir version.
 func (p *program) testCheck(t *testing.T) {
 	dir := put(t, map[string][]byte{
-		"good.yaml":    []byte(replayConfig),
-		"faulty.yaml":  []byte(strings.NewReplacer("gateway: g", "gateway: nowhere", "pools: [p]", "pools: [q]").Replace(replayConfig)),
-		"warned.yaml":  []byte(strings.Replace(replayConfig, "pools: [p]", "addresses: [192.0.2.7]", 1)),
-		"parts/1.yaml": []byte(replayConfig),
-		"parts/2.yaml": []byte("version: 1\ninstances: [{vpc: v, name: db, addresses: [172.30.0.6]}]\n"),
+		"good.yaml":     []byte(replayConfig),
+		"faulty.yaml":   []byte(strings.NewReplacer("gateway: g", "gateway: nowhere", "pools: [p]", "pools: [q]").Replace(replayConfig)),
+		"warned.yaml":   []byte(strings.Replace(replayConfig, "pools: [p]", "addresses: [192.0.2.7]", 1)),
+		"parts/1.yaml":  []byte(replayConfig),
+		"moved.yaml":    []byte(strings.Replace(replayConfig, "[192.0.2.1]", "[192.0.2.2]", 1)),
+		"renamed.yaml":  []byte(strings.Replace(replayConfig, "name: outside", "name: uplink", 1)),
+		"sessions.yaml": []byte(replayConfig + "dataplane: {sessions: 4096}\n"),
+		"more.yaml":     []byte(replayConfig + "instances: [{vpc: v, name: db, addresses: [172.30.0.6]}, {vpc: v, name: dc, addresses: [172.30.0.7]}]\n"),
+		"parts/2.yaml":  []byte("version: 1\ninstances: [{vpc: v, name: db, addresses: [172.30.0.6]}]\n"),
 	})
 	at := func(name string) string { return filepath.Join(dir, name) }
 	for _, c := range []struct {
@@ -360,6 +364,13 @@ func (p *program) testCheck(t *testing.T) {
 		{"all faults", []string{"check", at("faulty.yaml")}, 1, `(?s)^fault: \S+faulty.yaml:6: .*"q".*\nfault: \S+faulty.yaml:11: .*no gateway is named "nowhere".*\n$`, `^$`},
 		{"warnings", []string{"check", at("warned.yaml")}, 0, `(?s)^warning: \S+warned.yaml:12: .*192.0.2.1 is in no gateway.*: good: `, `^$`},
 		{"warnings and strict", []string{"check", "--strict", at("warned.yaml")}, 1, `(?m)^warning: `, `^$`},
+		{"against the same", []string{"check", at("good.yaml"), "--against", at("good.yaml")}, 0, `(?s): good: .*\nthe meaning does not change`, `^$`},
+		{"against what a reload takes over", []string{"check", at("moved.yaml"), "--against", at("good.yaml")}, 0, `(?s): good: .*\nchange: instance "web" of vpc "v" changed\n$`, `^$`},
+		{"against more than max_shrink leaves", []string{"check", at("good.yaml"), "--against", at("more.yaml")}, 1,
+			`(?s)^fault: \S+good.yaml: a reload of \S+more.yaml would refuse this: the change removes 66 % of the .* \(50 %\).*\nchange: instance`, `^$`},
+		{"against another port name", []string{"check", at("renamed.yaml"), "--against", at("good.yaml")}, 1, `(?s)^fault: .*"uplink" added.*needs a restart of weir; nothing was applied\n.*restart needed: port "uplink" added\n$`, `^$`},
+		{"against another size", []string{"check", at("sessions.yaml"), "--against", at("good.yaml")}, 1, `^fault: .*dataplane.sessions\] changed, which needs a restart of weir; the rest was applied\n`, `^$`},
+		{"against and JSON", []string{"check", "--json", at("sessions.yaml"), "--against", at("good.yaml")}, 1, `(?s)"ok": false,.*"message": "a reload of .*"refused": `, `^$`},
 		{"no such file", []string{"check", at("none.yaml")}, 1, `^fault: \S+none.yaml: cannot be read: no such file`, `^$`},
 		{"no path", []string{"check"}, 2, `^$`, `accepts 1 arg`},
 		{"two paths", []string{"check", "a", "b"}, 2, `^$`, `accepts 1 arg`},
