@@ -74,13 +74,17 @@ func (w *Worker) Expire(n int) int {
 		w.counters.Sessions = uint64(w.sessions.Len())
 	}
 	if w.index == 0 {
-		rest := w.gen.Header.PortRest
-		if w.mappings.Len() >= w.mappings.Capacity()/8*pressFrom {
-			rest = min(rest, pressedRest)
-		}
-		w.mappings.Reap(n, w.tick, rest, w.state.OldestTurn(w.tick))
+		w.mappings.Reap(n, w.tick, w.rest(), w.state.OldestTurn(w.tick))
 	}
 	return ended
+}
+
+// rest returns for how many milliseconds ports rest.
+func (w *Worker) rest() uint32 {
+	if w.mappings.Len() >= w.mappings.Capacity()/8*pressFrom {
+		return min(w.gen.Header.PortRest, pressedRest)
+	}
+	return w.gen.Header.PortRest
 }
 
 // filled reports whether eighths of the session table are in use. The last eighth is for SNAT,

@@ -49,6 +49,7 @@
 //	limit       token buckets
 //	handoff     steer: lanes between workers
 //	timed       what each stage takes
+//	clock       for replays: time that passes between frames
 //
 // The first three take a few packets at a time, so that what look-ups ask of memory comes
 // meanwhile. The others are one loop each over the packets that still go on: those of the burst, or
