@@ -16,7 +16,7 @@ func (w *Worker) route(b *Burst) {
 	for _, i := range b.live {
 		p := &b.Packets[i]
 		if p.act == actNone {
-			if s, ok := w.late(p.insideKey(w.gen.VPCs[w.vpc(p)].Slot), p); ok && w.sends(s, p) {
+			if s, ok := w.late(p.insideKey(w.gen.VPCs[w.vpc(p)].Slot), p); ok && w.sends(s, p, true) {
 				w.fromInside(s, p)
 				keep = append(keep, i)
 				continue

@@ -34,10 +34,11 @@ type builder struct {
 	newVPCs, newInstances map[string]uint32
 	newAddresses          map[string]uint32
 	links                 map[Link]uint16
+	endpoints             map[endpointKey]bool
 }
 
 func newBuilder(c *Compiler, cfg *config.Config) *builder {
-	return &builder{c: c, cfg: cfg, neighbors: map[uint32]int{}, newVPCs: map[string]uint32{}, newInstances: map[string]uint32{}, newAddresses: map[string]uint32{}}
+	return &builder{c: c, cfg: cfg, neighbors: map[uint32]int{}, newVPCs: map[string]uint32{}, newInstances: map[string]uint32{}, newAddresses: map[string]uint32{}, endpoints: map[endpointKey]bool{}}
 }
 
 // neighborChange is what the word of an entry is to become.
@@ -213,6 +214,13 @@ func (b *builder) buildPorts() error {
 				b.OnLink = append(b.OnLink, Prefix{First: first, Last: last, At: own})
 			}
 		}
+		if p.Side == config.Inside {
+			if err := b.buildEnds(i, &r); err != nil {
+				return err
+			}
+			b.Ports = append(b.Ports, r)
+			continue
+		}
 		for _, h := range p.NextHops {
 			hop, err := b.hop(own, h)
 			if err != nil {
@@ -301,6 +309,9 @@ func (b *builder) buildAttachments(vi int) error {
 	for i := range list {
 		a := &list[i]
 		by := b.wayOf(a)
+		if a.Encap != config.NoEncap {
+			b.Ports[a.Port].UDP[a.Encap-config.VXLAN] = a.Tunnel.UDPPort
+		}
 		b.addAttachment(Attachment{At: by.at, VPC: uint32(vi), MTU: b.Links[by.link].MTU, Link: by.link})
 		for _, p := range a.Addresses {
 			b.hostList = append(b.hostList, Host{Addr: inet.FromNetip(p.Addr()), Domain: uint32(vi) + 1, Kind: HostOwn, Port: uint8(a.Port)})
