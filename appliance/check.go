@@ -7,6 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
+	"strings"
+	"unicode/utf16"
 
 	"github.com/spf13/cobra"
 
@@ -28,9 +31,42 @@ func checkCommand() *cobra.Command {
 		}),
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
-	cmd.Flags().StringVar(&target, "against", "", "also print what would change. `ADDR|PATH` is the API address of a running weir, whose live sessions are counted, or the path of another configuration")
+	cmd.Flags().StringVar(&target, "against", "", "also print what would change. `PATH` is the API socket of a running weir, whose live sessions are counted, or another configuration")
 	cmd.Flags().BoolVar(&strict, "strict", false, "fail on warnings")
 	return cmd
+}
+
+// printable writes what a terminal can show: all else, but the ends of lines, is escaped.
+type printable struct {
+	io.Writer
+	escape func(line string) string
+}
+
+func (p printable) Write(b []byte) (int, error) {
+	lines := strings.Split(string(b), "\n")
+	for i, l := range lines {
+		lines[i] = p.escape(l)
+	}
+	if _, err := io.WriteString(p.Writer, strings.Join(lines, "\n")); err != nil {
+		return 0, err
+	}
+	return len(b), nil
+}
+
+// escapeJSON is config.Printable for JSON, which has all that is not printable in strings, and means
+// the same afterwards.
+func escapeJSON(line string) string {
+	var b strings.Builder
+	for _, c := range line {
+		if strconv.IsPrint(c) {
+			b.WriteRune(c)
+			continue
+		}
+		for _, unit := range utf16.Encode([]rune{c}) {
+			fmt.Fprintf(&b, `\u%04x`, unit)
+		}
+	}
+	return b.String()
 }
 
 func check(out io.Writer, path, target string, asJSON, strict bool) error {
@@ -47,7 +83,7 @@ func check(out io.Writer, path, target string, asJSON, strict bool) error {
 		}
 	}
 	if asJSON {
-		enc := json.NewEncoder(out)
+		enc := json.NewEncoder(printable{out, escapeJSON})
 		enc.SetIndent("", "  ")
 		if err := enc.Encode(struct {
 			OK       bool             `json:"ok"`
@@ -58,6 +94,7 @@ func check(out io.Writer, path, target string, asJSON, strict bool) error {
 			return err
 		}
 	} else {
+		out := printable{out, config.Printable}
 		for _, f := range faults {
 			fmt.Fprintf(out, "fault: %s\n", f)
 		}
@@ -70,7 +107,7 @@ func check(out io.Writer, path, target string, asJSON, strict bool) error {
 				instances += len(v.Instances)
 			}
 			fmt.Fprintf(out, "%s: good: %d ports, %d pools, %d gateways, %d VPCs, %d instances\n",
-				path, len(cfg.Ports), len(cfg.Pools), len(cfg.Gateways), len(cfg.VPCs), instances)
+				config.QuoteName(path), len(cfg.Ports), len(cfg.Pools), len(cfg.Gateways), len(cfg.VPCs), instances)
 			if p != nil {
 				p.Print(out)
 			}

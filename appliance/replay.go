@@ -168,12 +168,12 @@ func (r *replay) run(out io.Writer) (err error) {
 	}
 	state, err := state.New(state.Sizes{
 		// A frame begins at most one session: a larger table would never be fuller.
-		Workers: 1, Sessions: min(cfg.Dataplane.Sessions, len(arrivals)+1024), Addresses: generation.SNATAddresses(cfg), Seed: &replaySeed,
+		Workers: 1, Sessions: min(cfg.Dataplane.Sessions, len(arrivals)+1024), Seed: &replaySeed,
 	})
 	if err != nil {
 		return err
 	}
-	defer state.Segment.Close()
+	defer state.Close()
 	compiler := generation.NewCompiler(state, &replaySeed)
 	gen, err := compiler.Compile(cfg)
 	if err != nil {

@@ -26,8 +26,11 @@ package config
 
 import (
 	"encoding/hex"
+	"fmt"
 	"net"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -40,6 +43,10 @@ const (
 	MaxWorkers  = 64
 	MaxVPCs     = 65535
 	MaxFloating = 64 // floating addresses of one instance and family
+
+	MaxInstances     = 1 << 20 // of all VPCs
+	MaxSNATAddresses = 1 << 16 // different ones
+
 	MinSessions = 1 << 10
 	MaxSessions = 1 << 27
 	MinMemory   = 64 << 20
@@ -50,7 +57,7 @@ const (
 
 // DefaultConfig is what holds for the keys that a configuration leaves out. It is read-only.
 var DefaultConfig = Config{
-	API: API{Listen: "127.0.0.1:9474"},
+	API: API{Listen: "127.0.0.1:9474", Socket: "/run/weir/api.sock"},
 	Log: Log{Level: "info", Format: "text"},
 	Dataplane: Dataplane{
 		Workers:  []int{1},
@@ -84,6 +91,7 @@ const DefaultMTU = 1500
 // Config is one whole configuration.
 type Config struct {
 	API       API
+	Metrics   Metrics
 	Log       Log
 	Dataplane Dataplane
 	Ports     []Port
@@ -97,7 +105,22 @@ type Config struct {
 // API is where the control process serves HTTP.
 type API struct {
 	Listen string // host:port; empty: no listener
+	Socket string // path of a Unix socket; empty: none
 }
+
+// Metrics says what scrapers are told of tenants.
+type Metrics struct {
+	Tenants Tenants
+}
+
+// Tenants says how series by VPC are labelled.
+type Tenants uint8
+
+const (
+	TenantNames Tenants = iota
+	TenantIDs           // numbers that say nothing of the tenant
+	TenantsOff          // no such series
+)
 
 // Log says how the log is written.
 type Log struct {
@@ -335,6 +358,22 @@ type Attachment struct {
 	NextHops  []NextHop
 }
 
+// AttachmentSet is a text that two VPCs, of one or of two configurations with the same ports, share when their packets come and go at the
+// same places.
+func (v *VPC) AttachmentSet() string {
+	places := make([]string, len(v.Attach))
+	for i := range v.Attach {
+		places[i] = v.Attach[i].place()
+	}
+	slices.Sort(places)
+	return strings.Join(places, " ")
+}
+
+// place names what no two attachments of a configuration have in common.
+func (a *Attachment) place() string {
+	return fmt.Sprint(a.Port, a.VLAN, a.Encap, a.Tunnel.VNI)
+}
+
 // Tunnel is what an attachment with Encap has.
 type Tunnel struct {
 	VNI          uint32
@@ -397,6 +436,14 @@ type Instance struct {
 	SNAT        []SNAT
 	Attached    []netip.Prefix
 	PerInstance int // sessions; 0: no limit
+}
+
+// Identity returns the address that the instance is known by within its VPC: the IPv4 one, else the IPv6 one. Its name is a label.
+func (i *Instance) Identity() netip.Addr {
+	if i.Address4.IsValid() {
+		return i.Address4
+	}
+	return i.Address6
 }
 
 // SNAT is an instance's share of an external address: ports First to Last, inclusive.

@@ -431,7 +431,7 @@ func TestEveryKeyIsTried(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, keys := range [][]string{rootKeys, apiKeys, logKeys, dataplaneKeys, portKeys, nextHopKeys, poolKeys, gatewayKeys, sessionsKeys,
+	for _, keys := range [][]string{rootKeys, apiKeys, metricsKeys, logKeys, dataplaneKeys, portKeys, nextHopKeys, poolKeys, gatewayKeys, sessionsKeys,
 		poolSessions, limitsKeys, timeoutsKeys, reloadKeys, vpcKeys, attachKeys, routeKeys, placedKeys, externalKeys, snatKeys} {
 		for _, key := range keys {
 			if !regexp.MustCompile(`\b`+key+`: *\S`).Match(text.Bytes()) && !regexp.MustCompile(`(?m)\b`+key+`:$`).Match(text.Bytes()) {
@@ -465,14 +465,14 @@ func TestLoad(t *testing.T) {
 	fails(filepath.Join(dir, "none.yaml"), "none.yaml: cannot be read: no such file or directory")
 	fails(dir, "has no configuration; expected at least one *.yaml or *.yml file")
 
-	write("b.yml", "version: 1\napi: {listen: \":1\"}\n")
+	write("b.yml", "version: 1\napi: {listen: \"[::1]:1\"}\n")
 	write("a.yaml", "version: 1\nlog: {level: error}\n")
 	write(".hidden.yaml", "not YAML: [")
 	write("a.yaml.bak", "not YAML: [")
 	if err := os.Mkdir(filepath.Join(dir, "sub.yaml"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if c := load(t, dir); c.Log.Level != "error" || c.API.Listen != ":1" {
+	if c := load(t, dir); c.Log.Level != "error" || c.API.Listen != "[::1]:1" {
 		t.Errorf("the two files give %+v", c)
 	}
 	was := Digest(dir)
@@ -883,7 +883,7 @@ func BenchmarkCheck(b *testing.B) {
 	files := large(100000)
 	for b.Loop() {
 		b.StopTimer()
-		doc, _, _ := join(new(Parser).read(files))
+		doc, _, _ := join(new(Parser).read(b.Context(), files))
 		c := checker{doc: doc, config: doc.config}
 		b.StartTimer()
 		c.check()

@@ -29,6 +29,7 @@ func TestDiff(t *testing.T) {
 		{name: "a comment", before: "# read at start", after: "# another"},
 		{name: "another order", before: "floating: [192.0.2.2, 192.0.2.3, ", after: "floating: [192.0.2.3, 192.0.2.2, "},
 		{"api", "127.0.0.1:9474", ":9474", []string{"api changed"}, []string{"api"}},
+		{"tenants", "tenants: names", "tenants: off", []string{"metrics changed"}, nil},
 		{"log", "level: info", "level: warn", []string{"log changed"}, []string{"log"}},
 		{"workers", "workers: [1]", "workers: [2]", []string{"dataplane changed"}, []string{"dataplane.workers"}},
 		{"memory", "512MiB", "1GiB", []string{"dataplane changed"}, []string{"dataplane.memory"}},
@@ -63,7 +64,10 @@ func TestDiff(t *testing.T) {
 		{"a route's from", ", from: 172.30.4.0/22", "", []string{
 			`route to 8.8.8.0/24 from 172.30.4.0/22 of vpc "blue" removed`, `route to 8.8.8.0/24 of vpc "blue" added`}, nil},
 		{"a route's next hop", "172.30.0.9", "172.30.0.10", []string{`route to 10.8.0.0/16 of vpc "blue" changed`}, nil},
-		{"an instance's name", "web-1", "web-2", []string{`instance "web-1" of vpc "blue" removed`, `instance "web-2" of vpc "blue" added`}, nil},
+		{"an instance's name", "web-1", "web-2", []string{`instance "web-1" of vpc "blue" renamed "web-2"`}, nil},
+		{"an instance's name and a port", "name: web-1", "name: web-2\n        limits: {per_instance: 7}", []string{`instance "web-1" of vpc "blue" renamed "web-2" and changed`}, nil},
+		{"an instance's name and IPv6 address", "name: web-1\n        addresses: [172.30.0.5, \"fd00:1::5\"]", "name: web-2\n        addresses: [172.30.0.5, \"fd00:1::6\"]", []string{`instance "web-1" of vpc "blue" renamed "web-2" and changed`}, nil},
+		{"an instance's name and address", "name: web-1\n        addresses: [172.30.0.5,", "name: web-2\n        addresses: [172.30.0.6,", []string{`instance "web-1" of vpc "blue" removed`, `instance "web-2" of vpc "blue" added`}, nil},
 		{"an instance's ports", "1024-17407", "1024-17406", []string{`instance "web-1" of vpc "blue" changed`}, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -88,8 +92,45 @@ func TestDiff(t *testing.T) {
 	}
 }
 
-// A change of any one value anywhere in a Config is no longer Equal, and Diff has words for it: a
-// field added to the types cannot be forgotten in either.
+// A VPC whose name is new, where another one with the same attachments is gone, has been renamed: what differs within it is said as well.
+func TestDiffOfRenamedVPC(t *testing.T) {
+	data, err := os.ReadFile("testdata/example.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	parse := func(text string) *Config {
+		t.Helper()
+		c, _, err := Parse([]File{{"f.yaml", []byte(text)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	old := strings.Replace(string(data), ", vpc: blue}", "}", 1)
+	azure := strings.Replace(old, "- name: blue\n", "- name: azure\n", 1)
+	for _, c := range []struct {
+		what, text string
+		diff       []string
+	}{
+		{"renamed", azure, []string{`vpc "blue" renamed "azure"`}},
+		{"renamed and changed", strings.NewReplacer("per_vpc: 0", "per_vpc: 9", "web-1", "web-2", "drop: true}", "drop: true, from: 172.30.4.0/22}").Replace(azure), []string{
+			"sessions changed", `vpc "blue" renamed "azure" and changed`, `route to 100.64.0.0/10 of vpc "blue" removed`,
+			`route to 100.64.0.0/10 from 172.30.4.0/22 of vpc "blue" added`, `instance "web-1" of vpc "blue" renamed "web-2"`}},
+	} {
+		if d := cmp.Diff(c.diff, Diff(parse(old), parse(c.text))); d != "" {
+			t.Errorf("%s (-want +got):\n%s", c.what, d)
+		}
+	}
+	third := "ports:\n  - {name: third, side: inside, device: net_null7, mac: 02:00:00:00:00:09}\n"
+	old, azure = strings.Replace(old, "ports:\n", third, 1), strings.Replace(azure, "ports:\n", third, 1)
+	elsewhere := strings.Replace(azure, "{port: inside, addresses", "{port: third, addresses", 1)
+	if d := cmp.Diff([]string{`vpc "blue" removed`, `vpc "azure" added`}, Diff(parse(old), parse(elsewhere))); d != "" {
+		t.Errorf("another one elsewhere (-want +got):\n%s", d)
+	}
+}
+
+// A change of any one value anywhere in a Config is no longer Equal, and Diff has words for it: a field added to
+// the types cannot be forgotten in either.
 func TestEveryFieldCounts(t *testing.T) {
 	reference := load(t, "testdata/example.yaml")
 	c := load(t, "testdata/example.yaml")
@@ -150,11 +191,11 @@ func TestEveryFieldCounts(t *testing.T) {
 			t.Fatalf("%s is a %v, which this test cannot change", path, v.Kind())
 		}
 	}
-	for _, part := range []string{"API", "Log", "Dataplane", "Sessions", "Reload", "Ports", "Pools", "Gateways", "VPCs"} {
+	for _, part := range []string{"API", "Metrics", "Log", "Dataplane", "Sessions", "Reload", "Ports", "Pools", "Gateways", "VPCs"} {
 		change(part, reflect.ValueOf(c).Elem().FieldByName(part))
 	}
-	if n := reflect.TypeFor[Config]().NumField(); n != 9 {
-		t.Errorf("Config has %d fields; this test knows 9", n)
+	if n := reflect.TypeFor[Config]().NumField(); n != 10 {
+		t.Errorf("Config has %d fields; this test knows 10", n)
 	}
 	if tried < 80 {
 		t.Errorf("only %d changes tried", tried)

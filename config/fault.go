@@ -20,17 +20,18 @@ type Fault struct {
 // Warning has the form of a Fault. It reports what is legal but probably wrong.
 type Warning = Fault
 
-// String returns the fault on one line: file:line: path: message.
+// String returns the fault on one line: file:line: path: message. What comes from files and their
+// names is quoted where it could be taken for something else.
 func (f Fault) String() string {
 	var b strings.Builder
-	b.WriteString(f.File)
+	b.WriteString(QuoteName(f.File))
 	if f.Line > 0 {
 		fmt.Fprintf(&b, ":%d", f.Line)
 	}
 	if f.Path != "" {
-		b.WriteString(": " + f.Path)
+		b.WriteString(": " + Printable(f.Path))
 	}
-	b.WriteString(": " + f.Message)
+	b.WriteString(": " + Printable(f.Message))
 	return b.String()
 }
 
@@ -60,7 +61,7 @@ func (f *findings) add(at *spot, format string, args ...any) {
 		f.more = true
 		return
 	}
-	f.list = append(f.list, Fault{at.file, at.line, at.path(), fmt.Sprintf(format, args...)})
+	f.list = append(f.list, Fault{at.file, at.line, at.path(), Printable(fmt.Sprintf(format, args...))})
 }
 
 // join adds what was found elsewhere.
@@ -100,13 +101,13 @@ func (s *spot) path() string {
 	case s.key == "":
 		return fmt.Sprintf("%s[%d]", s.up.path(), s.index)
 	case s.up.up == nil:
-		return s.key
+		return QuoteName(s.key)
 	}
-	return s.up.path() + "." + s.key
+	return s.up.path() + "." + QuoteName(s.key)
 }
 
 // String returns file:line.
-func (s *spot) String() string { return fmt.Sprintf("%s:%d", s.file, s.line) }
+func (s *spot) String() string { return fmt.Sprintf("%s:%d", QuoteName(s.file), s.line) }
 
 // owner is what a value belongs to, as messages name it. The zero owner means that nothing owns the
 // value.

@@ -11,13 +11,16 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
-// MaxFileSize is the size, in bytes, beyond which a file is refused unread, and MaxSize that of all
-// files together.
+// MaxFileSize is the size, in bytes, beyond which a file is refused unread, MaxSize that of all
+// files together, and MaxFiles their number.
 const (
 	MaxFileSize = 16 << 20
 	MaxSize     = 256 << 20
+	MaxFiles    = 1 << 16
 )
 
 // File is one file of a configuration.
@@ -47,6 +50,9 @@ func ReadFiles(path string) ([]File, error) {
 	names, err := namesAt(path)
 	if err != nil {
 		return nil, err
+	}
+	if len(names) > MaxFiles {
+		return nil, tooManyFiles(path, len(names))
 	}
 	var files []File
 	var faults Faults
@@ -102,31 +108,32 @@ func filesIn(dir string) ([]string, error) {
 // readFile reads a regular file of at most MaxFileSize bytes.
 func readFile(name string) ([]byte, error) {
 	var b bytes.Buffer
-	if info, err := os.Stat(name); err == nil && info.Size() <= MaxFileSize {
-		b.Grow(int(info.Size()) + bytes.MinRead)
-	}
 	_, err := readInto(&b, name)
 	return b.Bytes(), err
 }
 
-// readInto reads like readFile, and returns the file's size. Other kinds of files are refused
-// unopened: opening a pipe waits.
+// readInto reads like readFile, and returns the file's size. It judges what it has opened, not what
+// has the name a moment before or after. Opening a pipe or a device so does not wait.
 func readInto(w io.Writer, name string) (int, error) {
-	info, err := os.Stat(name)
+	fd, err := openAt(name)
 	if err != nil {
 		return 0, err
 	}
-	if !info.Mode().IsRegular() {
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
+	var info unix.Stat_t
+	if err := unix.Fstat(fd, &info); err != nil {
+		return 0, err
+	}
+	if info.Mode&unix.S_IFMT != unix.S_IFREG {
 		return 0, errors.New("it is not a regular file; expected a YAML file")
 	}
-	if info.Size() > MaxFileSize {
+	if info.Size > MaxFileSize {
 		return 0, errTooLarge
 	}
-	f, err := os.Open(name)
-	if err != nil {
-		return 0, err
+	if b, ok := w.(*bytes.Buffer); ok {
+		b.Grow(int(info.Size) + bytes.MinRead)
 	}
-	defer f.Close()
 	n, err := io.Copy(w, io.LimitReader(f, MaxFileSize+1))
 	if err == nil && n > MaxFileSize {
 		err = errTooLarge
@@ -134,11 +141,27 @@ func readInto(w io.Writer, name string) (int, error) {
 	return int(n), err
 }
 
+// openAt opens a file for reading. A pipe that nobody writes, a terminal, or a device is opened
+// without waiting and without becoming this process's.
+func openAt(name string) (int, error) {
+	for {
+		fd, err := unix.Open(name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+		if err != unix.EINTR {
+			return fd, err
+		}
+	}
+}
+
 var errTooLarge = fmt.Errorf("it is larger than %d MiB; expected it split into a directory of files", MaxFileSize>>20)
 
 // tooMuch is about files that are larger than MaxSize together.
 func tooMuch(path string) Faults {
 	return Faults{{File: path, Message: fmt.Sprintf("cannot be read: its files are larger than %d MiB in total", MaxSize>>20)}}
+}
+
+// tooManyFiles is about more than MaxFiles files.
+func tooManyFiles(path string, n int) Faults {
+	return Faults{{File: path, Message: fmt.Sprintf("cannot be read: it has %d files; expected at most %d", n, MaxFiles)}}
 }
 
 func unreadable(name string, err error) Fault {

@@ -4,6 +4,7 @@ package config
 
 import (
 	"cmp"
+	"context"
 	"crypto/sha256"
 	"maps"
 	"reflect"
@@ -38,11 +39,23 @@ type fragment struct {
 // Parse checks files as one configuration. It keeps none of their bytes. The error is a Faults;
 // warnings come only with a Config.
 func (p *Parser) Parse(files []File) (*Config, []Warning, error) {
-	if len(files) == 0 {
+	return p.ParseContext(context.Background(), files)
+}
+
+// ParseContext is Parse until ctx ends, when it returns the context's error.
+func (p *Parser) ParseContext(ctx context.Context, files []File) (*Config, []Warning, error) {
+	switch {
+	case len(files) == 0:
 		return nil, nil, Faults{{File: "configuration", Message: "has no files; expected at least one"}}
+	case len(files) > MaxFiles:
+		return nil, nil, tooManyFiles("configuration", len(files))
 	}
 	begin := time.Now()
-	p.last = p.read(files)
+	last := p.read(ctx, files)
+	if err := ctx.Err(); err != nil {
+		return nil, nil, err
+	}
+	p.last = last
 	p.Read = time.Since(begin)
 	defer func() { p.Check = time.Since(begin) - p.Read }()
 	var c *checker
@@ -67,8 +80,11 @@ func (p *Parser) Parse(files []File) (*Config, []Warning, error) {
 	return &c.config, c.warned.all(), nil
 }
 
+// largeFile is the size of a file from which no two are read at once.
+const largeFile = 1 << 20
+
 // read returns what each file says. Unchanged files are not read again.
-func (p *Parser) read(files []File) []*fragment {
+func (p *Parser) read(ctx context.Context, files []File) []*fragment {
 	known := make(map[string]*fragment, len(p.last))
 	for _, f := range p.last {
 		known[f.name] = f
@@ -76,14 +92,20 @@ func (p *Parser) read(files []File) []*fragment {
 	all := make([]*fragment, len(files))
 	var next atomic.Int64
 	var done sync.WaitGroup
+	var large sync.Mutex // one at a time: each may take its bound of memory
 	for range min(runtime.GOMAXPROCS(0), len(files)) {
 		done.Go(func() {
-			for i := int(next.Add(1)) - 1; i < len(files); i = int(next.Add(1)) - 1 {
+			for i := int(next.Add(1)) - 1; i < len(files) && ctx.Err() == nil; i = int(next.Add(1)) - 1 {
 				f := files[i]
 				sum := Sum(sha256.Sum256(f.Data))
 				if all[i] = known[f.Name]; all[i] == nil || all[i].sum != sum {
-					r := reader{doc: newDocument()}
-					whole := r.file(f)
+					if len(f.Data) >= largeFile {
+						large.Lock()
+					}
+					r, whole := read(ctx, f)
+					if len(f.Data) >= largeFile {
+						large.Unlock()
+					}
 					all[i] = &fragment{f.Name, sum, r.doc, r.faults, whole}
 				}
 			}
@@ -134,6 +156,8 @@ func (d *document) take(key string, from *document) {
 	switch key {
 	case "api":
 		d.config.API = from.config.API
+	case "metrics":
+		d.config.Metrics = from.config.Metrics
 	case "log":
 		d.config.Log = from.config.Log
 	case "dataplane":
@@ -220,6 +244,7 @@ func (c *checker) follow(before, now []*fragment) *checker {
 	n.external.whole = mergeClaims(c.external.whole, n.external.whole, compareWhole, stays)
 	n.external.shared = mergeClaims(c.external.shared, n.external.shared, compareShared, stays)
 	n.checkDistinct()
+	n.checkAmounts()
 	if len(n.faults.list) > 0 {
 		return nil
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -312,6 +313,15 @@ func parseListen(s string) (string, error) {
 	}
 	if err != nil {
 		return s, errors.New(`is not a listen address; expected address:port, such as 127.0.0.1:9474 or [::1]:9474, or ""`)
+	}
+	return s, nil
+}
+
+// parseSocket reads the path of a Unix socket. Empty: none.
+func parseSocket(s string) (string, error) {
+	const longest = 107 // what the kernel's address has room for
+	if s != "" && (!filepath.IsAbs(s) || filepath.Clean(s) != s || len(s) > longest || strings.ContainsFunc(s, func(c rune) bool { return !strconv.IsPrint(c) })) {
+		return s, fmt.Errorf(`is not the path of a socket; expected an absolute path of at most %d bytes, such as /run/weir/api.sock, or ""`, longest)
 	}
 	return s, nil
 }

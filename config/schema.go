@@ -3,6 +3,7 @@
 package config
 
 import (
+	"context"
 	"net/netip"
 	"slices"
 	"time"
@@ -132,8 +133,9 @@ type snatText struct {
 
 // The keys of each object, in the order in which messages list them.
 var (
-	rootKeys       = []string{"version", "api", "log", "dataplane", "ports", "pools", "gateways", "sessions", "reload", "vpcs", "instances"}
-	apiKeys        = []string{"listen"}
+	rootKeys       = []string{"version", "api", "metrics", "log", "dataplane", "ports", "pools", "gateways", "sessions", "reload", "vpcs", "instances"}
+	apiKeys        = []string{"listen", "socket"}
+	metricsKeys    = []string{"tenants"}
 	logKeys        = []string{"level", "format"}
 	dataplaneKeys  = []string{"workers", "memory", "idle", "sessions", "eal_args"}
 	portKeys       = []string{"name", "device", "side", "vlan", "pcp", "mtu", "mac", "addresses", "next_hops", "answer"}
@@ -162,6 +164,7 @@ var (
 	parseAnswer  = oneOf(choice[Answer]{"on-link", AnswerOnLink}, choice[Answer]{"all", AnswerAll}, choice[Answer]{"none", AnswerNone})
 	parseSpread  = oneOf(choice[Spread]{"flow", SpreadFlow}, choice[Spread]{"endpoint", SpreadEndpoint}, choice[Spread]{"instance", SpreadInstance})
 	parseTCP     = oneOf(choice[UnknownTCP]{"drop", UnknownTCPDrop}, choice[UnknownTCP]{"reset", UnknownTCPReset})
+	parseTenants = oneOf(choice[Tenants]{"names", TenantNames}, choice[Tenants]{"ids", TenantIDs}, choice[Tenants]{"off", TenantsOff})
 	parseClass   = oneOf(choice[Class]{"custom", Custom}, choice[Class]{"system", System})
 	parseMoved   = oneOf(choice[OnMove]{"keep", OnMoveKeep}, choice[OnMove]{"drain", OnMoveDrain}, choice[OnMove]{"cut", OnMoveCut})
 	parseMapping = oneOf(choice[Mapping]{"endpoint-independent", EndpointIndependentMapping}, choice[Mapping]{"address-and-port-dependent", AddressAndPortDependentMapping})
@@ -173,6 +176,20 @@ var (
 	parseZero   = oneOf(choice[bool]{"full", false}, choice[bool]{"zero", true})
 )
 
+// read returns what a file says. False: nothing of it could be read.
+func read(ctx context.Context, f File) (reader, bool) {
+	r := reader{doc: newDocument(), ctx: ctx}
+	if len(f.Data) >= splitFrom {
+		r.lists = map[string][]piece{}
+		if whole := r.file(f); !r.torn {
+			return r, whole
+		}
+		r = reader{doc: newDocument(), ctx: ctx}
+	}
+	whole := r.file(f)
+	return r, whole
+}
+
 // file reads one file into the document. False: nothing of it could be read.
 func (r *reader) file(f File) bool {
 	root, ok := r.parseDocument(f)
@@ -181,7 +198,7 @@ func (r *reader) file(f File) bool {
 	}
 	for key, v := range r.object(root, rootKeys) {
 		switch key {
-		case "api", "log", "dataplane", "sessions", "reload":
+		case "api", "metrics", "log", "dataplane", "sessions", "reload":
 			r.section(key, v)
 		case "ports":
 			for e := range r.list(v, "ports") {
@@ -209,7 +226,7 @@ func (r *reader) file(f File) bool {
 }
 
 // sectionKeys are the keys that only one file may have.
-var sectionKeys = []string{"api", "log", "dataplane", "sessions", "reload"}
+var sectionKeys = []string{"api", "metrics", "log", "dataplane", "sessions", "reload"}
 
 // section reads one of them.
 func (r *reader) section(key string, v value) {
@@ -217,6 +234,10 @@ func (r *reader) section(key string, v value) {
 	switch key {
 	case "api":
 		r.api(v)
+	case "metrics":
+		for _, v := range r.object(v, metricsKeys) {
+			r.doc.config.Metrics.Tenants = text(r, v, parseTenants).value
+		}
 	case "log":
 		r.log(v)
 	case "dataplane":
@@ -229,8 +250,13 @@ func (r *reader) section(key string, v value) {
 }
 
 func (r *reader) api(v value) {
-	for _, v := range r.object(v, apiKeys) {
-		r.doc.config.API.Listen = text(r, v, parseListen).value
+	for key, v := range r.object(v, apiKeys) {
+		switch key {
+		case "listen":
+			r.doc.config.API.Listen = text(r, v, parseListen).value
+		case "socket":
+			r.doc.config.API.Socket = text(r, v, parseSocket).value
+		}
 	}
 }
 

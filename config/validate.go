@@ -53,6 +53,7 @@ func (c *checker) check() {
 	c.checkGateways()
 	c.checkVPCs()
 	c.checkExternal()
+	c.checkAmounts()
 }
 
 // sortNamed reports duplicate names in list, sorts it by name and returns the index of each name.

@@ -3,6 +3,7 @@
 package config
 
 import (
+	"net"
 	"net/netip"
 	"slices"
 )
@@ -65,10 +66,28 @@ func (c *checker) warner() *warner {
 			w.single[a] = append(w.single[a], i)
 		}
 	}
+	w.warnAPI()
 	w.warnPorts()
 	w.warnPools()
 	c.warned.general = w.found.list
 	return w
+}
+
+// warnAPI warns of an API that more than this host can reach.
+func (w *warner) warnAPI() {
+	listen := w.config.API.Listen
+	if listen == "" || Loopback(listen) {
+		return
+	}
+	w.found.add(w.doc.sections["api"], "api.listen %q is reached from other hosts, without authentication: metrics tell anybody there who the tenants are; "+
+		"expected a loopback address, or metrics: {tenants: ids} and a firewall", listen)
+}
+
+// Loopback reports whether only this host reaches a listener at host:port.
+func Loopback(listen string) bool {
+	host, _, _ := net.SplitHostPort(listen)
+	a, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && a.Unmap().IsLoopback()
 }
 
 func (w *warner) warnPorts() {

@@ -101,6 +101,9 @@ func Digest(path string) Sum {
 	if err != nil {
 		return DigestOf(nil, err)
 	}
+	if len(names) > MaxFiles {
+		return DigestOf(nil, tooManyFiles(path, len(names)))
+	}
 	h := sha256.New()
 	var faults Faults
 	size := 0

@@ -4,6 +4,7 @@ package config
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -22,7 +23,14 @@ import (
 type reader struct {
 	faults findings
 	doc    *document
+	ctx    context.Context    // its end ends the reading; nil: nothing does
+	text   []byte             // of the file, while it is read
+	lists  map[string][]piece // of the document, decoded item by item: see split
+	torn   bool               // an item did not decode by itself
 }
+
+// ended reports whether nobody waits for the result any more.
+func (r *reader) ended() bool { return r.ctx != nil && r.ctx.Err() != nil }
 
 // value is a node and its place.
 type value struct {
@@ -62,8 +70,22 @@ func (r *reader) parseDocument(f File) (value, bool) {
 		r.faults.add(root.spot, "byte 0x%02x is not text; expected UTF-8", f.Data[i])
 		return root, false
 	}
-	node, err := decode(f.Data)
+	text := f.Data
+	if r.lists != nil {
+		text, r.lists = split(f.Data)
+		if r.text = f.Data; r.lists == nil {
+			text = f.Data
+		}
+	}
+	err := tooHeavy(text)
 	if err != nil {
+		root.spot.line = 0
+		r.faults.add(root.spot, "cannot be read: %v", err)
+		return root, false
+	}
+	node, err := decode(text)
+	if err != nil {
+		r.torn = r.lists != nil
 		line, message := yamlError(err)
 		root.spot.line = line
 		r.faults.add(root.spot, "%s; expected one YAML document", message)
@@ -208,15 +230,43 @@ func (r *reader) object(v value, keys []string) iter.Seq2[string, value] {
 // list yields the elements of a list.
 func (r *reader) list(v value, what string) iter.Seq[value] {
 	return func(yield func(value) bool) {
+		if v.spot.up != nil && v.spot.up.up == nil && len(r.lists[v.spot.key]) > 0 {
+			r.items(v, what, yield)
+			return
+		}
 		if v.node.Kind != yaml.SequenceNode {
 			r.faults.add(v.spot, "found %s; expected a list of %s ([] for none)", kindOf(v.node), what)
 			return
 		}
 		for i, n := range v.node.Content {
 			child := value{n, &spot{file: v.spot.file, line: n.Line, up: v.spot, index: i}}
-			if r.plain(child) && !yield(child) || r.faults.more {
+			if r.plain(child) && !yield(child) || r.faults.more || r.ended() {
 				return
 			}
+		}
+	}
+}
+
+// items is list for one that is decoded item by item.
+func (r *reader) items(v value, what string, yield func(value) bool) {
+	list := r.lists[v.spot.key]
+	if v.node.Kind != yaml.ScalarNode || v.node.Value != "" {
+		r.torn = true // the rest of the document does not end where the list begins
+		return
+	}
+	if len(list) > maxItems {
+		r.faults.add(v.spot, "more than %d %s are in one file; expected the others in another file", maxItems, what)
+		return
+	}
+	for i, p := range list {
+		n := r.item(p)
+		if n == nil {
+			r.torn = true
+			return
+		}
+		child := value{n, &spot{file: v.spot.file, line: n.Line, up: v.spot, index: i}}
+		if r.plain(child) && !yield(child) || r.faults.more || r.ended() {
+			return
 		}
 	}
 }

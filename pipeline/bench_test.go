@@ -60,7 +60,7 @@ func newSourceWorker(t testing.TB, text string) *Worker {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { s.Segment.Close() })
+	t.Cleanup(func() { s.Close() })
 	g, err := generation.NewCompiler(s, &testSeed).Compile(cfg)
 	if err != nil {
 		t.Fatal(err)

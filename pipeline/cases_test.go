@@ -177,7 +177,7 @@ func sources(t *testing.T, floating string, v6 bool, n, sessions int, seed [32]b
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer state.Segment.Close()
+	defer state.Close()
 	gen, err := generation.NewCompiler(state, &seed).Compile(cfg)
 	if err != nil {
 		t.Fatal(err)

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"weir/config"
 	"weir/pipeline/header"
@@ -233,7 +234,7 @@ func TestEveryTypeAboutALiveFlow(t *testing.T) {
 	for _, six := range []bool{false, true} {
 		for _, shared := range []bool{false, true} {
 			r := newRig(t, rigConfig, config.MAC{})
-			s := sample{kind: 1, six: six, shared: shared, sport: 4000, dport: 53, payload: []byte("question")}
+			s := sample{kind: 1, six: six, shared: shared, sport: 4000, dport: 4500, payload: []byte("question")}
 			sent := s.frame(t)
 			left := bytes.Clone(r.process(0, bytes.Clone(sent))[0].frame)
 			answer := s.mirror(left)
@@ -261,6 +262,7 @@ func TestEveryTypeAboutALiveFlow(t *testing.T) {
 						}
 						frame := e.frame(e.port)
 						in := packettext.Format(frame)
+						r.after(time.Microsecond * 1500) // a refreshed session would show it
 						got := r.frameFate(e.port, frame)
 						want := "drop icmp_unsupported"
 						if slices.Contains(errorTypes[sixth(six)], byte(typ)) {

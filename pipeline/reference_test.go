@@ -46,7 +46,7 @@ type refMapping struct {
 	released          int64 // when the last of those did
 }
 
-// refSession is both directions of a flow. Instances are named "VPC/instance".
+// refSession is both directions of a flow. Instances are named as identityOf says.
 type refSession struct {
 	vpc, instance                         string
 	private, external, remote             netip.Addr
@@ -140,11 +140,19 @@ func (n *reference) vpcOf(port int) string {
 	return ""
 }
 
-// instanceOf finds an instance by its name.
+// identityOf says what sessions know an instance by, whatever its name: the VPC, and its IPv4 address there, else its IPv6 address.
+func identityOf(v *config.VPC, in *config.Instance) string {
+	if in.Address4.IsValid() {
+		return v.Name + "/" + in.Address4.String()
+	}
+	return v.Name + "/" + in.Address6.String()
+}
+
+// instanceOf finds an instance by its identity.
 func (n *reference) instanceOf(name string) (*config.VPC, *config.Instance) {
 	for i := range n.VPCs {
 		for j := range n.VPCs[i].Instances {
-			if in := &n.VPCs[i].Instances[j]; n.VPCs[i].Name+"/"+in.Name == name {
+			if in := &n.VPCs[i].Instances[j]; identityOf(&n.VPCs[i], in) == name {
 				return &n.VPCs[i], in
 			}
 		}
@@ -467,7 +475,7 @@ func (n *reference) owner(s *refSession) (*config.VPC, *config.Instance) {
 		v := &n.VPCs[i]
 		for j := range v.Instances {
 			if in := &v.Instances[j]; v.Name == s.vpc && (in.Address4 == s.private || in.Address6 == s.private) {
-				s.instance = v.Name + "/" + in.Name
+				s.instance = identityOf(v, in)
 				return v, in
 			}
 		}
@@ -782,7 +790,7 @@ func (n *reference) invited(q question) outcome {
 // admit reports whether what came from outside may begin a session. It ends the oldest unconfirmed
 // one of the instance where that has to give way.
 func (n *reference) admit(s *refSession, q question, vpc *config.VPC, in *config.Instance) bool {
-	s.vpc, s.instance = vpc.Name, vpc.Name+"/"+in.Name
+	s.vpc, s.instance = vpc.Name, identityOf(vpc, in)
 	s.external, s.externalPort, s.state, s.fromOutside = q.dst, q.dport, session.Unconfirmed, true
 	s.tcp = refTCP{syn: [2]bool{false, true}, next: [2]uint32{0, q.seq + 1}}
 	for _, t := range n.sessions { // the instance's own flow with that remote endpoint stays

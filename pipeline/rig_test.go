@@ -48,7 +48,7 @@ func newRigFor(t testing.TB, text string, assume config.MAC, sessions, workers i
 		for _, g := range r.gens {
 			g.Close()
 		}
-		r.state.Segment.Close()
+		r.state.Close()
 	})
 	r.compiler = generation.NewCompiler(r.state, &testSeed)
 	g, err := r.compiler.Compile(r.cfg)

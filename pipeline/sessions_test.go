@@ -349,7 +349,7 @@ func TestRecheck(t *testing.T) {
 		{"address ephemeral now", one, edit("{floating: [192.0.2.5, ", "{ephemeral: [192.0.2.5], floating: ["), true},
 		{"address shared now", one, edit("{floating: [192.0.2.5, \"2001:db8:1::5\"]", "{snat: [{address: 192.0.2.5, ports: 1000-2000}], floating: [\"2001:db8:1::5\"]"), false},
 		{"private address changes", one, edit("[10.0.0.5, ", "[10.0.0.55, "), false},
-		{"renamed", one, edit("name: one", "name: two"), false},
+		{"renamed", one, edit("name: one", "name: two"), true},
 		{"remote is an external address now", one, edit("ranges: [192.0.2.0/24,", "ranges: [192.0.2.0/24, 8.8.8.0/24,", "[192.0.2.30]", "[8.8.8.8]"), false},
 		{"SNAT: nothing changes", shared, rigConfig, true},
 		{"SNAT: the range shrinks to others", shared, edit("{address: 192.0.2.6, ports: 1024-65535}", "{address: 192.0.2.6, ports: 1-1}"), false},

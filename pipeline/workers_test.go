@@ -43,7 +43,7 @@ func newCrew(t *testing.T, n int, text string) *crew {
 	anySource(c.gen)
 	t.Cleanup(func() {
 		c.gen.Close()
-		c.state.Segment.Close()
+		c.state.Close()
 	})
 	var macs []config.MAC
 	for i := range c.cfg.Ports {

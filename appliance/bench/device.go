@@ -351,7 +351,7 @@ func (f *weirForwarder) close() error {
 		f.gens[i].Close()
 	}
 	if f.state != nil {
-		f.state.Segment.Close()
+		f.state.Close()
 	}
 	return err
 }
@@ -533,7 +533,7 @@ func (b *bench) overRing(name string, weir bool, sessions int) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { gen.Close(); st.Segment.Close() }()
+	defer func() { gen.Close(); st.Close() }()
 	w := &dataplane.Worker{Ports: ports, Pool: b.pool, State: st,
 		Pipe: pipeline.NewWorker(st, 0, gen, pipeline.WorkerConfig{MACs: benchMACs})}
 	defer w.Finish()
@@ -596,7 +596,7 @@ func newGateway(sessions, workers int) (*state.State, *generation.Generation, er
 	}
 	g, err := generation.NewCompiler(st, nil).Compile(cfg)
 	if err != nil {
-		st.Segment.Close()
+		st.Close()
 		return nil, nil, err
 	}
 	return st, g, nil

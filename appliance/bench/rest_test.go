@@ -93,7 +93,7 @@ func measureRest(b *testing.B, idle config.Idle, nap dataplane.Backoff, interrup
 	if f.state, g, err = newGateway(1024, 1); err != nil {
 		b.Fatal(err)
 	}
-	defer f.state.Segment.Close()
+	defer f.state.Close()
 	defer g.Close()
 	*f.gens.At(g.Number) = *g
 	f.state.Publish(g.Number)

@@ -209,7 +209,7 @@ func (r *rig) close(err error) error {
 		l.close()
 	}
 	r.gen.Close()
-	r.state.Segment.Close()
+	r.state.Close()
 	return err
 }
 

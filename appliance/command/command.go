@@ -10,8 +10,11 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"strings"
 
 	"github.com/spf13/cobra"
+
+	"weir/config"
 )
 
 // Exit codes.
@@ -31,12 +34,21 @@ func Main(root *cobra.Command) {
 	var failed failure
 	if errors.As(err, &failed) {
 		if failed.err != nil {
-			fmt.Fprintf(os.Stderr, "%s: %v\n", root.Name(), failed.err)
+			fmt.Fprintf(os.Stderr, "%s: %s\n", root.Name(), printable(failed.err))
 		}
 		os.Exit(exitFault)
 	}
-	fmt.Fprintf(os.Stderr, "%s: %v\nRun '%s --help' for usage.\n", root.Name(), err, root.Name())
+	fmt.Fprintf(os.Stderr, "%s: %s\nRun '%s --help' for usage.\n", root.Name(), printable(err), root.Name())
 	os.Exit(exitUsage)
+}
+
+// printable is an error's text, of which a terminal acts on nothing but the ends of lines.
+func printable(err error) string {
+	lines := strings.Split(err.Error(), "\n")
+	for i, l := range lines {
+		lines[i] = config.Printable(l)
+	}
+	return strings.Join(lines, "\n")
 }
 
 // failure is an error of the work, not of the command line. With no error in it everything has been

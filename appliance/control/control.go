@@ -10,6 +10,8 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime/debug"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -30,22 +32,26 @@ import (
 const censusInterval = 2 * time.Second
 
 // control is what the process has. All of it belongs to the goroutine of loop; others reach it
-// through do, but for log, state, status and previewing, which anybody may use.
+// through do, but for log, state, status and checks, which anybody may use.
 type control struct {
-	log        *slog.Logger
-	path       string
-	parser     config.Parser
-	cfg        *config.Config
-	state      *state.State
-	compiler   *generation.Compiler
-	gen        *generation.Generation
-	old        *generation.Generation // the one before it, until every worker is known to be past it
-	respond    *respond.Responder     // nil until the data plane has said its MACs
-	plane      supervisor
-	status     metrics.Status
-	previewing atomic.Bool         // one check at a time
-	door       chan func(*control) // what others want done on the loop's goroutine
-	ended      chan struct{}       // closed when the loop has ended
+	log       *slog.Logger
+	path      string
+	parser    config.Parser                              // of load, one at a time
+	load      func(ctx context.Context) (*loaded, error) // loadFiles, or a test's
+	loading   bool                                       // a load is under way
+	loadAgain bool                                       // and another one after it is wanted
+	read      chan reading
+	cfg       *config.Config
+	state     *state.State
+	compiler  *generation.Compiler
+	gen       *generation.Generation
+	old       *generation.Generation // the one before it, until every worker is known to be past it
+	respond   *respond.Responder     // nil until the data plane has said its MACs
+	plane     supervisor
+	status    metrics.Status
+	checks    checks
+	door      chan func(*control) // what others want done on the loop's goroutine
+	ended     chan struct{}       // closed when the loop has ended
 }
 
 // Options are what the command line says.
@@ -56,14 +62,21 @@ type Options struct {
 }
 
 func newControl(path string) *control {
-	return &control{
-		path: path, door: make(chan func(*control)), ended: make(chan struct{}),
+	c := &control{
+		path: path, door: make(chan func(*control)), ended: make(chan struct{}), read: make(chan reading, 1), checks: newChecks(),
 		log: link.NewLogger(config.DefaultConfig.Log).With("process", "control"),
 	}
+	c.load = c.loadFiles
+	return c
 }
+
+// gcPercent is how much garbage control keeps, in percent of what is in use. Most of it are the
+// trees of files that were read, which may be hostile: memory is worth more here than time.
+const gcPercent = 25
 
 // Run is the control process's life, until ctx ends.
 func Run(ctx context.Context, o Options) error {
+	debug.SetGCPercent(gcPercent)
 	c := newControl(o.Config)
 	changed := make(chan struct{}, 1)
 	poke := func() {
@@ -73,7 +86,10 @@ func Run(ctx context.Context, o Options) error {
 		}
 	}
 	c.watch(ctx, poke)
-	next, loadErr := c.load()
+	next, loadErr := c.firstLoad(ctx)
+	if ctx.Err() != nil {
+		return nil
+	}
 	if loadErr == nil {
 		c.log = link.NewLogger(next.cfg.Log).With("process", "control")
 	}
@@ -143,12 +159,14 @@ func (c *control) loop(ctx context.Context, changed <-chan struct{}) error {
 			c.count(&counting)
 		case <-hup:
 			c.log.Info("SIGHUP")
-			c.reload()
+			c.beginLoad(ctx)
 			again = time.After(time.Second) // what is changed back before the watch looks is no change to it
 		case <-again:
-			c.reload()
+			c.beginLoad(ctx)
 		case <-changed:
-			c.reload()
+			c.beginLoad(ctx)
+		case r := <-c.read:
+			c.endLoad(ctx, r)
 		}
 	}
 	c.log.Info("stopping")
@@ -161,6 +179,16 @@ func (c *control) count(counting *atomic.Bool) {
 		return
 	}
 	names := c.gen.VPCNames(c.cfg)
+	switch c.cfg.Metrics.Tenants {
+	case config.TenantIDs:
+		for slot := range names {
+			names[slot] = strconv.Itoa(int(slot))
+		}
+	case config.TenantsOff:
+		c.status.Census.Store(nil)
+		counting.Store(false)
+		return
+	}
 	go func() {
 		begin := time.Now()
 		c.status.Census.Store(c.state.TakeCensus(names))

@@ -33,9 +33,51 @@ type loaded struct {
 	read, parse, check time.Duration
 }
 
-// load reads what is on disk, twice, until two readings agree: a file that is being written is
+// reading is a load's end.
+type reading struct {
+	next *loaded
+	err  error
+}
+
+// beginLoad loads what is on disk beside the loop, which goes on answering: a file may be large,
+// hostile, or on a disk that does not answer. One load runs at a time; what is asked for meanwhile
+// is another one after it.
+func (c *control) beginLoad(ctx context.Context) {
+	if c.loading {
+		c.loadAgain = true
+		return
+	}
+	c.loading, c.loadAgain = true, false
+	go func() {
+		next, err := c.load(ctx)
+		c.read <- reading{next, err} // has room
+	}()
+}
+
+// endLoad brings what was loaded into force.
+func (c *control) endLoad(ctx context.Context, r reading) {
+	c.loading = false
+	c.reload(r.next, r.err)
+	if c.loadAgain {
+		c.beginLoad(ctx)
+	}
+}
+
+// firstLoad waits for a load until ctx ends.
+func (c *control) firstLoad(ctx context.Context) (*loaded, error) {
+	c.beginLoad(ctx)
+	select {
+	case r := <-c.read:
+		c.loading = false
+		return r.next, r.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// loadFiles reads what is on disk, twice, until two readings agree: a file that is being written is
 // none.
-func (c *control) load() (*loaded, error) {
+func (c *control) loadFiles(ctx context.Context) (*loaded, error) {
 	begin := time.Now()
 	var files []config.File
 	var err error
@@ -52,7 +94,7 @@ func (c *control) load() (*loaded, error) {
 		return nil, err
 	}
 	read := time.Since(begin)
-	cfg, warnings, err := c.parser.Parse(files)
+	cfg, warnings, err := c.parser.ParseContext(ctx, files)
 	if err != nil {
 		return nil, err
 	}

@@ -6,16 +6,17 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"net/http"
 	"os"
 	"slices"
 	"time"
 
 	"weir/pipeline/generation"
-	"weir/pipeline/state"
 
 	"weir/config"
 )
@@ -49,43 +50,107 @@ type comparison struct {
 	compiler *generation.Compiler
 }
 
-// maxCheck is the most that POST /api/v1/check reads: a configuration and its encoding.
-const maxCheck = 64 << 20
+// Bounds of POST /api/v1/check.
+const (
+	maxCheck     = 64 << 20         // bytes of the body: a configuration and its encoding
+	maxReading   = 4                // bodies at a time
+	checkTimeout = 20 * time.Second // for a body to come
+)
+
+// checks bounds what checks take of the process.
+type checks struct {
+	reading chan struct{} // has room for the bodies that are held
+	working chan struct{} // has room for one: it compiles
+}
+
+func newChecks() checks {
+	return checks{make(chan struct{}, maxReading), make(chan struct{}, 1)}
+}
 
 // previewHandler answers POST /api/v1/check: the body is a JSON array of files, the answer a
-// preview. It changes nothing.
+// preview. It changes nothing, and ends when nobody waits for the answer.
 func (c *control) previewHandler(w http.ResponseWriter, r *http.Request) {
-	if !c.previewing.CompareAndSwap(false, true) {
-		http.Error(w, "another check is running; try again", http.StatusTooManyRequests)
+	select {
+	case c.checks.reading <- struct{}{}:
+	default:
+		refuse(w, http.StatusTooManyRequests, "too many checks at a time", "try again")
 		return
 	}
-	defer c.previewing.Store(false)
-	var files []config.File
-	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxCheck)).Decode(&files); err != nil {
-		http.Error(w, "the body is not a JSON array of files: "+err.Error(), http.StatusBadRequest)
+	defer func() { <-c.checks.reading }()
+	files, err := readFiles(http.MaxBytesReader(w, r.Body, maxCheck))
+	if err != nil {
+		refuse(w, http.StatusBadRequest, err.Error(), `expected a JSON array of {"Name": ..., "Data": ...}`)
 		return
 	}
-	p := Preview{Changes: []Change{}, RestartOnly: []string{}, Affected: []Affected{}, Faults: []config.Fault{}}
-	cfg, _, err := config.Parse(files)
-	if faults, ok := err.(config.Faults); ok {
-		p.Faults = faults
-	} else {
-		var running comparison
-		if err := c.do(r.Context(), func(c *control) { running = comparison{c.cfg, c.compiler.Clone()} }); err != nil {
-			http.Error(w, err.Error(), http.StatusServiceUnavailable)
-			return
-		}
-		if err := p.compare(running, cfg, c.state); err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
+	// Only whole bodies wait for their turn, so a slow client keeps nobody from it.
+	select {
+	case c.checks.working <- struct{}{}:
+	case <-r.Context().Done():
+		return
+	}
+	defer func() { <-c.checks.working }()
+	p, err := c.preview(r.Context(), files)
+	if r.Context().Err() != nil {
+		return
+	}
+	if err != nil {
+		refuse(w, http.StatusInternalServerError, err.Error(), "")
+		return
 	}
 	w.Header().Set("Content-Type", "application/json")
 	json.NewEncoder(w).Encode(p)
 }
 
+// readFiles reads a JSON array of files one by one, within the bounds of a configuration.
+func readFiles(body io.Reader) ([]config.File, error) {
+	d := json.NewDecoder(body)
+	if t, err := d.Token(); err != nil || t != json.Delim('[') {
+		return nil, errors.New("the body is not a JSON array of files")
+	}
+	var files []config.File
+	size := 0
+	for d.More() {
+		var f config.File
+		if err := d.Decode(&f); err != nil {
+			return nil, fmt.Errorf("the body is not a JSON array of files: %w", err)
+		}
+		size += len(f.Data)
+		switch {
+		case f.Name == "":
+			return nil, errors.New("a file has no name")
+		case len(files) == config.MaxFiles:
+			return nil, fmt.Errorf("there are more than %d files", config.MaxFiles)
+		case size > config.MaxSize:
+			return nil, fmt.Errorf("the files are larger than %d MiB in total", config.MaxSize>>20)
+		}
+		files = append(files, f)
+	}
+	if _, err := d.Token(); err != nil {
+		return nil, fmt.Errorf("the body is not a JSON array of files: %w", err)
+	}
+	return files, nil
+}
+
+// preview says what would become of the running gateway under other files.
+func (c *control) preview(ctx context.Context, files []config.File) (*Preview, error) {
+	p := &Preview{Changes: []Change{}, RestartOnly: []string{}, Affected: []Affected{}, Faults: []config.Fault{}}
+	cfg, _, err := new(config.Parser).ParseContext(ctx, files)
+	if faults, ok := err.(config.Faults); ok {
+		p.Faults = faults
+		return p, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var running comparison
+	if err := c.do(ctx, func(c *control) { running = comparison{c.cfg, c.compiler.Clone()} }); err != nil {
+		return nil, err
+	}
+	return p, p.compare(ctx, running, cfg)
+}
+
 // compare fills in what differs, and what the live sessions would see of it.
-func (p *Preview) compare(running comparison, cfg *config.Config, state *state.State) error {
+func (p *Preview) compare(ctx context.Context, running comparison, cfg *config.Config) error {
 	changes := config.Changes(running.cfg, cfg)
 	p.RestartOnly = append(p.RestartOnly, config.RestartOnly(running.cfg, cfg)...)
 	for _, c := range changes {
@@ -99,13 +164,19 @@ func (p *Preview) compare(running comparison, cfg *config.Config, state *state.S
 		return err
 	}
 	defer before.Close()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	after, err := running.compiler.Preview(cfg)
 	if err != nil {
 		return err
 	}
 	defer after.Close()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	tally := generation.NewTally(running.cfg, cfg, before, after, changes)
-	fates := running.compiler.Fates(after, tally)
+	fates := running.compiler.Fates(after, before.InstanceNames(running.cfg), tally)
 	for i := range p.Changes {
 		p.Changes[i].Sessions = &tally.Fates[i]
 	}
@@ -122,9 +193,13 @@ func (p *Preview) compare(running comparison, cfg *config.Config, state *state.S
 }
 
 // Against compares the configuration at path with what is at target: another configuration, or the
-// API address of a running gateway.
+// API socket of a running gateway.
 func Against(path, target string, cfg *config.Config) (*Preview, error) {
-	if _, err := os.Stat(target); err == nil {
+	info, err := os.Stat(target)
+	if err != nil {
+		return nil, fmt.Errorf("--against: %w; expected a configuration, or the API socket of a running weir (%s)", err, config.DefaultConfig.API.Socket)
+	}
+	if info.Mode().Type() != os.ModeSocket {
 		old, _, err := config.Load(target)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", target, err)
@@ -145,13 +220,17 @@ func Against(path, target string, cfg *config.Config) (*Preview, error) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+target+"/api/v1/check", bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://weir/api/v1/check", bytes.NewReader(body))
 	if err != nil {
-		return nil, fmt.Errorf("--against %s: is neither a file nor an address: %w", target, err)
+		return nil, fmt.Errorf("--against %s: %w", target, err)
 	}
-	answer, err := http.DefaultClient.Do(req)
+	req.Header.Set("Content-Type", "application/json")
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", target)
+	}}}
+	answer, err := client.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("--against %s: no file has this name, and no weir answers at this address: %w", target, err)
+		return nil, fmt.Errorf("--against %s: no weir answers: %w", target, err)
 	}
 	defer answer.Body.Close()
 	if answer.StatusCode != http.StatusOK {

@@ -11,9 +11,8 @@ import (
 	"weir/config"
 )
 
-// reload brings what is on disk into force, all of it or nothing.
-func (c *control) reload() {
-	next, err := c.load()
+// reload brings what was loaded into force, all of it or nothing.
+func (c *control) reload(next *loaded, err error) {
 	if err == nil {
 		err = c.apply(next)
 	}

@@ -56,18 +56,18 @@ type plane struct {
 }
 
 // start does all that allocates.
-func (d *plane) start(payload []byte, stateFD, genFD int) error {
+func (d *plane) start(payload []byte, stateFD, genFD, growingFD int) error {
 	var c link.StartConfig
 	if err := json.Unmarshal(payload, &c); err != nil {
 		return fmt.Errorf("start: %w", err)
 	}
 	d.log = link.NewLogger(c.Log).With("process", "dataplane")
 	d.orders = append([]byte{}, payload...)
-	if stateFD < 0 || genFD < 0 {
+	if stateFD < 0 || genFD < 0 || growingFD < 0 {
 		return errors.New("start: the message carries no memory segments")
 	}
 	var err error
-	if d.state, err = state.Attach(stateFD); err != nil {
+	if d.state, err = state.Attach(stateFD, growingFD); err != nil {
 		return fmt.Errorf("state: %w", err)
 	}
 	var g generation.Generation
@@ -143,6 +143,10 @@ func (d *plane) publish(number uint64, fd int) error {
 		return fmt.Errorf("publish: generation %d after %d", number, d.current)
 	}
 	if err := g.Attach(fd); err != nil {
+		return err
+	}
+	if err := d.state.Populate(); err != nil {
+		g.Close()
 		return err
 	}
 	fault.Point("reload.before-publish")

@@ -15,7 +15,9 @@ import (
 func TestHotCheckAgainst(t *testing.T) {
 	n := newNetwork(t)
 	serveEcho(t, n.internet, remote4, remote6)
-	w := startWeir(t, n, baseConfig)
+	socket := filepath.Join(t.TempDir(), "api.sock")
+	config := replace(t, baseConfig, `socket: ""`, `socket: `+socket)
+	w := startWeir(t, n, config)
 	for _, from := range []struct {
 		host     netip.Addr
 		sessions int
@@ -33,19 +35,19 @@ func TestHotCheckAgainst(t *testing.T) {
 			seen[source] = true
 		}
 	}
-	candidate := replace(t, baseConfig, "floating: [192.0.2.5, ", "floating: [192.0.2.6, ")
+	candidate := replace(t, config, "floating: [192.0.2.5, ", "floating: [192.0.2.6, ")
 	candidate = replace(t, candidate, "ports: 1024-17407}\n            - {address: \"2001", "ports: 1024-17408}\n            - {address: \"2001")
 	candidate = replace(t, candidate, "routes:\n", "routes:\n      - {to: 100.64.0.0/16, drop: true}\n")
 	path := filepath.Join(w.dir, "candidate.yaml")
 	if err := os.WriteFile(path, []byte(candidate), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	p := spawn(t, n.gateway, w.env(), "check", path, "--against", "127.0.0.1:9474")
+	p := spawn(t, n.gateway, w.env(), "check", path, "--against", socket)
 	if code := p.wait(t, patience); code != 0 {
 		t.Errorf("weir check exits with %d, expected 0", code)
 	}
 	_, got, _ := strings.Cut(p.log(), "change: ")
-	const want = `route to 100.64.0.0/16 of vpc "blue" added: concerns no session
+	const want = `route to 100.64.0.0/16 of vpc "blue" added: affects no session
 change: instance "batch" of vpc "blue" changed: of its sessions 6 stay, 0 drain, 0 end
 change: instance "web" of vpc "blue" changed: of its sessions 2 stay, 0 drain, 3 end
 sessions: 8 stay, 0 drain, 3 end

@@ -101,7 +101,7 @@ var (
 
 // baseConfig is the gateway's configuration; tests replace parts of it.
 const baseConfig = `version: 1
-api: {listen: "127.0.0.1:9474"}
+api: {listen: "127.0.0.1:9474", socket: ""}
 dataplane: {workers: [1], memory: 64MiB, idle: sleep, sessions: 8192}
 ports:
   - {name: inside, side: inside, device: "net_af_packet0,iface=inside,framecnt=4096"}

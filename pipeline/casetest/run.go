@@ -121,7 +121,7 @@ func (r *runner) open() func() {
 	r.respond.Configure(cfg, r.gen)
 	return func() {
 		r.gen.Close()
-		r.state.Segment.Close()
+		r.state.Close()
 	}
 }
 

@@ -26,19 +26,21 @@ type builder struct {
 	poolRules    []rules
 	single       map[netip.Addr][]int32 // gateways of addresses named beside pools
 
-	hostList              []Host
-	hostSecret            uint64
-	neighbors             map[uint32]int
-	created               []uint32 // entries of the neighbor table that the compilation made
-	pending               []neighborChange
-	newVPCs, newInstances map[string]uint32
-	newAddresses          map[string]uint32
-	links                 map[Link]uint16
-	endpoints             map[endpointKey]bool
+	hostList     []Host
+	hostSecret   uint64
+	neighbors    map[uint32]int
+	created      []uint32 // entries of the neighbor table that the compilation made
+	pending      []neighborChange
+	newVPCs      map[string]uint32
+	newInstances map[InstanceID]uint32
+	newAddresses map[netip.Addr]uint32
+	renames      []rename
+	links        map[Link]uint16
+	endpoints    map[endpointKey]bool
 }
 
 func newBuilder(c *Compiler, cfg *config.Config) *builder {
-	return &builder{c: c, cfg: cfg, neighbors: map[uint32]int{}, newVPCs: map[string]uint32{}, newInstances: map[string]uint32{}, newAddresses: map[string]uint32{}, endpoints: map[endpointKey]bool{}}
+	return &builder{c: c, cfg: cfg, neighbors: map[uint32]int{}, newVPCs: map[string]uint32{}, newInstances: map[InstanceID]uint32{}, newAddresses: map[netip.Addr]uint32{}, endpoints: map[endpointKey]bool{}}
 }
 
 // neighborChange is what the word of an entry is to become.
@@ -53,6 +55,7 @@ type poolRange struct {
 }
 
 func (b *builder) build() error {
+	b.inherit()
 	b.indexPools()
 	for _, list := range b.poolGateways { // set i is that of pool i
 		b.addSet(list)
@@ -78,11 +81,6 @@ func (b *builder) build() error {
 	}
 	for i := range b.cfg.VPCs {
 		b.addName(b.cfg.VPCs[i].Name)
-	}
-	for i := range b.cfg.VPCs {
-		for j := range b.cfg.VPCs[i].Instances {
-			b.addName(b.cfg.VPCs[i].Instances[j].Name)
-		}
 	}
 	for f := range attached {
 		b.ranges[AttachedTables+f] = b.rangeTable(attached[f])

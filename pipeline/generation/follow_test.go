@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -32,7 +33,8 @@ func (g *Generation) meaning(cfg *config.Config, s *state.State) []string {
 		if in := g.Instances[i]; in.Slot == 0 {
 			return "DEAD"
 		}
-		return g.name(int(g.Instances[i].VPC)) + "/" + g.name(len(g.VPCs)+int(i))
+		in := &g.Instances[i]
+		return fmt.Sprintf("%s/%v", g.name(int(in.VPC)), in.identity(0).Addr)
 	}
 	gateways := func(set uint32) string {
 		of := g.sets[set]
@@ -133,7 +135,7 @@ func (g *Generation) meaning(cfg *config.Config, s *state.State) []string {
 // known lists what is known of neighbors.
 func known(n *state.Neighbors) []string {
 	var lines []string
-	for slot := range n.Entries {
+	for slot := range n.Live() {
 		if n.Entries[slot].Word == 0 {
 			continue
 		}
@@ -215,7 +217,7 @@ func TestFollow(t *testing.T) {
 		var compilers [2]*Compiler
 		for i := range states {
 			var err error
-			if states[i], err = state.New(state.Sizes{Workers: 1, Sessions: 4096, Seed: &[32]byte{1, 2, 3}, Addresses: 16}); err != nil {
+			if states[i], err = state.New(state.Sizes{Workers: 1, Sessions: 4096, Seed: &[32]byte{1, 2, 3}}); err != nil {
 				t.Fatal(err)
 			}
 			compilers[i] = NewCompiler(states[i], &[32]byte{1, 2, 3})
@@ -314,7 +316,7 @@ func TestFollow(t *testing.T) {
 		running.Close()
 		compilers[0].spare.Close()
 		for _, s := range states {
-			s.Segment.Close()
+			s.Close()
 		}
 	}
 	t.Logf("%d followed, %d compiled, %d discarded", followed, whole, discarded)
@@ -323,12 +325,14 @@ func TestFollow(t *testing.T) {
 	}
 }
 
-func keys(m map[string]uint32) []string { return slices.Sorted(maps.Keys(m)) }
+func keys(m map[netip.Addr]uint32) []netip.Addr {
+	return slices.SortedFunc(maps.Keys(m), netip.Addr.Compare)
+}
 
 // expectSlots fails the test if an SNAT address has not the slot that the compiler keeps for it.
 func expectSlots(t *testing.T, g *Generation, c *Compiler) {
 	t.Helper()
-	slot := func(a inet.Addr) uint32 { return c.Addresses.Current[a.Netip().String()] }
+	slot := func(a inet.Addr) uint32 { return c.Addresses.Current[a.Netip()] }
 	for i := range g.Hosts {
 		if h := &g.Hosts[i]; h.Kind == HostSNAT && h.Slot != slot(h.Addr) {
 			t.Errorf("%v has slot %d, expected %d", h.Addr, h.Slot, slot(h.Addr))

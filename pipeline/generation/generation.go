@@ -79,7 +79,7 @@ type Tables struct {
 	Attached    table[Attached]
 	gateways    table[int32]  // lists of gateways
 	sets        table[span]   // the lists: gateways that a pool, or an address, is associated with
-	names       table[byte]   // of the VPCs, then of the instances, one after the other; for control
+	names       table[byte]   // of the VPCs, one after the other; for control
 	nameEnds    table[uint32] // where each name ends
 	source      table[byte]   // the text that it was compiled from, as control wants it; for control
 }
@@ -356,7 +356,7 @@ func (g *Generation) Eligible(set uint32, gateway int32) bool {
 // Source returns the text that the generation was compiled from. It aliases the segment.
 func (g *Generation) Source() []byte { return g.source }
 
-// name returns name i: the VPCs' come first, then the instances'.
+// name returns the name of VPC i.
 func (g *Generation) name(i int) string {
 	start := uint32(0)
 	if i > 0 {
@@ -450,8 +450,30 @@ func (t *table[T]) count() uint64 { return uint64(len(*t)) }
 
 func (t *table[T]) copyTo(to column) { copy(*to.(*table[T]), *t) }
 
-// VPCNames returns the names of the VPCs of g by slot. cfg is the configuration that g was compiled
-// from.
+// InstanceNames returns "VPC/instance" by slot. cfg is the configuration that g was compiled from.
+func (g *Generation) InstanceNames(cfg *config.Config) map[uint32]string {
+	names := make(map[uint32]string, len(g.Instances))
+	for i := range cfg.VPCs {
+		v := &cfg.VPCs[i]
+		for j := range v.Instances {
+			if h := g.Host(uint32(i)+1, inet.FromNetip(v.Instances[j].Identity())); h != nil && h.Kind == HostInstance {
+				names[g.Instances[h.Index].Slot] = v.Name + "/" + v.Instances[j].Name
+			}
+		}
+	}
+	return names
+}
+
+// identity returns what sessions know the instance by; vpc is the slot of its VPC.
+func (in *Instance) identity(vpc uint32) InstanceID {
+	a := in.Addr[inet.V4]
+	if a == (inet.Addr{}) {
+		a = in.Addr[inet.V6]
+	}
+	return InstanceID{vpc, a.Netip()}
+}
+
+// VPCNames returns the names of the VPCs of g by slot. cfg is the configuration that g was compiled from.
 func (g *Generation) VPCNames(cfg *config.Config) map[uint32]string {
 	names := make(map[uint32]string, len(g.VPCs))
 	for i := range g.VPCs {

@@ -26,7 +26,7 @@ func (b *builder) buildVPC(vi int, attached *[2][]rangeItem, shared map[inet.Add
 	for i := range v.Instances {
 		in := &v.Instances[i]
 		index := uint32(len(b.Instances))
-		r, err := b.buildInstance(v, in, uint32(vi), routing)
+		r, err := b.buildInstance(v, in, uint32(vi), slot, routing)
 		if err != nil {
 			return rec, err
 		}
@@ -58,7 +58,7 @@ func familyOf(a netip.Addr) inet.Family {
 	return inet.V6
 }
 
-func (b *builder) buildInstance(v *config.VPC, in *config.Instance, vi uint32, r *routing) (rec Instance, err error) {
+func (b *builder) buildInstance(v *config.VPC, in *config.Instance, vi, vpc uint32, r *routing) (rec Instance, err error) {
 	rec = Instance{
 		Addr:       [2]inet.Addr{inet.FromNetip(in.Address4), inet.FromNetip(in.Address6)},
 		VPC:        vi,
@@ -68,7 +68,7 @@ func (b *builder) buildInstance(v *config.VPC, in *config.Instance, vi uint32, r
 		Neighbor:   [2]uint32{state.NoNeighbor, state.NoNeighbor},
 		At:         [2]attach.Word{attach.None, attach.None},
 	}
-	if rec.Slot, err = b.c.Instances.get(v.Name+"/"+in.Name, b.newInstances); err != nil {
+	if rec.Slot, err = b.c.Instances.get(IdentityOf(vpc, in), b.newInstances); err != nil {
 		return rec, err
 	}
 	for f, a := range []netip.Addr{in.Address4, in.Address6} {
@@ -111,24 +111,9 @@ func (b *builder) buildInstance(v *config.VPC, in *config.Instance, vi uint32, r
 	return rec, nil
 }
 
-// SNATAddresses returns how many different addresses SNAT uses in a configuration:
-// state.Sizes.Addresses.
-func SNATAddresses(cfg *config.Config) int {
-	all := map[netip.Addr]bool{}
-	for i := range cfg.VPCs {
-		for j := range cfg.VPCs[i].Instances {
-			for _, n := range cfg.VPCs[i].Instances[j].SNAT {
-				all[n.Address] = true
-			}
-		}
-	}
-	return len(all)
-}
-
-// addressSlot returns the slot that an SNAT address keeps over generations: its ports are counted
-// there.
+// addressSlot returns the slot that an SNAT address keeps over generations: its ports are counted there.
 func (b *builder) addressSlot(a netip.Addr) (uint32, error) {
-	return b.c.Addresses.get(a.String(), b.newAddresses)
+	return b.c.Addresses.get(a, b.newAddresses)
 }
 
 // selectionFor compiles "floating before ephemeral before SNAT" for one instance address and

@@ -97,9 +97,11 @@ func allocate(fd int, size uint64, parts []part) (refused, err error) {
 
 func roundUp(n, to uint64) uint64 { return (n + to - 1) / to * to }
 
-// Map maps the segment behind fd into s, which must be zero or closed, populates it and takes fd
-// over, also when it fails. It allocates nothing.
-func (s *Segment) Map(fd int) error {
+// Map maps the segment behind fd into s, which must be zero or closed, populates it and takes fd over, also when it fails.
+// It allocates nothing.
+func (s *Segment) Map(fd int) error { return s.mapTo(fd, unix.MAP_POPULATE) }
+
+func (s *Segment) mapTo(fd, populate int) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		unix.Close(fd)
@@ -109,7 +111,7 @@ func (s *Segment) Map(fd int) error {
 		unix.Close(fd)
 		return errors.New("the segment is empty")
 	}
-	p, err := unix.MmapPtr(fd, 0, nil, uintptr(st.Size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_POPULATE)
+	p, err := unix.MmapPtr(fd, 0, nil, uintptr(st.Size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|populate)
 	if failed := fault.Error("segment.map"); err == nil && failed != nil {
 		unix.MunmapPtr(p, uintptr(st.Size))
 		err = failed

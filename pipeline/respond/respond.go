@@ -117,7 +117,7 @@ func (r *Responder) Configure(cfg *config.Config, g *generation.Generation) {
 // inherit takes over the neighbors that an earlier responder resolved: they are asked again one
 // after the other.
 func (r *Responder) inherit(named map[uint32]bool) {
-	for slot := range r.state.Neighbors.Entries {
+	for slot := range r.state.Neighbors.Len() {
 		now, _ := r.state.Neighbors.Get(uint32(slot))
 		if now == state.NeighborNone || now == state.NeighborStatic || now == state.NeighborIncomplete && named[uint32(slot)] {
 			continue

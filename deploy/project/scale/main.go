@@ -56,7 +56,7 @@ func (c *scale) write(dir string) error {
 	perPool := (2*c.instances + c.gateways - 1) / c.gateways
 	perPool += 2 * ((c.instances+c.vpcs-1)/c.vpcs + 1) // a VPC's instances never straddle two pools
 	err := file(filepath.Join(dir, "weir.yaml"), func(w *bufio.Writer) {
-		fmt.Fprintf(w, "version: 1\napi: {listen: \"127.0.0.1:9474\"}\ndataplane: {memory: 256MiB, sessions: 1048576}\nports:\n"+
+		fmt.Fprintf(w, "version: 1\napi: {listen: \"127.0.0.1:9474\", socket: \"\"}\ndataplane: {memory: 256MiB, sessions: 1048576}\nports:\n"+
 			"  - {name: out, device: net_ring0, side: outside, addresses: [198.51.100.2/24], next_hops: [{address: 198.51.100.1, mac: \"02:00:00:00:00:fe\"}]}\n"+
 			"  - {name: in, device: net_ring1, side: inside}\npools:\n")
 		for g := range c.gateways {
