@@ -55,6 +55,9 @@ func (w *Worker) routeOne(p *Packet) verdict {
 		return refuse(spoofed)
 	}
 	in, attached := from.in, from.attached
+	if p.via != 0 && from.own {
+		w.learn(in, p)
+	}
 	if to := g.Host(domain, p.remote); to != nil && to.Kind == generation.HostOwn {
 		return punted
 	}

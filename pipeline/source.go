@@ -85,3 +85,16 @@ func (w *Worker) bound(s *session.Session) uint64 {
 
 // source returns the MAC that a packet came from.
 func (p *Packet) source() uint64 { return binary.LittleEndian.Uint64(p.Data[4:]) >> 16 }
+
+// learn notes the MAC of an instance behind a tunnel that was not known: nobody asks for it there, and a guest whose own neighbor
+// entry for weir is fresh says nothing by ARP for a while. Control may write the entry at the same time.
+func (w *Worker) learn(in *generation.Instance, p *Packet) {
+	slot := in.Neighbor[p.family]
+	if slot == state.NoNeighbor {
+		return
+	}
+	word := &w.neighbors.Entries[slot].Word
+	if was := atomic.LoadUint64(word); state.NeighborState(was>>48) == state.NeighborIncomplete {
+		atomic.CompareAndSwapUint64(word, was, uint64(state.NeighborReachable)<<48|p.source())
+	}
+}

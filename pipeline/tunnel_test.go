@@ -172,10 +172,15 @@ func TestTunnelBothWays(t *testing.T) {
 	if _, _, reason := r.send(1, back("192.0.2.6")); reason != drop.NeighborUnresolved {
 		t.Errorf("to an instance that has not spoken yet: %v", reason)
 	}
-	r.w.neighbors.Set(r.w.gen.Attachments[0].At, inet.FromNetip(netip.MustParseAddr("10.0.0.6")), state.NeighborReachable, config.MAC{2, 0, 0, 0, 1, 6})
+	if _, by, reason := r.send(0, wrapped(t, "10.255.7.9", 7, innerFrame(t, "02:00:00:00:01:06 > 02:00:00:00:0b:01", "udp 10.0.0.6:1000 > 8.8.8.8:53"))); by != 1 {
+		t.Errorf("from an instance without a configured MAC: %v", reason)
+	}
 	out, by, _ = r.send(1, back("192.0.2.6"))
 	if by != 0 || !bytes.Equal(out[:6], []byte{2, 0, 0, 0, 9, 0xfe}) || !bytes.Equal(out[30:34], []byte{10, 255, 7, 9}) {
 		t.Errorf("to a host behind a router: port %d, % x", by, out)
+	}
+	if len(out) > 56 && !bytes.Equal(out[50:56], []byte{2, 0, 0, 0, 1, 6}) {
+		t.Errorf("the instance's MAC is what its packet had: % x", out[50:56])
 	}
 }
 
