@@ -42,7 +42,11 @@ func (w *Worker) decap(port *generation.Port, index int, p *Packet) (r drop.Reas
 		if header.EthernetSize+total > len(d) || header.EthernetSize+total < n {
 			return drop.TunnelLength, true
 		}
-		if header.Checksum(ip[:n-header.EthernetSize], 0) != 0xffff {
+		if n == header.EthernetSize+header.IPv4Size {
+			if !sumOK((*[header.IPv4Size]byte)(ip)) {
+				return drop.TunnelChecksum, true
+			}
+		} else if header.Checksum(ip[:n-header.EthernetSize], 0) != 0xffff {
 			return drop.TunnelChecksum, true
 		}
 		if binary.BigEndian.Uint16(ip[6:])&0x3fff != 0 {
@@ -208,9 +212,14 @@ func (w *Worker) encap(to way, mac uint64, f *parcel) {
 	e := (*[header.EthernetSize]byte)(f.frame)
 	binary.LittleEndian.PutUint64(e[:], mac|src<<48)
 	binary.LittleEndian.PutUint32(e[8:], uint32(src>>16))
-	n := int(l.Size) % (generation.MaxOuter + 1)
+	n := int(l.Size)
 	frame := grow(f.frame, header.EthernetSize+n)
-	copy(frame[header.EthernetSize:], l.Header[:n])
+	if n == generation.MaxOuter {
+		*(*[generation.MaxOuter]byte)(frame[header.EthernetSize:]) = l.Header
+	} else {
+		const short = generation.MaxOuter - header.IPv6Size + header.IPv4Size
+		*(*[short]byte)(frame[header.EthernetSize:]) = *(*[short]byte)(l.Header[:])
+	}
 	l.Finish(frame, to.at.Tag(), 49152|f.flow&0x3fff)
 	w.queue(port, w.resolved(l.Neighbor), f.handle, frame)
 }

@@ -139,7 +139,8 @@ type Link struct {
 	Endpoint inet.Addr
 	Hop      inet.Addr // the neighbor's address
 	Header   [MaxOuter]byte
-	_        [8]uint8
+	Sum      uint32 // of the words of an IPv4 header
+	_        [4]uint8
 }
 
 // MaxOuter is the longest outer header: IPv6, UDP and VXLAN or Geneve without options.

@@ -86,6 +86,7 @@ func (l *Link) outer(t *config.Tunnel, encap config.Encap, src, dst netip.Addr) 
 		s, d := src.As4(), dst.As4()
 		copy(h[12:], s[:])
 		copy(h[16:], d[:])
+		l.Sum = uint32(header.Checksum(h[:header.IPv4Size], 0))
 	} else {
 		n = header.IPv6Size
 		binary.BigEndian.PutUint32(h, 6<<28|uint32(dscp)<<20)
@@ -188,7 +189,7 @@ func (l *Link) Finish(b []byte, vni uint32, sport uint16) {
 		ip[1] |= tos
 		binary.BigEndian.PutUint16(ip[2:], size)
 		binary.BigEndian.PutUint16(udp[4:], size-header.IPv4Size)
-		binary.BigEndian.PutUint16(ip[10:], ^header.Checksum(ip[:header.IPv4Size], 0))
+		binary.BigEndian.PutUint16(ip[10:], header.Mend(0xffff, l.Sum+uint32(tos)+uint32(size)))
 		return
 	}
 	binary.BigEndian.PutUint16(b[12:], header.EtherTypeIPv6)
