@@ -53,7 +53,7 @@ func (p printable) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// escapeJSON is config.Printable for JSON, which has all that is not printable in strings, and means
+// escapeJSON is config.Printable for JSON, which has what does not print in strings only, and means
 // the same afterwards.
 func escapeJSON(line string) string {
 	var b strings.Builder

@@ -88,7 +88,7 @@ func (c *checker) checkPorts() {
 	devices := map[string]owner{}
 	for i := range c.doc.ports {
 		p := &c.doc.ports[i]
-		if name := deviceName(p.device.value); p.device.ok {
+		if name := DeviceName(p.device.value); p.device.ok {
 			if o := devices[name]; o.spot != nil {
 				c.faults.add(p.device.spot, "device %s of port %q is already used by %v; expected another device", name, p.name.value, o)
 			} else {

@@ -37,6 +37,7 @@ func (g *Generations) At(number uint64) *generation.Generation { return &g[numbe
 // plane is a running data plane.
 type plane struct {
 	log     *slog.Logger
+	bounds  Bounds
 	control link.Conn // the one that commands
 	refused link.Conn // room for telling another one so
 	orders  []byte    // the payload of link.Start; nil: nothing runs yet

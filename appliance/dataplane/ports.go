@@ -21,13 +21,20 @@ var pciAddress = regexp.MustCompile(`^([0-9a-fA-F]{4}:)?[0-9a-fA-F]{2}:[0-9a-fA-
 
 // open starts EAL and the ports.
 func (d *plane) open(c *link.StartConfig) error {
+	args, err := d.bounds.eal(&c.Dataplane)
+	if err != nil {
+		return err
+	}
 	var pci []string
 	for _, p := range c.Ports {
+		if err := d.bounds.allow(p.Device); err != nil {
+			return fmt.Errorf("port %q: %w", p.Name, err)
+		}
 		if pciAddress.MatchString(p.Device) {
 			pci = append(pci, p.Device)
 		}
 	}
-	if err := dpdk.Init(dpdk.EALConfig{Memory: c.Dataplane.Memory, PCI: pci, Args: c.Dataplane.EALArgs, Log: d.log}); err != nil {
+	if err := dpdk.Init(dpdk.EALConfig{Memory: c.Dataplane.Memory, PCI: pci, Args: args, Log: d.log}); err != nil {
 		return err
 	}
 	d.eal = true

@@ -18,23 +18,32 @@ import (
 	"weir/appliance/link"
 )
 
+// Options are what the command line says.
+type Options struct {
+	Socket string // where to listen
+	Bounds
+}
+
 // Run is the data plane's life. The process has nothing to collect: it allocates at start, and
 // nothing afterwards. It obeys one control process at a time, and forwards whether there is one or
 // not.
-func Run(socket string) error {
+func Run(o Options) error {
+	if err := o.Bounds.check(); err != nil {
+		return err
+	}
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(math.MaxInt64) // an inherited GOMEMLIMIT would collect all the same
 	signal.Ignore(unix.SIGINT, unix.SIGPIPE)
 	terminated := make(chan os.Signal, 1)
 	signal.Notify(terminated, unix.SIGTERM)
 
-	l, err := link.Listen(socket)
+	l, err := link.Listen(o.Socket)
 	if err != nil {
 		return err
 	}
-	defer os.Remove(socket)
+	defer os.Remove(o.Socket)
 	defer unix.Close(l)
-	d := &plane{log: slog.Default(), control: link.Conn{FD: link.NoConn}, refused: link.Conn{FD: link.NoConn}}
+	d := &plane{log: slog.Default(), bounds: o.Bounds, control: link.Conn{FD: link.NoConn}, refused: link.Conn{FD: link.NoConn}}
 	return errors.Join(d.serve(l, terminated), d.close())
 }
 
