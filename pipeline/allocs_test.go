@@ -45,6 +45,7 @@ func TestNoAllocations(t *testing.T) {
 		{"punts", 0, []string{"arp who-has 10.0.0.1 tell 10.0.0.5", "icmp echo-request 10.0.0.5 > 10.0.0.1 id=1"}, false, func(c *state.Counters, n uint64) bool { return c.Punted > n/2 }},
 		{"TCP that opens, closes and is reset", 0, []string{"tcp 10.0.0.6:1 > 8.8.8.8:53 SYN mss=1480", "tcp 10.0.0.6:1 > 8.8.8.8:53 ACK seq=1", "tcp 10.0.0.6:1 > 8.8.8.8:53 FIN,ACK seq=1", "tcp 10.0.0.6:1 > 8.8.8.8:53 RST seq=2"}, true,
 			func(c *state.Counters, n uint64) bool { return c.SessionsCreated >= n }},
+		{"unknown through SNAT", 1, []string{"udp 8.8.8.8:1 > 192.0.2.6:2000", "udp [2001:4860::8]:1 > [2001:db8:1::6]:2000"}, true, func(c *state.Counters, n uint64) bool { return c.Dropped[drop.Unsolicited] >= n }},
 		{"resets that do not fit", 1, established("tcp 8.8.8.8:53 > 192.0.2.5:1 RST seq=9"), false, func(c *state.Counters, n uint64) bool { return c.Dropped[drop.TCPReset] >= n }},
 		{"TCP of no session", 0, established("tcp 10.0.0.6:1 > 8.8.8.8:53 ACK"), true, func(c *state.Counters, n uint64) bool { return c.Dropped[drop.NoSession] >= n }},
 		{"holds", 0, []string{"udp 10.0.0.5:1 > 10.0.0.99:53", "udp 10.0.0.5:1 > 10.0.0.98:53"}, true, func(c *state.Counters, n uint64) bool { return c.Dropped[drop.NeighborUnresolved] > n/2 }},

@@ -16,54 +16,75 @@ import (
 func (w *Worker) classify(b *Burst, from, to int) (bytes uint64) {
 	port := &w.gen.Ports[b.Port]
 	mac, own := w.macs[b.Port], port.Own
+	plain := !port.Tagged && !b.opened // opened: by the worker that handed the packets over
 	for i := from; i < to; i++ {
 		p := &b.Packets[i]
 		bytes += uint64(len(p.Data))
-		if b.opened { // by the worker that handed it over
-		} else if p.from, p.tci, p.via = own, 0, 0; port.Tagged {
-			if r := w.unwrap(b, p); r != drop.Pass {
-				w.out(p, b.Port, b.inside, refuse(r))
-				continue
+		if plain {
+			p.from, p.tci, p.via = own, 0, 0
+			if p.parsePlain(b.inside, mac) {
+				b.live = append(b.live, uint8(i))
+			} else {
+				w.classifyAny(b, i, mac)
 			}
-		}
-		mac := mac
-		if p.via != 0 {
-			mac = w.station(p.via, mac)
-		}
-		if p.parsePlain(b.inside, mac) {
-			b.live = append(b.live, uint8(i))
 			continue
 		}
-		v := w.parse(p, b.inside, mac)
-		if v == refuse(drop.VLANTag) && !port.Tagged && !b.opened && p.untagPriority() {
-			v = w.parse(p, b.inside, mac)
-		}
-		switch v {
-		case goesOn:
-			b.fragments = b.fragments || p.fragmented
-			// Without a checksum nothing tells whether the addresses are the sender's. A router
-			// forwards such UDP as it is; a translation would vouch for it, and does so for the
-			// tunnels that the configuration names (RFC 6935 §5, RFC 6936 §5).
-			if p.noSum && !w.gen.ZeroSum(p.localPort, p.remotePort) {
-				p.pinned = true
-			}
-			b.live = append(b.live, uint8(i))
-		case punted:
-			if p.via != 0 && !w.speaks(p) {
-				w.out(p, b.Port, b.inside, refuse(drop.SpoofedHost))
-				continue
-			}
-			w.punt(b, p, discovery)
-		default:
-			// The driver has cut what was longer than the link takes at one piece. The kernel makes
-			// such, of fragments.
-			if v == refuse(drop.ShortFrame) && len(p.Data)-header.EthernetSize >= w.mtus[b.Port] {
-				v = refuse(drop.Truncated)
-			}
-			w.out(p, b.Port, b.inside, v)
-		}
+		w.classifyWrapped(b, i, mac)
 	}
 	return bytes
+}
+
+// classifyWrapped classifies a packet that may have tags or outer headers, or had them.
+func (w *Worker) classifyWrapped(b *Burst, i int, mac uint64) {
+	p := &b.Packets[i]
+	if !b.opened {
+		p.from, p.tci, p.via = w.gen.Ports[b.Port].Own, 0, 0
+		if r := w.unwrap(b, p); r != drop.Pass {
+			w.out(p, b.Port, b.inside, refuse(r))
+			return
+		}
+	}
+	if p.via != 0 {
+		mac = w.station(p.via, mac)
+	}
+	if p.parsePlain(b.inside, mac) {
+		b.live = append(b.live, uint8(i))
+	} else {
+		w.classifyAny(b, i, mac)
+	}
+}
+
+// classifyAny classifies a packet that parsePlain leaves to parse.
+func (w *Worker) classifyAny(b *Burst, i int, mac uint64) {
+	p := &b.Packets[i]
+	v := w.parse(p, b.inside, mac)
+	if v == refuse(drop.VLANTag) && !w.gen.Ports[b.Port].Tagged && !b.opened && p.untagPriority() {
+		v = w.parse(p, b.inside, mac)
+	}
+	switch v {
+	case goesOn:
+		b.fragments = b.fragments || p.fragmented
+		// Without a checksum nothing tells whether the addresses are the sender's. A router
+		// forwards such UDP as it is; a translation would vouch for it, and does so for the
+		// tunnels that the configuration names (RFC 6935 §5, RFC 6936 §5).
+		if p.noSum && !w.gen.ZeroSum(p.localPort, p.remotePort) {
+			p.pinned = true
+		}
+		b.live = append(b.live, uint8(i))
+	case punted:
+		if p.via != 0 && !w.speaks(p) {
+			w.out(p, b.Port, b.inside, refuse(drop.SpoofedHost))
+			return
+		}
+		w.punt(b, p, discovery)
+	default:
+		// The driver has cut what was longer than the link takes at one piece. The kernel makes
+		// such, of fragments.
+		if v == refuse(drop.ShortFrame) && len(p.Data)-header.EthernetSize >= w.mtus[b.Port] {
+			v = refuse(drop.Truncated)
+		}
+		w.out(p, b.Port, b.inside, v)
+	}
 }
 
 // parse takes in any packet, or says what becomes of it. The twin of it, of parse4, parse6 and

@@ -47,6 +47,7 @@ func (w *Worker) out(p *Packet, port int, inside bool, v verdict) {
 			p.condemn(v.reason())
 		}
 		w.dropped[v.reason()]++
+		w.counts.dropped = true
 	}
 	w.Done = append(w.Done, p.Handle)
 }

@@ -107,7 +107,10 @@ type Worker struct {
 	created bool        // a session began in this burst, after its look-up
 	hops    [2]liveHops // per family: the next hops that are resolved, of this burst
 	dropped [drop.NumReasons]uint64
-	counts  struct{ punted, stateless uint64 }
+	counts  struct {
+		punted, stateless uint64
+		dropped           bool // something is in dropped
+	}
 
 	puntRates  [puntSets][numClasses]bucket
 	errorRate  bucket
@@ -256,10 +259,13 @@ func (w *Worker) finish(b *Burst) {
 // flush adds what was counted in this turn to the shared counters.
 func (w *Worker) flush() {
 	c := w.counters
-	for r, n := range w.dropped {
-		if n != 0 {
-			c.Dropped[r] += n
-			w.dropped[r] = 0
+	if w.counts.dropped {
+		w.counts.dropped = false
+		for r, n := range w.dropped {
+			if n != 0 {
+				c.Dropped[r] += n
+				w.dropped[r] = 0
+			}
 		}
 	}
 	c.Punted += w.counts.punted

@@ -49,10 +49,12 @@ func (w *Worker) short(inside bool, s *session.Session, p *Packet, hash uint64) 
 	if w.over(s) {
 		return false
 	}
-	to := way{at: s.At, link: s.Link}
+	to := s.At
 	var mac uint64
+	var mtu int
 	if inside {
-		if !w.sends(s, p, false) {
+		// Most sessions are of an instance without a tunnel whose MAC nobody has configured.
+		if (p.from.At != s.At || p.via != 0 || s.Flags&session.Bound != 0) && !w.sends(s, p, false) {
 			return false
 		}
 		l := w.liveHops(p.family)
@@ -60,13 +62,15 @@ func (w *Worker) short(inside bool, s *session.Session, p *Packet, hash uint64) 
 			return false
 		}
 		h := &l.hops[share(hash, l.n)%maxLiveHops]
-		to, mac = wayOut(h.At), h.mac
-	} else if to.at == attach.None || s.Neighbor == state.NoNeighbor {
+		to, mac, mtu = h.At, h.mac, h.mtu
+	} else if to == attach.None || s.Neighbor == state.NoNeighbor {
 		return false
-	} else if mac = w.resolved(s.Neighbor); mac == 0 || to.at.Tunnel() && w.resolved(w.gen.Links[to.link].Neighbor) == 0 {
+	} else if mac = w.resolved(s.Neighbor); mac == 0 {
 		return false
+	} else {
+		mtu = int(w.gen.Links[s.Link].MTU)
 	}
-	if len(p.Data)-header.EthernetSize > int(w.gen.Links[to.link].MTU) || !to.at.Plain() && int(p.Front) < overhead(to.at) {
+	if len(p.Data)-header.EthernetSize > mtu || !to.Plain() && !w.wraps(inside, to, s, p) {
 		return false
 	}
 	if p.kind == kindTCP {
@@ -80,12 +84,21 @@ func (w *Worker) short(inside bool, s *session.Session, p *Packet, hash uint64) 
 	} else {
 		rewrite6(inside, s, p)
 	}
-	if to.at.Plain() {
-		w.queue(to.at.Port(), mac, p.Handle, p.Data)
-	} else {
-		w.wrap(to, mac, &parcel{p.Data, p.Handle, p.Front, p.tci, uint16(hash)})
+	switch {
+	case to.Plain():
+		w.queue(to.Port(), mac, p.Handle, p.Data)
+	case inside:
+		w.wrap(wayOut(to), mac, &parcel{p.Data, p.Handle, p.Front, p.tci, uint16(hash)})
+	default:
+		w.wrap(way{to, s.Link}, mac, &parcel{p.Data, p.Handle, p.Front, p.tci, uint16(hash)})
 	}
 	return true
+}
+
+// wraps reports whether the tags or outer headers of an attachment can be put before a packet: there
+// is room for them, and the way to the tunnel's end is known.
+func (w *Worker) wraps(inside bool, to attach.Word, s *session.Session, p *Packet) bool {
+	return int(p.Front) >= overhead(to) && (inside || !to.Tunnel() || w.resolved(w.gen.Links[s.Link].Neighbor) != 0)
 }
 
 // rewrite4 is rewrite for a plain IPv4 packet. Its twins are Worker.rewrite and Packet.translate

@@ -94,9 +94,9 @@ func (g *Generation) through(r *SNATRange, s *session.Session) bool {
 	var f *Forward
 	switch s.Proto() {
 	case header.ProtocolTCP:
-		f = g.forward(r.Forwards, Forward{Port: s.ExternalPort(), Space: session.TCPPorts}, byPort)
+		f = g.forwardByPort(r.Forwards, session.TCPPorts, s.ExternalPort())
 	case header.ProtocolUDP:
-		f = g.forward(r.Forwards, Forward{Port: s.ExternalPort(), Space: session.UDPPorts}, byPort)
+		f = g.forwardByPort(r.Forwards, session.UDPPorts, s.ExternalPort())
 	}
 	if f == nil {
 		return s.Flags&session.Forward == 0

@@ -70,26 +70,44 @@ func (g *Generation) ForwardTo(h *Host, space session.PortSpace, port uint16) (*
 	if r == nil {
 		return nil, nil
 	}
-	return g.forward(r.Forwards, Forward{Port: port, Space: space}, byPort), &g.Instances[r.Instance]
+	return g.forwardByPort(r.Forwards, space, port), &g.Instances[r.Instance]
 }
 
 // ForwardFrom returns the forward by which what an instance sends from a private port leaves, or
 // nil.
 func (g *Generation) ForwardFrom(c *Candidate, space session.PortSpace, private uint16) *Forward {
-	return g.forward(c.Forwards, Forward{Private: private, Space: space}, byPrivate)
+	return g.forwardByPrivate(c.Forwards, space, private)
 }
 
-// forward finds what is like want in a list of that order.
-func (g *Generation) forward(list span, want Forward, order func(*Forward) uint32) *Forward {
-	lo, hi := list.First, list.End()
+// forwardByPort finds a forward by its external port in a list of that order.
+func (g *Generation) forwardByPort(list span, space session.PortSpace, port uint16) *Forward {
+	want := Forward{Space: space, Port: port}
+	lo, hi, key := list.First, list.End(), byPort(&want)
 	for lo < hi {
-		if mid := (lo + hi) / 2; order(&g.Forwards[mid]) < order(&want) {
+		if mid := (lo + hi) / 2; byPort(&g.Forwards[mid]) < key {
 			lo = mid + 1
 		} else {
 			hi = mid
 		}
 	}
-	if lo == list.End() || order(&g.Forwards[lo]) != order(&want) {
+	if lo == list.End() || byPort(&g.Forwards[lo]) != key {
+		return nil
+	}
+	return &g.Forwards[lo]
+}
+
+// forwardByPrivate finds a forward by the instance's port in a list of that order.
+func (g *Generation) forwardByPrivate(list span, space session.PortSpace, private uint16) *Forward {
+	want := Forward{Space: space, Private: private}
+	lo, hi, key := list.First, list.End(), byPrivate(&want)
+	for lo < hi {
+		if mid := (lo + hi) / 2; byPrivate(&g.Forwards[mid]) < key {
+			lo = mid + 1
+		} else {
+			hi = mid
+		}
+	}
+	if lo == list.End() || byPrivate(&g.Forwards[lo]) != key {
 		return nil
 	}
 	return &g.Forwards[lo]
