@@ -16,26 +16,30 @@ import (
 func (w *Worker) classify(b *Burst, from, to int) (bytes uint64) {
 	port := &w.gen.Ports[b.Port]
 	mac, own := w.macs[b.Port], port.Own
+	plain := !port.Tagged && !b.opened
 	for i := from; i < to; i++ {
 		p := &b.Packets[i]
 		bytes += uint64(len(p.Data))
-		if b.opened { // by the worker that handed it over
-		} else if p.from, p.tci, p.via = own, 0, 0; port.Tagged {
-			if r := w.unwrap(b, p); r != drop.Pass {
-				w.out(p, b.Port, b.inside, refuse(r))
-				continue
-			}
-		}
 		mac := mac
-		if p.via != 0 {
-			mac = w.station(p.via, mac)
+		if plain {
+			p.from, p.via, p.tci = own, 0, 0
+		} else {
+			if !b.opened { // else the worker that handed it over did
+				if r := w.unwrap(b, p); r != drop.Pass {
+					w.out(p, b.Port, b.inside, refuse(r))
+					continue
+				}
+			}
+			if p.via != 0 {
+				mac = w.station(p.via, mac)
+			}
 		}
 		if p.parsePlain(b.inside, mac) {
 			b.live = append(b.live, uint8(i))
 			continue
 		}
 		v := w.parse(p, b.inside, mac)
-		if v == refuse(drop.VLANTag) && !port.Tagged && !b.opened && p.untagPriority() {
+		if plain && v == refuse(drop.VLANTag) && p.untagPriority() {
 			v = w.parse(p, b.inside, mac)
 		}
 		switch v {

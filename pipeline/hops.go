@@ -52,6 +52,7 @@ type liveHops struct {
 
 type liveHop struct {
 	mac uint64
+	mtu int
 	*generation.Hop
 }
 
@@ -72,7 +73,7 @@ func (l *liveHops) find(w *Worker, f inet.Family) {
 			continue
 		}
 		if mac := w.resolved(h.Neighbor); mac != 0 {
-			l.hops[l.n] = liveHop{mac, h}
+			l.hops[l.n] = liveHop{mac, w.mtus[h.At.Port()], h}
 			l.n++
 			l.ports |= 1 << h.At.Port()
 		}

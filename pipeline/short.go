@@ -45,10 +45,11 @@ func (w *Worker) short(inside bool, s *session.Session, p *Packet, hash uint64) 
 	if w.over(s) {
 		return false
 	}
-	to := way{at: s.At, link: s.Link}
+	var at attach.Word
 	var mac uint64
+	var mtu int
 	if inside {
-		if !w.sends(s, p, false) {
+		if (p.from.At != s.At || p.via != 0 || s.Flags&session.Bound != 0) && !w.sends(s, p, false) {
 			return false
 		}
 		l := w.liveHops(p.family)
@@ -56,13 +57,15 @@ func (w *Worker) short(inside bool, s *session.Session, p *Packet, hash uint64) 
 			return false
 		}
 		h := &l.hops[share(hash, l.n)%maxLiveHops]
-		to, mac = wayOut(h.At), h.mac
-	} else if to.at == attach.None || s.Neighbor == state.NoNeighbor {
+		at, mac, mtu = h.At, h.mac, h.mtu
+	} else if at = s.At; at == attach.None || s.Neighbor == state.NoNeighbor {
 		return false
-	} else if mac = w.resolved(s.Neighbor); mac == 0 || to.at.Tunnel() && w.resolved(w.gen.Links[to.link].Neighbor) == 0 {
+	} else if mac = w.resolved(s.Neighbor); mac == 0 {
 		return false
+	} else {
+		mtu = int(w.gen.Links[s.Link].MTU)
 	}
-	if len(p.Data)-header.EthernetSize > int(w.gen.Links[to.link].MTU) || !to.at.Plain() && int(p.Front) < overhead(to.at) {
+	if len(p.Data)-header.EthernetSize > mtu || !at.Plain() && !w.wrappable(w.shortWay(inside, s, at), p) {
 		return false
 	}
 	if p.kind == kindTCP {
@@ -76,12 +79,27 @@ func (w *Worker) short(inside bool, s *session.Session, p *Packet, hash uint64) 
 	} else {
 		rewrite6(inside, s, p)
 	}
-	if to.at.Plain() {
-		w.queue(to.at.Port(), mac, p.Handle, p.Data)
+	if at.Plain() {
+		w.queue(at.Port(), mac, p.Handle, p.Data)
 	} else {
-		w.wrap(to, mac, &parcel{p.Data, p.Handle, p.Front, p.tci, uint16(hash)})
+		w.wrap(w.shortWay(inside, s, at), mac, &parcel{p.Data, p.Handle, p.Front, p.tci, uint16(hash)})
 	}
 	return true
+}
+
+// shortWay is the way of a session's packets, to the outside port that was chosen or to its
+// instance.
+func (w *Worker) shortWay(inside bool, s *session.Session, at attach.Word) way {
+	if inside {
+		return wayOut(at)
+	}
+	return way{at, s.Link}
+}
+
+// wrappable reports whether there is room for what goes before a packet, and through a tunnel a
+// neighbor that takes it.
+func (w *Worker) wrappable(to way, p *Packet) bool {
+	return int(p.Front) >= overhead(to.at) && (!to.at.Tunnel() || w.resolved(w.gen.Links[to.link].Neighbor) != 0)
 }
 
 // rewrite4 is rewrite for a plain IPv4 packet. Its twins are Worker.rewrite and Packet.translate
