@@ -14,8 +14,8 @@ const (
 	GenevePort = 6081 // RFC 8926 section 3.3
 )
 
-// TunnelOverhead is what a tunnel adds to an IP packet: the inner Ethernet header, that of VXLAN or Geneve without options,
-// UDP's and the outer IP header.
+// TunnelOverhead is what a tunnel adds to an IP packet: the inner Ethernet header, that of VXLAN or
+// Geneve without options, UDP's and the outer IP header.
 func TunnelOverhead(outer6 bool) int {
 	if outer6 {
 		return 14 + 8 + 8 + 40
@@ -53,7 +53,7 @@ func (c *checker) checkDevices() {
 		if !p.device.ok || !p.side.ok {
 			continue
 		}
-		name := deviceName(p.device.value)
+		name := DeviceName(p.device.value)
 		me := owner{"port", p.name.value, p.device.spot}
 		if f := first[name]; f == nil {
 			first[name] = p
@@ -85,6 +85,9 @@ func (c *checker) checkDevices() {
 
 // inside checks what an inside port has: weir's own addresses in the network that tunnels go over.
 func (c *checker) inside(i int, p *portText, port *Port) {
+	if len(p.privateSources) > 0 {
+		c.faults.add(p.privateSources[0].spot, "private_sources on an inside port; expected them on outside ports, where private addresses are strange")
+	}
 	if p.answer.given() {
 		c.faults.add(p.answer.spot, "an inside port answers for no external address; expected answer on outside ports only")
 	}
@@ -111,7 +114,7 @@ func (c *checker) inside(i int, p *portText, port *Port) {
 		port.Addresses = append(port.Addresses, a.value)
 	}
 	port.NextHops = c.nextHops(p.nextHops, p.addresses, "the port's")
-	if o := c.outer[outerTag{deviceName(p.device.value), 0}]; o.spot != nil && len(p.addresses) > 0 {
+	if o := c.outer[outerTag{DeviceName(p.device.value), 0}]; o.spot != nil && len(p.addresses) > 0 {
 		c.faults.add(p.addresses[0].spot, "untagged frames of the device belong to %v; expected a vlan there, or no addresses here", o)
 	}
 }
@@ -146,7 +149,7 @@ func (v *vpcChecker) place(t *attachmentText, port int, a *Attachment) {
 		v.attached[key] = here
 	}
 	if a.Encap == NoEncap {
-		if o := v.outer[outerTag{deviceName(p.device.value), a.VLAN.Outer}]; o.spot != nil {
+		if o := v.outer[outerTag{DeviceName(p.device.value), a.VLAN.Outer}]; o.spot != nil {
 			v.faults.add(t.port.spot, "frames with this first tag belong to %v on the same device; expected another vlan", o)
 		}
 		if a.VLAN == (VLAN{}) && len(p.addresses) > 0 {
@@ -203,7 +206,8 @@ type udpPortOf struct {
 	spot *spot
 }
 
-// Via returns which of the attachments leads to an address of the VPC, or nil: the one with its prefix, else the first.
+// Via returns which of the attachments leads to an address of the VPC, or nil: the one with its
+// prefix, else the first.
 func (v *VPC) Via(a netip.Addr) *Attachment {
 	for i := range v.Attach {
 		t := &v.Attach[i]

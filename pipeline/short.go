@@ -31,11 +31,15 @@ func (w *Worker) settled(ref uint32, long uint16) bool {
 
 // over reports whether the time of a session is over.
 func (w *Worker) over(s *session.Session) bool {
-	limit := w.timeouts[s.State()%session.NumStates]
+	return w.tick-s.Last > w.limit(s) || s.Flags&session.Draining != 0 && int32(w.tick-s.Drain) >= 0
+}
+
+// limit returns for how many milliseconds a session may be idle.
+func (w *Worker) limit(s *session.Session) uint32 {
 	if s.Timer != 0 && s.State() == session.UDP {
-		limit = w.gen.Header.UDPTimeouts[s.Timer]
+		return w.gen.Header.UDPTimeouts[s.Timer]
 	}
-	return w.tick-s.Last > limit || s.Flags&session.Draining != 0 && int32(w.tick-s.Drain) >= 0
+	return w.timeouts[s.State()%session.NumStates]
 }
 
 // short takes a plain packet of session s, which is settled, to a queue, or reports that it must go
@@ -71,7 +75,7 @@ func (w *Worker) short(inside bool, s *session.Session, p *Packet, hash uint64) 
 	if p.kind == kindTCP {
 		w.trackTCP(s, p, inside)
 	}
-	if inside {
+	if inside || s.Flags&session.Refresh != 0 {
 		s.Last = w.tick
 	}
 	if p.family == inet.V4 {

@@ -13,8 +13,8 @@ import (
 	"weir/pipeline/state"
 )
 
-// Whose a source address is, and whether the packet comes from there. Nothing else decides that a packet from inside is its
-// sender's.
+// Whose a source address is, and whether the packet comes from there. Nothing else decides that a
+// packet from inside is its sender's.
 
 // sender is what the sender of a packet from inside is.
 type sender struct {
@@ -24,8 +24,8 @@ type sender struct {
 	transit  bool                 // it lies in a further prefix that the instance may send from
 }
 
-// sender finds the instance that may send from the packet's address: its own, or one in a prefix that is behind it. It reports
-// packets that come from elsewhere than the instance does.
+// sender finds the instance that may send from the packet's address: its own, or one in a prefix
+// that is behind it. It reports packets that come from elsewhere than the instance does.
 func (w *Worker) sender(p *Packet) (s sender, r drop.Reason) {
 	g, v := w.gen, w.vpc(p)
 	if from := g.Host(v+1, p.local); from != nil && from.Kind == generation.HostInstance {
@@ -60,8 +60,8 @@ func (w *Worker) sender(p *Packet) (s sender, r drop.Reason) {
 	return s, drop.Pass
 }
 
-// sends reports whether a packet from inside comes from where the instance of a session is: certain is whether an endpoint that is
-// not the first of the instance's hosts will do.
+// sends reports whether a packet from inside comes from where the instance of a session is: certain
+// is whether an endpoint that is not the first of the instance's hosts will do.
 func (w *Worker) sends(s *session.Session, p *Packet, certain bool) bool {
 	if p.via != 0 && p.via != s.Link {
 		if !certain {
@@ -86,8 +86,9 @@ func (w *Worker) bound(s *session.Session) uint64 {
 // source returns the MAC that a packet came from.
 func (p *Packet) source() uint64 { return binary.LittleEndian.Uint64(p.Data[4:]) >> 16 }
 
-// learn notes the MAC of an instance behind a tunnel that was not known: nobody asks for it there, and a guest whose own neighbor
-// entry for weir is fresh says nothing by ARP for a while. Control may write the entry at the same time.
+// learn notes the MAC of an instance behind a tunnel that was not known: nobody asks for it there,
+// and a guest whose own neighbor entry for weir is fresh says nothing by ARP for a while. Control
+// may write the entry at the same time.
 func (w *Worker) learn(in *generation.Instance, p *Packet) {
 	slot := in.Neighbor[p.family]
 	if slot == state.NoNeighbor {

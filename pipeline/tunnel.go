@@ -20,9 +20,10 @@ const (
 	minOuter = header.EthernetSize + header.IPv4Size + header.UDPSize + shimSize
 )
 
-// decap takes the outer headers off a packet for a port where tunnels end: VXLAN (RFC 7348) and Geneve (RFC 8926). tunnel reports
-// whether it is for such a tunnel at all; what is not belongs to the underlay. The outer UDP checksum is not verified: what it
-// covers is checked by the inner packet's own checksums.
+// decap takes the outer headers off a packet for a port where tunnels end: VXLAN (RFC 7348) and
+// Geneve (RFC 8926). tunnel reports whether it is for such a tunnel at all; what is not belongs to
+// the underlay. The outer UDP checksum is not verified: what it covers is checked by the inner
+// packet's own checksums.
 func (w *Worker) decap(port *generation.Port, index int, p *Packet) (r drop.Reason, tunnel bool) {
 	d := p.Data
 	var src inet.Addr
@@ -140,7 +141,8 @@ func (w *Worker) decap(port *generation.Port, index int, p *Packet) (r drop.Reas
 	return drop.Pass, true
 }
 
-// geneve returns how long a Geneve header is with its options, or why it is refused (RFC 8926 §3.4, §3.5).
+// geneve returns how long a Geneve header is with its options, or why it is refused (RFC 8926 §3.4,
+// §3.5).
 func geneve(shim []byte) (size int, r drop.Reason) {
 	size = shimSize + int(shim[0]&0x3f)*4
 	switch {
@@ -168,8 +170,8 @@ func geneve(shim []byte) (size int, r drop.Reason) {
 	return size, drop.Pass
 }
 
-// congested brings what the underlay says of congestion into the inner packet (RFC 6040 §4.2), or reports that it must not be
-// forwarded.
+// congested brings what the underlay says of congestion into the inner packet (RFC 6040 §4.2), or
+// reports that it must not be forwarded.
 func congested(inner []byte, ecn byte) bool {
 	ip := inner[header.EthernetSize:]
 	const ect1, ce = 1, 3
@@ -204,7 +206,8 @@ func congested(inner []byte, ecn byte) bool {
 	return true
 }
 
-// encap queues a frame in a tunnel packet. The caller knows that there is room, and that the outer neighbor is resolved.
+// encap queues a frame in a tunnel packet. The caller knows that there is room, and that the outer
+// neighbor is resolved.
 func (w *Worker) encap(to way, mac uint64, f *parcel) {
 	l := &w.gen.Links[to.link]
 	port := to.at.Port()
@@ -232,8 +235,9 @@ func (w *Worker) station(link uint16, port uint64) uint64 {
 	return port
 }
 
-// speaks reports whether an ARP message or neighbor discovery that came through a tunnel comes from the host of the instance that
-// it speaks for. Who probes for an address of its own speaks for nobody yet.
+// speaks reports whether an ARP message or neighbor discovery that came through a tunnel comes from
+// the host of the instance that it speaks for. Who probes for an address of its own speaks for
+// nobody yet.
 func (w *Worker) speaks(p *Packet) bool {
 	var a inet.Addr
 	d := p.Data[header.EthernetSize:]

@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"runtime"
 	"runtime/metrics"
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"weir/pipeline/generation"
 	"weir/pipeline/state"
@@ -29,6 +31,10 @@ import (
 // between them.
 const keptGenerations = 4
 
+// quietAfterStart is how long no reset answers TCP of unknown connections. A data plane that starts
+// has taken the traffic over from another one, or has just swept what a dead one left.
+const quietAfterStart = time.Minute
+
 // Generations are those that the process has mapped, each at its number modulo their count.
 type Generations [keptGenerations]generation.Generation
 
@@ -37,22 +43,26 @@ func (g *Generations) At(number uint64) *generation.Generation { return &g[numbe
 
 // plane is a running data plane.
 type plane struct {
-	log     *slog.Logger
-	control link.Conn // the one that commands
-	refused link.Conn // room for telling another one so
-	orders  []byte    // the payload of link.Start; nil: nothing runs yet
-	state   *state.State
-	gens    Generations
-	current uint64
-	ports   []*dpdk.Port
-	nodes   []int                 // by worker: the NUMA node of its memory, -1: any
-	pools   map[int]*dpdk.Mempool // by NUMA node; nil: that has no room for one
-	workers []*Worker
-	waiters []*dpdk.Waiter
-	stop    atomic.Bool
-	running sync.WaitGroup
-	eal     bool // it is initialized
-	samples [2]metrics.Sample
+	log        *slog.Logger
+	bounds     Bounds
+	commanders []uint32   // users who may command
+	peer       unix.Ucred // room for who has connected
+	locks      []*os.File // of network interfaces
+	control    link.Conn  // the one that commands
+	refused    link.Conn  // room for telling another one so
+	orders     []byte     // the payload of link.Start; nil: nothing runs yet
+	state      *state.State
+	gens       Generations
+	current    uint64
+	ports      []*dpdk.Port
+	nodes      []int                 // by worker: the NUMA node of its memory, -1: any
+	pools      map[int]*dpdk.Mempool // by NUMA node; nil: that has no room for one
+	workers    []*Worker
+	waiters    []*dpdk.Waiter
+	stop       atomic.Bool
+	running    sync.WaitGroup
+	eal        bool // it is initialized
+	samples    [2]metrics.Sample
 }
 
 // start does all that allocates.
@@ -107,7 +117,7 @@ func (d *plane) start(payload []byte, stateFD, genFD, growingFD int) error {
 		refused := memory.On(d.nodes[i:i+1], func() {
 			w = &Worker{
 				Index: i, Core: core, Ports: d.ports, Devices: Devices(d.ports, c.Ports), Pool: own, State: d.state, Inject: d.state.Inject(i),
-				Pipe:        pipeline.NewWorker(d.state, i, d.gens.At(d.current), pipeline.WorkerConfig{MACs: macs, Handoff: handoff}),
+				Pipe:        pipeline.NewWorker(d.state, i, d.gens.At(d.current), pipeline.WorkerConfig{MACs: macs, Handoff: handoff, Quiet: quietAfterStart}),
 				Generations: &d.gens, Seen: d.current, Idle: c.Dataplane.Idle, Backoff: DefaultBackoff, Stop: &d.stop,
 			}
 		})
@@ -200,6 +210,9 @@ func (d *plane) close() error {
 	}
 	if d.eal {
 		errs = append(errs, dpdk.Cleanup())
+	}
+	for _, l := range d.locks {
+		errs = append(errs, os.Remove(l.Name()), l.Close())
 	}
 	return errors.Join(errs...)
 }

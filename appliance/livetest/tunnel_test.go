@@ -10,7 +10,8 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// tunnels puts two VPCs with the same addresses behind one kernel's VXLAN devices, the second over IPv6.
+// tunnels puts two VPCs with the same addresses behind one kernel's VXLAN devices, the second over
+// IPv6.
 const tunnelVPCs = `vpcs:
   - name: blue
     attach: [{port: inside, encap: vxlan, vni: 7, peers: [10.255.0.0/24], addresses: [172.30.0.1/24, "fd00:1::1/64"]}]
@@ -50,8 +51,9 @@ func newTunneledGuest(t *testing.T, host *namespace, vni int, local, remote stri
 	return guest
 }
 
-// Linux is the tunnels' other end: two VPCs with the same addresses, one over IPv4 and one over IPv6, each way, 1:1 and SNAT. Both
-// ends find each other's addresses by ARP and neighbor discovery, in the underlay and through the tunnels.
+// Linux is the tunnels' other end: two VPCs with the same addresses, one over IPv4 and one over
+// IPv6, each way, 1:1 and SNAT. Both ends find each other's addresses by ARP and neighbor
+// discovery, in the underlay and through the tunnels.
 func TestKernelVXLAN(t *testing.T) {
 	n := &network{guest: newNamespace(t, false), gateway: newNamespace(t, true), internet: newNamespace(t, false)}
 	shared := &losses{ends: []*namespace{n.guest, n.internet}}

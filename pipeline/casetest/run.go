@@ -54,6 +54,7 @@ type runner struct {
 	compiler *generation.Compiler
 	gen      *generation.Generation
 	worker   *pipeline.Worker
+	clock    *pipeline.Clock
 	respond  *respond.Responder
 	burst    pipeline.Burst
 	room     int               // of a packet buffer
@@ -116,6 +117,7 @@ func (r *runner) open() func() {
 	}
 	r.room = (max(mtu+26, 2048) + 1023) / 1024 * 1024
 	r.worker = pipeline.NewWorker(r.state, 0, r.gen, pipeline.WorkerConfig{MACs: macs, AnyMAC: true, AssumeMAC: neighbor, Seed: &seed})
+	r.clock = pipeline.NewClock(r.worker)
 	r.respond = respond.New(r.state, macs)
 	r.respond.Passive, r.respond.Assume = true, neighbor
 	r.respond.Configure(cfg, r.gen)
@@ -140,6 +142,7 @@ func (r *runner) reload() {
 	if err != nil {
 		r.fail("%v", err)
 	}
+	r.clock.Advance(int64(start + r.at.at))
 	r.worker.SetGeneration(next)
 	r.respond.Configure(cfg, next)
 	r.compiler.Retire()
@@ -212,10 +215,8 @@ func (r *runner) list(format string, args ...any) {
 // process is one turn of weir replay's loop.
 func (r *runner) process(data []byte) {
 	now := int64(start + r.at.at)
-	r.worker.SetClock(now)
-	r.worker.Expire(r.worker.Capacity())
 	buffers := 1 + int(r.state.Counters(0).Held)
-	r.worker.Release()
+	r.clock.Advance(now)
 	r.stock()
 	buffers += r.worker.Spare.N
 	r.sent = r.sent[:0]
@@ -307,8 +308,8 @@ func (r *runner) frame(line string, port int) []byte {
 	return frame
 }
 
-// sendFromOwner gives a frame from inside the MAC of the instance whose source address it has, if one is configured: so its
-// sender would.
+// sendFromOwner gives a frame from inside the MAC of the instance whose source address it has, if
+// one is configured: so its sender would.
 func (r *runner) sendFromOwner(data []byte) {
 	e := header.Ethernet(data)
 	var src netip.Addr

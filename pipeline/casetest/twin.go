@@ -13,8 +13,8 @@ import (
 	"weir/config"
 )
 
-// Twin is another way for a VPC's packets: a case runs once more with its plain inside ports changed to it, in memory, and nothing
-// else may change.
+// Twin is another way for a VPC's packets: a case runs once more with its plain inside ports
+// changed to it, in memory, and nothing else may change.
 type Twin struct {
 	Name   string
 	change func(*config.Config, *config.Attachment)
@@ -77,7 +77,8 @@ func tunnel(encap config.Encap, family int) func(*config.Config, *config.Attachm
 	}
 }
 
-// tunnelTwin is the outer header of a twin, written and read here once more, apart from the pipeline.
+// tunnelTwin is the outer header of a twin, written and read here once more, apart from the
+// pipeline.
 type tunnelTwin struct {
 	family int
 	udp    uint16
@@ -172,7 +173,8 @@ func inner(t tunnelTwin) func(int, config.MAC, []byte) ([]byte, error) {
 	}
 }
 
-// wholeSum reports whether the checksum of an inner TCP or UDP packet is right: only then the outer one is, which follows from it.
+// wholeSum reports whether the checksum of an inner TCP or UDP packet is right: only then the outer
+// one is, which follows from it.
 func wholeSum(frame []byte) bool {
 	var proto byte
 	var addresses, t []byte

@@ -132,7 +132,8 @@ type endpointKey struct {
 	addr       netip.Addr
 }
 
-// attachmentIndex is Attachment before the table of tags is made. VPCs are compiled one after the other: it is one of the last.
+// attachmentIndex is Attachment before the table of tags is made. VPCs are compiled one after the
+// other: it is one of the last.
 func (t *Tables) attachmentIndex(at attach.Word) (uint32, bool) {
 	for i := len(t.Attachments) - 1; i >= 0; i-- {
 		if t.Attachments[i].At == at {
@@ -152,8 +153,9 @@ func (g *Generation) Hosted(in *Instance, f inet.Family, link uint16) bool {
 	return false
 }
 
-// Wrap puts the outer header of a link, and the Ethernet header of the underlay, before an inner frame. flow chooses the source
-// port. It is for frames of weir's own: those of packets are wrapped in their buffers.
+// Wrap puts the outer header of a link, and the Ethernet header of the underlay, before an inner
+// frame. flow chooses the source port. It is for frames of weir's own: those of packets are wrapped
+// in their buffers.
 func (l *Link) Wrap(frame []byte, vni uint32, flow uint16, src, dst config.MAC) []byte {
 	n := int(l.Size)
 	b := make([]byte, 0, header.EthernetSize+n+len(frame))
@@ -164,7 +166,8 @@ func (l *Link) Wrap(frame []byte, vni uint32, flow uint16, src, dst config.MAC) 
 	return b
 }
 
-// Finish fills in what varies of an outer header that stands in b behind an Ethernet header, and before the inner frame.
+// Finish fills in what varies of an outer header that stands in b behind an Ethernet header, and
+// before the inner frame.
 func (l *Link) Finish(b []byte, vni uint32, sport uint16) {
 	n := int(l.Size)
 	ip := b[header.EthernetSize:]
@@ -207,8 +210,9 @@ func (l *Link) Finish(b []byte, vni uint32, sport uint16) {
 	}
 }
 
-// innerSum adds the sum of what an inner frame has behind its Ethernet header. Where a transport checksum covers the rest, that
-// adds up to the complement of its pseudo-header, so nobody reads the payload (local checksum offload).
+// innerSum adds the sum of what an inner frame has behind its Ethernet header. Where a transport
+// checksum covers the rest, that adds up to the complement of its pseudo-header, so nobody reads
+// the payload (local checksum offload).
 func innerSum(frame []byte, sum uint16) uint16 {
 	p := frame[header.EthernetSize:]
 	var addresses []byte

@@ -27,8 +27,8 @@ func (r *Responder) wrap(at attach.Word, b []byte) []byte {
 	return b
 }
 
-// encap puts a frame into a packet to the endpoint that the message in hand came from; nil: that is no host any more, or not
-// resolved.
+// encap puts a frame into a packet to the endpoint that the message in hand came from; nil: that is
+// no host any more, or not resolved.
 func (r *Responder) encap(at attach.Word, b []byte) []byte {
 	i, known := r.gen.Attachment(at)
 	if !known {
