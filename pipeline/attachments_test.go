@@ -13,8 +13,8 @@ import (
 	"weir/pipeline/header"
 )
 
-// As many VPCs as there can be are attached to one port, with the same addresses; the first, the last and one between find their
-// own.
+// As many VPCs as there can be are attached to one port, with the same addresses; the first, the
+// last and one between find their own.
 func TestEveryVPCAttaches(t *testing.T) {
 	n := config.MaxVPCs
 	if testing.Short() {
