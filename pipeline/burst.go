@@ -45,12 +45,12 @@ type Packet struct {
 	Long   bool    // Data is only the first buffer of a longer frame
 	Front  uint16  // how much room is before Data in its buffer: what tags and outer headers take
 
-	tci uint16 // PCP and DEI that it came with, in their place in a tag
 	marks
 
 	// classify
 	from       generation.Place
 	via        uint16 // the link of the endpoint that it came from, through a tunnel
+	tci        uint16 // PCP and DEI that it came with, in their place in a tag
 	family     inet.Family
 	proto      uint8
 	kind       kind

@@ -38,7 +38,6 @@ func (w *Worker) classify(b *Burst, from, to int) (bytes uint64) {
 func (w *Worker) classifyWrapped(b *Burst, i int, mac uint64) {
 	p := &b.Packets[i]
 	if !b.opened {
-		p.from, p.tci, p.via = w.gen.Ports[b.Port].Own, 0, 0
 		if r := w.unwrap(b, p); r != drop.Pass {
 			w.out(p, b.Port, b.inside, refuse(r))
 			return

@@ -52,7 +52,7 @@ type liveHops struct {
 
 type liveHop struct {
 	mac uint64
-	mtu int // of its port
+	mtu int
 	*generation.Hop
 }
 

@@ -49,11 +49,10 @@ func (w *Worker) short(inside bool, s *session.Session, p *Packet, hash uint64) 
 	if w.over(s) {
 		return false
 	}
-	to := s.At
+	var at attach.Word
 	var mac uint64
 	var mtu int
 	if inside {
-		// Most sessions are of an instance without a tunnel whose MAC nobody has configured.
 		if (p.from.At != s.At || p.via != 0 || s.Flags&session.Bound != 0) && !w.sends(s, p, false) {
 			return false
 		}
@@ -62,15 +61,15 @@ func (w *Worker) short(inside bool, s *session.Session, p *Packet, hash uint64) 
 			return false
 		}
 		h := &l.hops[share(hash, l.n)%maxLiveHops]
-		to, mac, mtu = h.At, h.mac, h.mtu
-	} else if to == attach.None || s.Neighbor == state.NoNeighbor {
+		at, mac, mtu = h.At, h.mac, h.mtu
+	} else if at = s.At; at == attach.None || s.Neighbor == state.NoNeighbor {
 		return false
 	} else if mac = w.resolved(s.Neighbor); mac == 0 {
 		return false
 	} else {
 		mtu = int(w.gen.Links[s.Link].MTU)
 	}
-	if len(p.Data)-header.EthernetSize > mtu || !to.Plain() && !w.wraps(inside, to, s, p) {
+	if len(p.Data)-header.EthernetSize > mtu || !at.Plain() && !w.wrappable(w.shortWay(inside, s, at), p) {
 		return false
 	}
 	if p.kind == kindTCP {
@@ -84,21 +83,27 @@ func (w *Worker) short(inside bool, s *session.Session, p *Packet, hash uint64) 
 	} else {
 		rewrite6(inside, s, p)
 	}
-	switch {
-	case to.Plain():
-		w.queue(to.Port(), mac, p.Handle, p.Data)
-	case inside:
-		w.wrap(wayOut(to), mac, &parcel{p.Data, p.Handle, p.Front, p.tci, uint16(hash)})
-	default:
-		w.wrap(way{to, s.Link}, mac, &parcel{p.Data, p.Handle, p.Front, p.tci, uint16(hash)})
+	if at.Plain() {
+		w.queue(at.Port(), mac, p.Handle, p.Data)
+	} else {
+		w.wrap(w.shortWay(inside, s, at), mac, &parcel{p.Data, p.Handle, p.Front, p.tci, uint16(hash)})
 	}
 	return true
 }
 
-// wraps reports whether the tags or outer headers of an attachment can be put before a packet: there
-// is room for them, and the way to the tunnel's end is known.
-func (w *Worker) wraps(inside bool, to attach.Word, s *session.Session, p *Packet) bool {
-	return int(p.Front) >= overhead(to) && (inside || !to.Tunnel() || w.resolved(w.gen.Links[s.Link].Neighbor) != 0)
+// shortWay is the way of a session's packets, to the outside port that was chosen or to its
+// instance.
+func (w *Worker) shortWay(inside bool, s *session.Session, at attach.Word) way {
+	if inside {
+		return wayOut(at)
+	}
+	return way{at, s.Link}
+}
+
+// wrappable reports whether there is room for what goes before a packet, and through a tunnel a
+// neighbor that takes it.
+func (w *Worker) wrappable(to way, p *Packet) bool {
+	return int(p.Front) >= overhead(to.at) && (!to.at.Tunnel() || w.resolved(w.gen.Links[to.link].Neighbor) != 0)
 }
 
 // rewrite4 is rewrite for a plain IPv4 packet. Its twins are Worker.rewrite and Packet.translate

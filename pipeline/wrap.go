@@ -42,7 +42,7 @@ func overhead(at attach.Word) int {
 func (w *Worker) unwrap(b *Burst, p *Packet) drop.Reason {
 	d := p.Data
 	own := w.gen.Ports[b.Port].Own
-	p.from = own
+	p.from, p.via, p.tci = own, 0, 0
 	if p.Long || len(d) < header.EthernetSize {
 		return drop.Pass // parse says what is wrong with it
 	}

@@ -60,9 +60,6 @@ func (n *Neighbors) Len() int { return int(n.before(n.tables.Load())) }
 // Live returns the entries that have memory.
 func (n *Neighbors) Live() []Neighbor { return n.Entries[:n.Len()] }
 
-// room returns how many entries there may be before the next table is wanted.
-func (n *Neighbors) room() int { return int(n.first<<(3*(n.tables.Load()-1))) / 2 }
-
 // is compares the address. Control may be between its two stores; but then word is 0, so a reader
 // who finds a word and asks once more has seen a whole address.
 func (e *Neighbor) is(a inet.Addr) bool {
