@@ -24,7 +24,7 @@ func checkCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check PATH",
 		Short: "Check a configuration and print all faults and warnings, with file and line",
-		Long:  "Check reads a configuration (a file, or a directory of files) as weir run does.\nIt exits with 0 if there are no faults and with 1 otherwise; --strict makes warnings fail too.",
+		Long:  "Check reads a configuration (a file, or a directory of files) as weir run does.\nIt exits with 0 if there are no faults and with 1 otherwise; --strict makes warnings fail too.\nWith --against, what a reload would refuse is a fault: more taken away than reload.max_shrink allows, keys that take a restart.",
 		Args:  cobra.ExactArgs(1),
 		RunE: command.Work(func(cmd *cobra.Command, args []string) error {
 			return check(cmd.OutOrStdout(), args[0], target, asJSON, strict)
@@ -81,6 +81,10 @@ func check(out io.Writer, path, target string, asJSON, strict bool) error {
 		if p, failed = control.Against(path, target, cfg); failed != nil {
 			return failed
 		}
+		if p.Refused != "" {
+			faults = append(faults, config.Fault{File: path, Message: fmt.Sprintf("a reload of %s would refuse this: %s", target, p.Refused)})
+			err = faults
+		}
 	}
 	if asJSON {
 		enc := json.NewEncoder(printable{out, escapeJSON})
@@ -108,9 +112,9 @@ func check(out io.Writer, path, target string, asJSON, strict bool) error {
 			}
 			fmt.Fprintf(out, "%s: good: %d ports, %d pools, %d gateways, %d VPCs, %d instances\n",
 				config.QuoteName(path), len(cfg.Ports), len(cfg.Pools), len(cfg.Gateways), len(cfg.VPCs), instances)
-			if p != nil {
-				p.Print(out)
-			}
+		}
+		if p != nil {
+			p.Print(out)
 		}
 	}
 	if err != nil || strict && len(warnings) > 0 {

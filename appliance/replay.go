@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -35,10 +36,12 @@ func replayCommand() *cobra.Command {
 	var r replay
 	var in, reloads []string
 	cmd := &cobra.Command{
-		Use:   "replay --config PATH --in PORT=FILE.pcap... --out DIR",
+		Use:   "replay --config PATH --in PORT=FILE... --out DIR",
 		Short: "Send captured packets through the real pipeline and write what comes out",
-		Long: "Replay replaces every port of the configuration with a capture file. Frames enter in the order of their time stamps over\n" +
-			"all ports, the clock follows the captures, and what weir sends goes to DIR/PORT.pcap. Replay needs no privileges.\n" +
+		Long: "Replay replaces every port of the configuration with a capture file: pcap or pcapng, also compressed by gzip, of Ethernet,\n" +
+			"Linux cooked or raw IP links. Frames enter in the order of their time stamps over all ports, the clock is that of the\n" +
+			"captures and runs between them too, and what weir sends goes to DIR/PORT.pcap. Frames that a capture holds only in\n" +
+			"part are skipped and counted. Replay needs no privileges.\n" +
 			"Neighbors without a configured MAC count as resolved, with " + assumedMAC.String() + ", so that the same input gives the same output.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -57,6 +60,8 @@ func replayCommand() *cobra.Command {
 	f.StringArrayVar(&reloads, "reload", nil, "`SECONDS=PATH`: load another configuration this many seconds after the first frame")
 	f.StringVar(&r.out, "out", "", "directory for what the ports send")
 	f.BoolVar(&r.json, "json", false, "print the counters as one JSON object")
+	f.BoolVar(&r.verbose, "verbose", false, "print each frame and what became of it, with the reason if it was dropped")
+	cmd.MarkFlagsMutuallyExclusive("json", "verbose")
 	cmd.MarkFlagRequired("config")
 	cmd.MarkFlagRequired("out")
 	return cmd
@@ -74,8 +79,16 @@ const maxFrame = 65535
 type replay struct {
 	config, out string
 	json        bool
+	verbose     bool
 	in          map[string]string // port -> file
+	skipped     map[string]skipped
 	reloads     []reloadAt
+}
+
+// skipped is how many frames of a file did not enter.
+type skipped struct {
+	Sliced  int `json:"sliced,omitempty"`
+	Foreign int `json:"foreign,omitempty"`
 }
 
 type reloadAt struct {
@@ -114,8 +127,8 @@ type arrival struct {
 	frame []byte
 }
 
-// schedule reads what each port receives, and when. Within a port the order is the file's, whatever
-// its times say.
+// schedule reads what each port receives, and when: by time, and by port and place in its file
+// where that is the same.
 func (r *replay) schedule(cfg *config.Config) ([]arrival, error) {
 	for name := range r.in {
 		if !slices.ContainsFunc(cfg.Ports, func(p config.Port) bool { return p.Name == name }) {
@@ -128,28 +141,24 @@ func (r *replay) schedule(cfg *config.Config) ([]arrival, error) {
 		if file == "" {
 			continue
 		}
-		records, err := packettext.ReadPcapFile(file)
+		c, err := packettext.ReadCaptureFile(file)
 		if err != nil {
 			return nil, err
 		}
-		var at time.Duration
-		for n, rec := range records {
+		if c.Sliced+c.Foreign > 0 {
+			if r.skipped == nil {
+				r.skipped = map[string]skipped{}
+			}
+			r.skipped[p.Name] = skipped{c.Sliced, c.Foreign}
+		}
+		for n, rec := range c.Records {
 			if len(rec.Frame) > maxFrame {
 				return nil, fmt.Errorf("%s: frame %d has %d bytes; expected at most %d, as no device delivers more: leave it out of the capture", file, n+1, len(rec.Frame), maxFrame)
 			}
-			at = max(at, rec.Time)
-			all = append(all, arrival{at, i, rec.Frame})
+			all = append(all, arrival{rec.Time, i, rec.Frame})
 		}
 	}
-	slices.SortStableFunc(all, func(a, b arrival) int {
-		switch {
-		case a.at < b.at:
-			return -1
-		case a.at > b.at:
-			return 1
-		}
-		return 0
-	})
+	slices.SortStableFunc(all, func(a, b arrival) int { return cmp.Compare(a.at, b.at) })
 	return all, nil
 }
 
@@ -168,12 +177,12 @@ func (r *replay) run(out io.Writer) (err error) {
 	}
 	state, err := state.New(state.Sizes{
 		// A frame begins at most one session: a larger table would never be fuller.
-		Workers: 1, Sessions: min(cfg.Dataplane.Sessions, len(arrivals)+1024), Addresses: generation.SNATAddresses(cfg), Seed: &replaySeed,
+		Workers: 1, Sessions: min(cfg.Dataplane.Sessions, len(arrivals)+1024), Seed: &replaySeed,
 	})
 	if err != nil {
 		return err
 	}
-	defer state.Segment.Close()
+	defer state.Close()
 	compiler := generation.NewCompiler(state, &replaySeed)
 	gen, err := compiler.Compile(cfg)
 	if err != nil {
@@ -183,7 +192,7 @@ func (r *replay) run(out io.Writer) (err error) {
 
 	w := newReplayWorker(cfg, state, gen)
 	respond := respond.New(state, w.macs)
-	respond.Passive = true
+	respond.Passive, respond.Assume = true, assumedMAC
 	respond.Configure(cfg, gen)
 
 	counters := state.Counters(0)
@@ -192,23 +201,30 @@ func (r *replay) run(out io.Writer) (err error) {
 		first = arrivals[0].at
 	}
 	const start = time.Hour // the clock at the first frame
-	for _, a := range arrivals {
+	told := teller{out: out, counters: counters, ports: cfg.Ports, w: w, silent: !r.verbose}
+	for n, a := range arrivals {
 		for len(r.reloads) > 0 && r.reloads[0].after <= a.at-first {
-			next, err := r.reload(cfg, compiler, r.reloads[0].path)
+			at := r.reloads[0]
+			next, err := r.reload(cfg, compiler, at.path)
 			if err != nil {
 				return err
 			}
 			r.reloads = r.reloads[1:]
+			w.advance(int64(start + at.after))
 			w.pipe.SetGeneration(next.gen)
 			respond.Configure(next.cfg, next.gen)
 			compiler.Retire()
 			gen.Close()
 			cfg, gen = next.cfg, next.gen
+			told.reload(at)
 		}
 		now := int64(start + a.at - first)
-		w.receive(now, a)
+		w.advance(now)
+		told.frame(n+1, a.at-first, a)
+		w.receive(a)
 		respond.Poll(now)
 		w.originate(a.at)
+		told.outcome()
 	}
 	for i, p := range cfg.Ports {
 		if err := writePcap(r.outFile(p.Name), w.sent[i]); err != nil {
@@ -251,6 +267,7 @@ func writePcap(name string, records []packettext.Record) error {
 // them.
 type replayWorker struct {
 	pipe   *pipeline.Worker
+	clock  *pipeline.Clock
 	inject state.Ring
 	macs   []config.MAC
 	room   int // of a packet buffer
@@ -270,30 +287,37 @@ func newReplayWorker(cfg *config.Config, state *state.State, gen *generation.Gen
 	}
 	w.room = bufferRoom(mtu)
 	w.pipe = pipeline.NewWorker(state, 0, gen, pipeline.WorkerConfig{MACs: w.macs, AnyMAC: true, AssumeMAC: assumedMAC, Seed: &replaySeed})
+	w.clock = pipeline.NewClock(w.pipe)
 	return w
 }
+
+// headroom is what a packet buffer has before the frame.
+const headroom = 128
 
 // bufferRoom is how much of a frame a packet buffer of the data plane takes: Ethernet header, two
 // VLAN tags, CRC, and at least 2 KiB, in whole KiB; and a buffer with its headroom has a length of
 // 16 bits.
 func bufferRoom(mtu int) int {
-	const overhead, headroom = 14 + 2*4 + 4, 128
+	const overhead = 14 + 2*4 + 4
 	return min((max(mtu+overhead, 2048)+1023)/1024*1024, math.MaxUint16-headroom)
 }
 
-// receive is a turn of the worker with one frame.
-func (w *replayWorker) receive(now int64, a arrival) {
-	w.pipe.SetClock(now)
-	w.pipe.Expire(w.pipe.Capacity())
-	w.pipe.Release()
+// advance lets the time pass until the next frame.
+func (w *replayWorker) advance(now int64) {
+	w.clock.Advance(now)
 	w.pipe.Done = w.pipe.Done[:0]
+}
+
+// receive is a turn of the worker with one frame.
+func (w *replayWorker) receive(a arrival) {
 	for s := &w.pipe.Spare; s.N < pipeline.MaxSpare; s.N++ {
-		s.Data[s.N] = make([]byte, w.room)
+		s.Data[s.N], s.Front = make([]byte, headroom+w.room)[headroom:], headroom
 	}
 	n := min(len(a.frame), w.room)
 	w.burst.Port, w.burst.N = a.port, 1
 	k := &w.burst.Packets[0]
-	k.Data, k.Handle, k.Long = a.frame[:n:n], anyHandle, len(a.frame) > w.room
+	buffer := append(make([]byte, headroom, headroom+n), a.frame[:n]...)
+	k.Data, k.Front, k.Handle, k.Long = buffer[headroom:], headroom, anyHandle, len(a.frame) > w.room
 	w.pipe.Process(&w.burst)
 	for port := range w.sent {
 		q := &w.pipe.Out[port]
@@ -331,12 +355,72 @@ func (w *replayWorker) send(port int, at time.Duration, frame []byte) {
 	w.sent[port] = append(w.sent[port], packettext.Record{Time: at, Frame: bytes.Clone(frame)})
 }
 
+// teller prints what becomes of each frame, in the words of the test cases, from what the pipeline
+// has counted and sent since it last looked.
+type teller struct {
+	out      io.Writer
+	counters *state.Counters
+	ports    []config.Port
+	w        *replayWorker
+	silent   bool
+	before   state.Counters
+	sent     []int // frames, by port
+}
+
+// reload tells of a change of the configuration.
+func (t *teller) reload(r reloadAt) {
+	if !t.silent {
+		t.outcome() // pieces that waited in vain
+		fmt.Fprintf(t.out, "+%.6f reload %s\n", r.after.Seconds(), r.path)
+	}
+}
+
+// frame tells of a frame that comes in.
+func (t *teller) frame(n int, at time.Duration, a arrival) {
+	if !t.silent {
+		t.outcome()
+		fmt.Fprintf(t.out, "%d +%.6f %s < %s\n", n, at.Seconds(), t.ports[a.port].Name, packettext.Format(a.frame))
+	}
+}
+
+// outcome tells what has happened since.
+func (t *teller) outcome() {
+	if t.silent {
+		return
+	}
+	if t.sent == nil {
+		t.sent = make([]int, len(t.ports))
+	}
+	for i, sent := range t.w.sent {
+		for _, rec := range sent[t.sent[i]:] {
+			fmt.Fprintf(t.out, "    %s > %s\n", t.ports[i].Name, packettext.Format(rec.Frame))
+		}
+		t.sent[i] = len(sent)
+	}
+	now := *t.counters
+	for reason := drop.Pass + 1; reason < drop.NumReasons; reason++ {
+		for range now.Dropped[reason] - t.before.Dropped[reason] {
+			fmt.Fprintf(t.out, "    dropped %s: %s\n", reason, reason.Help())
+		}
+	}
+	for range now.Punted - t.before.Punted {
+		fmt.Fprintln(t.out, "    punted")
+	}
+	if now.Held > t.before.Held {
+		fmt.Fprintln(t.out, "    held")
+	}
+	t.before = now
+}
+
 func (r *replay) print(out io.Writer, cfg *config.Config, c *state.Counters) error {
 	s := c.Summary(cfg.Ports)
 	if r.json {
 		e := json.NewEncoder(out)
 		e.SetIndent("", "  ")
-		return e.Encode(s)
+		return e.Encode(struct {
+			state.Summary
+			Skipped map[string]skipped `json:"skipped,omitempty"`
+		}{s, r.skipped})
 	}
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	for _, l := range []struct {
@@ -352,6 +436,14 @@ func (r *replay) print(out io.Writer, cfg *config.Config, c *state.Counters) err
 	}
 	for _, p := range cfg.Ports {
 		fmt.Fprintf(w, "port %s\treceived %d\ttransmitted %d\t%s\n", p.Name, s.Ports[p.Name].Received, s.Ports[p.Name].Transmitted, r.outFile(p.Name))
+	}
+	for _, p := range cfg.Ports {
+		if n := r.skipped[p.Name]; n.Sliced > 0 {
+			fmt.Fprintf(w, "port %s\tskipped %d\tthe capture holds only a part of them (tcpdump -s 0 takes whole frames)\n", p.Name, n.Sliced)
+		}
+		if n := r.skipped[p.Name]; n.Foreign > 0 {
+			fmt.Fprintf(w, "port %s\tskipped %d\tneither Ethernet nor IP\n", p.Name, n.Foreign)
+		}
 	}
 	return w.Flush()
 }

@@ -235,6 +235,8 @@ func (p *program) testReplay(t *testing.T) {
 	}
 	day := 20000 * 24 * time.Hour // since 1970: captures have real times
 	good := capture(t, packettext.Record{Time: day, Frame: frame}, packettext.Record{Time: day + 1500*time.Millisecond, Frame: frame})
+	sliced := append([]byte{}, good[24:24+16+20]...) // a record of 20 bytes, of a longer frame
+	sliced[8], sliced[9] = 20, 0
 	dir := put(t, map[string][]byte{
 		"weir.yaml":   []byte(replayConfig),
 		"moved.yaml":  []byte(strings.Replace(replayConfig, "[192.0.2.1]", "[192.0.2.2]", 1)),
@@ -246,6 +248,8 @@ func (p *program) testReplay(t *testing.T) {
 		"empty.pcap":  capture(t),
 		"cut.pcap":    good[:len(good)-1],
 		"text.pcap":   []byte("no capture\n"),
+		"late.pcap":   capture(t, packettext.Record{Time: day + 2*time.Second, Frame: frame}, packettext.Record{Time: day + time.Second, Frame: frame}),
+		"sliced.pcap": append(append([]byte{}, good...), sliced...),
 		"file":        nil,
 	})
 	at := func(name string) string { return filepath.Join(dir, name) }
@@ -265,6 +269,16 @@ func (p *program) testReplay(t *testing.T) {
 		{"no captures", []string{config, "--out=" + at("none")}, 0, `^received +0\n`, `^$`},
 		{"a capture without frames", []string{config, "--in=inside=" + at("empty.pcap"), "--out=" + at("none")}, 0, `^received +0\n`, `^$`},
 
+		{"sliced frames are left out", []string{config, "--in=inside=" + at("sliced.pcap"), "--out=" + at("sliced")}, 0,
+			`(?s)^received +2\n.*\nport inside +skipped 1 +the capture holds only a part of them.*\n$`, `^$`},
+		{"sliced frames in JSON", []string{config, "--in=inside=" + at("sliced.pcap"), "--out=" + at("slicedjson"), "--json"}, 0,
+			`(?s)"received": 2,.*"skipped": \{\s+"inside": \{\s+"sliced": 1\s+\}\s+\}\s+\}\n$`, `^$`},
+		{"each frame", []string{config, in, "--in=outside=" + at("late.pcap"), "--out=" + at("verbose"), "--verbose"}, 0,
+			`(?s)^1 \+0\.000000 inside < \S+ > \S+ udp 172.30.0.5:40000 > 8.8.8.8:53\n    outside > \S+ > \S+ udp 192.0.2.1:40000 > 8.8.8.8:53 ttl=63\n` +
+				`2 \+1\.000000 outside < [^\n]*\n    dropped martian: an address that must not appear on this wire\n` +
+				`3 \+1\.500000 inside < .*4 \+2\.000000 outside < .*received +4\n`, `^$`},
+		{"each frame and JSON", []string{config, in, out, "--json", "--verbose"}, 2, `^$`, `json verbose`},
+
 		{"a path that device arguments could not hold", []string{config, in, "--out=" + at("a,b=[c]")}, 0, `(?m)transmitted 2 +\S+/a,b=\[c\]/outside.pcap$`, `^$`},
 
 		{"no config", []string{in, out}, 2, `^$`, `required flag.*"config"`},
@@ -281,8 +295,8 @@ func (p *program) testReplay(t *testing.T) {
 		{"no such config", []string{"--config=" + at("none.yaml"), in, out}, 1, `^$`, `none.yaml: cannot be read: no such file`},
 		{"a faulty config", []string{"--config=" + at("faulty.yaml"), in, out}, 1, `^$`, `faulty.yaml:\d+: .*no gateway is named "nowhere"`},
 		{"no such capture", []string{config, "--in=inside=" + at("none.pcap"), out}, 1, `^$`, `none.pcap: no such file`},
-		{"no capture at all", []string{config, "--in=inside=" + at("text.pcap"), out}, 1, `^$`, `text.pcap: pcap header`},
-		{"a capture that ends inside a frame", []string{config, "--in=inside=" + at("cut.pcap"), out}, 1, `^$`, `cut.pcap: pcap record 1`},
+		{"no capture at all", []string{config, "--in=inside=" + at("text.pcap"), out}, 1, `^$`, `text.pcap: pcap header: .* expected a pcap or pcapng file`},
+		{"a capture that ends inside a frame", []string{config, "--in=inside=" + at("cut.pcap"), out}, 1, `^$`, `cut.pcap: pcap record 2`},
 		{"a frame that no device delivers", []string{config, "--in=inside=" + at("long.pcap"), out}, 1, `^$`, `long.pcap: frame 2 has 65536 bytes; expected at most 65535`},
 		{"an out that is a file", []string{config, in, "--out=" + at("file")}, 1, `^$`, `file: not a directory`},
 		{"a reload with faults", []string{config, in, out, "--reload=1=" + at("faulty.yaml")}, 1, `^$`, `no gateway is named "nowhere"`},
@@ -326,11 +340,15 @@ func (p *program) testReplay(t *testing.T) {
 // testCheck is about weir check and weir version.
 func (p *program) testCheck(t *testing.T) {
 	dir := put(t, map[string][]byte{
-		"good.yaml":    []byte(replayConfig),
-		"faulty.yaml":  []byte(strings.NewReplacer("gateway: g", "gateway: nowhere", "pools: [p]", "pools: [q]").Replace(replayConfig)),
-		"warned.yaml":  []byte(strings.Replace(replayConfig, "pools: [p]", "addresses: [192.0.2.7]", 1)),
-		"parts/1.yaml": []byte(replayConfig),
-		"parts/2.yaml": []byte("version: 1\ninstances: [{vpc: v, name: db, addresses: [172.30.0.6]}]\n"),
+		"good.yaml":     []byte(replayConfig),
+		"faulty.yaml":   []byte(strings.NewReplacer("gateway: g", "gateway: nowhere", "pools: [p]", "pools: [q]").Replace(replayConfig)),
+		"warned.yaml":   []byte(strings.Replace(replayConfig, "pools: [p]", "addresses: [192.0.2.7]", 1)),
+		"parts/1.yaml":  []byte(replayConfig),
+		"moved.yaml":    []byte(strings.Replace(replayConfig, "[192.0.2.1]", "[192.0.2.2]", 1)),
+		"renamed.yaml":  []byte(strings.Replace(replayConfig, "name: outside", "name: uplink", 1)),
+		"sessions.yaml": []byte(replayConfig + "dataplane: {sessions: 4096}\n"),
+		"more.yaml":     []byte(replayConfig + "instances: [{vpc: v, name: db, addresses: [172.30.0.6]}, {vpc: v, name: dc, addresses: [172.30.0.7]}]\n"),
+		"parts/2.yaml":  []byte("version: 1\ninstances: [{vpc: v, name: db, addresses: [172.30.0.6]}]\n"),
 	})
 	at := func(name string) string { return filepath.Join(dir, name) }
 	for _, c := range []struct {
@@ -346,6 +364,13 @@ func (p *program) testCheck(t *testing.T) {
 		{"all faults", []string{"check", at("faulty.yaml")}, 1, `(?s)^fault: \S+faulty.yaml:6: .*"q".*\nfault: \S+faulty.yaml:11: .*no gateway is named "nowhere".*\n$`, `^$`},
 		{"warnings", []string{"check", at("warned.yaml")}, 0, `(?s)^warning: \S+warned.yaml:12: .*192.0.2.1 is in no gateway.*: good: `, `^$`},
 		{"warnings and strict", []string{"check", "--strict", at("warned.yaml")}, 1, `(?m)^warning: `, `^$`},
+		{"against the same", []string{"check", at("good.yaml"), "--against", at("good.yaml")}, 0, `(?s): good: .*\nthe meaning does not change`, `^$`},
+		{"against what a reload takes over", []string{"check", at("moved.yaml"), "--against", at("good.yaml")}, 0, `(?s): good: .*\nchange: instance "web" of vpc "v" changed\n$`, `^$`},
+		{"against more than max_shrink leaves", []string{"check", at("good.yaml"), "--against", at("more.yaml")}, 1,
+			`(?s)^fault: \S+good.yaml: a reload of \S+more.yaml would refuse this: the change removes 66 % of the .* \(50 %\).*\nchange: instance`, `^$`},
+		{"against another port name", []string{"check", at("renamed.yaml"), "--against", at("good.yaml")}, 1, `(?s)^fault: .*"uplink" added.*needs a restart of weir; nothing was applied\n.*restart needed: port "uplink" added\n$`, `^$`},
+		{"against another size", []string{"check", at("sessions.yaml"), "--against", at("good.yaml")}, 1, `^fault: .*dataplane.sessions\] changed, which needs a restart of weir; the rest was applied\n`, `^$`},
+		{"against and JSON", []string{"check", "--json", at("sessions.yaml"), "--against", at("good.yaml")}, 1, `(?s)"ok": false,.*"message": "a reload of .*"refused": `, `^$`},
 		{"no such file", []string{"check", at("none.yaml")}, 1, `^fault: \S+none.yaml: cannot be read: no such file`, `^$`},
 		{"no path", []string{"check"}, 2, `^$`, `accepts 1 arg`},
 		{"two paths", []string{"check", "a", "b"}, 2, `^$`, `accepts 1 arg`},

@@ -60,40 +60,41 @@ func Changes(old, new *Config) []Change {
 	d.section("sessions", KindSessions, old.Sessions, new.Sessions)
 	d.section("metrics", KindSection, old.Metrics, new.Metrics)
 	d.section("reload", KindSection, old.Reload, new.Reload)
-	compare(&d, comparison[Port]{KindPort, old.Ports, new.Ports, 0, 0, comparePorts, namePort, same[Port]})
-	compare(&d, comparison[Pool]{KindPool, old.Pools, new.Pools, 0, 0,
-		func(a, b *Pool) int { return cmp.Compare(a.Name, b.Name) },
-		func(p *Pool) string { return fmt.Sprintf("pool %q", p.Name) }, d.samePool})
-	compare(&d, comparison[Gateway]{KindGateway, old.Gateways, new.Gateways, 0, 0,
-		func(a, b *Gateway) int { return bytes.Compare(a.ID[:], b.ID[:]) },
-		func(g *Gateway) string { return fmt.Sprintf("gateway %v", g.ID) }, d.sameGateway})
+	compare(&d, comparison[Port]{KindPort, old.Ports, new.Ports, 0, 0, namePort, same[Port]}, comparePorts)
+	compare(&d, comparison[Pool]{KindPool, old.Pools, new.Pools, 0, 0, func(p *Pool) string { return fmt.Sprintf("pool %q", p.Name) }, d.samePool},
+		func(a, b *Pool) int { return cmp.Compare(a.Name, b.Name) })
+	compare(&d, comparison[Gateway]{KindGateway, old.Gateways, new.Gateways, 0, 0, func(g *Gateway) string { return fmt.Sprintf("gateway %v", g.ID) }, d.sameGateway},
+		func(a, b *Gateway) int { return bytes.Compare(a.ID[:], b.ID[:]) })
 	d.stablePorts = slices.EqualFunc(old.Ports, new.Ports, func(a, b Port) bool { return a.Name == b.Name })
 	d.stableGateways = slices.EqualFunc(old.Gateways, new.Gateways, func(a, b Gateway) bool { return a.ID == b.ID })
-	compareVPCs := func(a, b *VPC) int { return cmp.Compare(a.Name, b.Name) }
-	compare(&d, comparison[VPC]{KindVPC, old.VPCs, new.VPCs, 0, 0, compareVPCs,
-		func(v *VPC) string { return fmt.Sprintf("vpc %q", v.Name) }, d.sameNetwork})
+	vpcs := pairs(old.VPCs, new.VPCs, func(a, b *VPC) int { return cmp.Compare(a.Name, b.Name) }, d.places)
+	report(&d, comparison[VPC]{KindVPC, old.VPCs, new.VPCs, 0, 0,
+		func(v *VPC) string { return fmt.Sprintf("vpc %q", v.Name) }, d.sameNetwork}, vpcs, func(v *VPC) *string { return &v.Name })
 	// The routes and instances of a VPC that came or went did so with it.
-	merge(old.VPCs, new.VPCs, compareVPCs, func(i, j int) {
+	for _, p := range vpcs {
+		i, j := p.old, p.new
 		if i < 0 || j < 0 {
-			return
+			continue
 		}
 		a, b := &old.VPCs[i], &new.VPCs[j]
 		if !d.stableGateways || !shared(a.Routes, b.Routes) {
-			compare(&d, comparison[Route]{KindRoute, a.Routes, b.Routes, i, j, compareRoutes,
-				func(r *Route) string { return fmt.Sprintf("%s of vpc %q", r.name(), a.Name) }, d.sameTarget})
+			compare(&d, comparison[Route]{KindRoute, a.Routes, b.Routes, i, j,
+				func(r *Route) string { return fmt.Sprintf("%s of vpc %q", r.name(), a.Name) }, d.sameTarget}, compareRoutes)
 		}
 		if !shared(a.Instances, b.Instances) {
-			compare(&d, comparison[Instance]{KindInstance, a.Instances, b.Instances, i, j,
-				func(a, b *Instance) int { return cmp.Compare(a.Name, b.Name) },
-				func(i *Instance) string { return fmt.Sprintf("instance %q of vpc %q", i.Name, a.Name) }, same[Instance]})
+			list := pairs(a.Instances, b.Instances, func(a, b *Instance) int { return cmp.Compare(a.Name, b.Name) },
+				func(i *Instance) string { return i.Identity().String() })
+			report(&d, comparison[Instance]{KindInstance, a.Instances, b.Instances, i, j,
+				func(i *Instance) string { return fmt.Sprintf("instance %q of vpc %q", i.Name, a.Name) }, same[Instance]},
+				list, func(i *Instance) *string { return &i.Name })
 		}
-	})
+	}
 	return d.changes
 }
 
 // RestartOnly names the keys that differ and that are read at start only: the API's, the log's and
-// the data plane's, the set of ports and each port's device, side, MTU and MAC. A reload leaves
-// them as they are.
+// the data plane's, the set of ports and each port's device, side, VLAN, MTU and MAC. A reload
+// leaves them as they are.
 func RestartOnly(old, new *Config) []string {
 	var keys []string
 	only := func(key string, a, b any) {
@@ -110,7 +111,7 @@ func RestartOnly(old, new *Config) []string {
 	only("dataplane.vfio_intr", old.Dataplane.VFIOIntr, new.Dataplane.VFIOIntr)
 	only("dataplane.iova", old.Dataplane.IOVA, new.Dataplane.IOVA)
 	var d diff
-	compare(&d, comparison[Port]{KindPort, old.Ports, new.Ports, 0, 0, comparePorts, namePort, func(a, b *Port) bool { return true }})
+	compare(&d, comparison[Port]{KindPort, old.Ports, new.Ports, 0, 0, namePort, func(a, b *Port) bool { return true }}, comparePorts)
 	for _, c := range d.changes {
 		keys = append(keys, c.Text)
 	}
@@ -123,6 +124,7 @@ func RestartOnly(old, new *Config) []string {
 		only(namePort(a)+" side", a.Side, b.Side)
 		only(namePort(a)+" mtu", a.MTU, b.MTU)
 		only(namePort(a)+" mac", a.MAC, b.MAC)
+		only(namePort(a)+" vlan", a.VLAN, b.VLAN)
 	})
 	return keys
 }
@@ -175,31 +177,88 @@ func merge[T any](old, new []T, order func(a, b *T) int, f func(i, j int)) {
 	}
 }
 
-// comparison is two sorted lists of one kind: order goes by what identifies an element, name says
-// it in words.
+// comparison is two sorted lists of one kind: name says in words which element it is.
 type comparison[T any] struct {
 	kind           Kind
 	old, new       []T
 	oldVPC, newVPC int
-	order          func(a, b *T) int
 	name           func(*T) string
 	same           func(a, b *T) bool
 }
 
+// pair is one object in both lists: its indexes, -1 where it is in one only.
+type pair struct{ old, new int }
+
 // compare adds a change for each object that is in one list only or differs: those removed or
-// changed first.
-func compare[T any](d *diff, c comparison[T]) {
+// changed first. order goes by what identifies an object.
+func compare[T any](d *diff, c comparison[T], order func(a, b *T) int) {
+	report(d, c, pairs(c.old, c.new, order, nil), nil)
+}
+
+// pairs finds the same objects in both lists. Of those whose name is in one list only, two with the
+// same identity, if that is asked for and not empty, are one that was renamed.
+func pairs[T any](old, new []T, order func(a, b *T) int, identity func(*T) string) (list []pair) {
+	var removed, added []int // places in list
+	merge(old, new, order, func(i, j int) {
+		switch {
+		case j < 0:
+			removed = append(removed, len(list))
+		case i < 0:
+			added = append(added, len(list))
+		}
+		list = append(list, pair{i, j})
+	})
+	if identity == nil || len(removed) == 0 || len(added) == 0 {
+		return list
+	}
+	gone := make(map[string]int, len(removed))
+	for _, at := range removed {
+		if id := identity(&old[list[at].old]); id != "" {
+			gone[id] = at
+		}
+	}
+	twice := map[int]bool{}
+	for _, at := range added {
+		if was, ok := gone[identity(&new[list[at].new])]; ok {
+			list[was].new, twice[at] = list[at].new, true
+		}
+	}
+	kept := list[:0]
+	for at, p := range list {
+		if !twice[at] {
+			kept = append(kept, p)
+		}
+	}
+	return kept
+}
+
+// report adds the changes of pairs. label is the name of an object that may be renamed, for all
+// that is compared except the name.
+func report[T any](d *diff, c comparison[T], list []pair, label func(*T) *string) {
 	var added []Change
-	merge(c.old, c.new, c.order, func(i, j int) {
+	for _, p := range list {
+		i, j := p.old, p.new
 		switch {
 		case j < 0:
 			d.changes = append(d.changes, Change{c.name(&c.old[i]) + " removed", c.kind, Place{c.oldVPC, i}, None})
+			continue
 		case i < 0:
 			added = append(added, Change{c.name(&c.new[j]) + " added", c.kind, None, Place{c.newVPC, j}})
-		case !c.same(&c.old[i], &c.new[j]):
-			d.changes = append(d.changes, Change{c.name(&c.old[i]) + " changed", c.kind, Place{c.oldVPC, i}, Place{c.newVPC, j}})
+			continue
 		}
-	})
+		a, b, verb := &c.old[i], &c.new[j], " changed"
+		if label != nil && *label(a) != *label(b) {
+			verb = fmt.Sprintf(" renamed %q", *label(b))
+			renamed := *b
+			*label(&renamed) = *label(a)
+			if b = &renamed; !c.same(a, b) {
+				verb += " and changed"
+			}
+		} else if c.same(a, b) {
+			continue
+		}
+		d.changes = append(d.changes, Change{c.name(a) + verb, c.kind, Place{c.oldVPC, i}, Place{c.newVPC, j}})
+	}
 	d.changes = append(d.changes, added...)
 }
 
@@ -209,6 +268,14 @@ func same[T any](a, b *T) bool { return reflect.DeepEqual(a, b) }
 // then equal.
 func shared[T any](a, b []T) bool {
 	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
+}
+
+// places is the identity of a VPC whose name is new: the set of its attachments.
+func (d *diff) places(v *VPC) string {
+	if !d.stablePorts { // which takes a restart
+		return ""
+	}
+	return v.AttachmentSet()
 }
 
 // The methods below compare objects with names in place of indexes, which shift when a neighbor
@@ -237,7 +304,7 @@ func (d *diff) sameGateway(a, b *Gateway) bool {
 
 // sameNetwork compares VPCs without their routes and instances.
 func (d *diff) sameNetwork(a, b *VPC) bool {
-	if d.stablePorts && shared(a.Attach, b.Attach) && shared(a.Subnets, b.Subnets) && a.PerVPC == b.PerVPC {
+	if d.stablePorts && shared(a.Attach, b.Attach) && shared(a.Subnets, b.Subnets) && a.PerVPC == b.PerVPC && a.Weight == b.Weight {
 		return true
 	}
 	x, y := *a, *b

@@ -60,12 +60,17 @@ func TestDiff(t *testing.T) {
 		{"an attachment", "172.30.0.1/22, ", "172.30.0.2/22, ", []string{`vpc "blue" changed`}, nil},
 		{"a limit", "per_vpc: 0", "per_vpc: 9", []string{"sessions changed", `vpc "blue" changed`}, nil},
 		{"a route's target", "gateway: sv2}", "gateway: private}", []string{`route to 45.154.216.0/24 of vpc "blue" changed`}, nil},
+		{"a route's translation", "gateway: sv2}", "gateway: sv2, translate: false}", []string{`route to 45.154.216.0/24 of vpc "blue" changed`}, nil},
 		{"a route's class", "drop: true}", "drop: true, class: system}", []string{
 			`route to 100.64.0.0/10 of vpc "blue" removed`, `system route to 100.64.0.0/10 of vpc "blue" added`}, nil},
 		{"a route's from", ", from: 172.30.4.0/22", "", []string{
 			`route to 8.8.8.0/24 from 172.30.4.0/22 of vpc "blue" removed`, `route to 8.8.8.0/24 of vpc "blue" added`}, nil},
 		{"a route's next hop", "172.30.0.9", "172.30.0.10", []string{`route to 10.8.0.0/16 of vpc "blue" changed`}, nil},
-		{"an instance's name", "web-1", "web-2", []string{`instance "web-1" of vpc "blue" removed`, `instance "web-2" of vpc "blue" added`}, nil},
+		{"an instance's forwards", "to_port: 22", "to_port: 23", []string{`instance "web-1" of vpc "blue" changed`}, nil},
+		{"an instance's name", "web-1", "web-2", []string{`instance "web-1" of vpc "blue" renamed "web-2"`}, nil},
+		{"an instance's name and a port", "name: web-1", "name: web-2\n        limits: {per_instance: 7}", []string{`instance "web-1" of vpc "blue" renamed "web-2" and changed`}, nil},
+		{"an instance's name and IPv6 address", "name: web-1\n        addresses: [172.30.0.5, \"fd00:1::5\"]", "name: web-2\n        addresses: [172.30.0.5, \"fd00:1::6\"]", []string{`instance "web-1" of vpc "blue" renamed "web-2" and changed`}, nil},
+		{"an instance's name and address", "name: web-1\n        addresses: [172.30.0.5,", "name: web-2\n        addresses: [172.30.0.6,", []string{`instance "web-1" of vpc "blue" removed`, `instance "web-2" of vpc "blue" added`}, nil},
 		{"an instance's ports", "1024-17407", "1024-17406", []string{`instance "web-1" of vpc "blue" changed`}, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -87,6 +92,44 @@ func TestDiff(t *testing.T) {
 				t.Errorf("Equal is %v", Equal(old, changed))
 			}
 		})
+	}
+}
+
+// A VPC whose name is new, where another one with the same attachments is gone, has been renamed:
+// what differs within it is said as well.
+func TestDiffOfRenamedVPC(t *testing.T) {
+	data, err := os.ReadFile("testdata/example.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	parse := func(text string) *Config {
+		t.Helper()
+		c, _, err := Parse([]File{{"f.yaml", []byte(text)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	old := strings.Replace(string(data), ", vpc: blue}", "}", 1)
+	azure := strings.Replace(old, "- name: blue\n", "- name: azure\n", 1)
+	for _, c := range []struct {
+		what, text string
+		diff       []string
+	}{
+		{"renamed", azure, []string{`vpc "blue" renamed "azure"`}},
+		{"renamed and changed", strings.NewReplacer("per_vpc: 0", "per_vpc: 9", "web-1", "web-2", "drop: true}", "drop: true, from: 172.30.4.0/22}").Replace(azure), []string{
+			"sessions changed", `vpc "blue" renamed "azure" and changed`, `route to 100.64.0.0/10 of vpc "blue" removed`,
+			`route to 100.64.0.0/10 from 172.30.4.0/22 of vpc "blue" added`, `instance "web-1" of vpc "blue" renamed "web-2"`}},
+	} {
+		if d := cmp.Diff(c.diff, Diff(parse(old), parse(c.text))); d != "" {
+			t.Errorf("%s (-want +got):\n%s", c.what, d)
+		}
+	}
+	third := "ports:\n  - {name: third, side: inside, device: net_null7, mac: 02:00:00:00:00:09}\n"
+	old, azure = strings.Replace(old, "ports:\n", third, 1), strings.Replace(azure, "ports:\n", third, 1)
+	elsewhere := strings.Replace(azure, "{port: inside, addresses", "{port: third, addresses", 1)
+	if d := cmp.Diff([]string{`vpc "blue" removed`, `vpc "azure" added`}, Diff(parse(old), parse(elsewhere))); d != "" {
+		t.Errorf("another one elsewhere (-want +got):\n%s", d)
 	}
 }
 
@@ -144,7 +187,9 @@ func TestEveryFieldCounts(t *testing.T) {
 					v.SetInt(v.Int() + 1)
 				}
 			})
-		case reflect.Uint8, reflect.Uint16, reflect.Uint64:
+		case reflect.Bool:
+			try(path, v, func() { v.SetBool(!v.Bool()) })
+		case reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
 			try(path, v, func() { v.SetUint(v.Uint() ^ 1) })
 		default:
 			t.Fatalf("%s is a %v, which this test cannot change", path, v.Kind())

@@ -204,7 +204,7 @@ func (c *checker) follow(before, now []*fragment) *checker {
 	dirty := map[int]bool{}      // VPCs
 	n := &checker{
 		doc: &document{}, config: c.config, ports: c.ports, pools: c.pools, vpcs: c.vpcs, gateways: c.gateways, private: c.private,
-		ids: c.ids, ranges: c.ranges, own: c.own, attached: maps.Clone(c.attached),
+		ids: c.ids, ranges: c.ranges, own: c.own, attached: maps.Clone(c.attached), outer: c.outer, udpPorts: maps.Clone(c.udpPorts),
 	}
 	for i, f := range now {
 		o := before[i]
@@ -239,9 +239,11 @@ func (c *checker) follow(before, now []*fragment) *checker {
 	for _, i := range order {
 		n.config.VPCs[i] = n.checkVPC(i).share(&c.config.VPCs[i])
 	}
-	if len(n.external.attached)+len(c.external.attached) > 0 {
+	if len(n.external.attached)+len(c.external.attached)+len(n.external.untranslated) > 0 ||
+		slices.ContainsFunc(c.external.untranslated, func(s span) bool { return dirty[s.index] }) {
 		return nil
 	}
+	n.external.untranslated = c.external.untranslated
 	for _, h := range slices.Concat(n.external.whole, n.external.shared) {
 		n.notOwn(h)
 	}
@@ -249,6 +251,7 @@ func (c *checker) follow(before, now []*fragment) *checker {
 	n.external.whole = mergeClaims(c.external.whole, n.external.whole, compareWhole, stays)
 	n.external.shared = mergeClaims(c.external.shared, n.external.shared, compareShared, stays)
 	n.checkDistinct()
+	n.checkAmounts()
 	if len(n.faults.list) > 0 {
 		return nil
 	}

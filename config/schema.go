@@ -34,15 +34,18 @@ func newDocument() *document {
 }
 
 type portText struct {
-	spot      *spot
-	name      at[string]
-	device    at[string]
-	side      at[Side]
-	mtu       at[int]
-	mac       at[MAC]
-	addresses []at[netip.Prefix]
-	nextHops  []nextHopText
-	answer    at[Answer]
+	spot           *spot
+	name           at[string]
+	device         at[string]
+	side           at[Side]
+	vlan           at[VLAN]
+	pcp            at[PCP]
+	mtu            at[int]
+	mac            at[MAC]
+	addresses      []at[netip.Prefix]
+	nextHops       []nextHopText
+	privateSources []at[netip.Prefix]
+	answer         at[Answer]
 }
 
 type nextHopText struct {
@@ -62,6 +65,7 @@ type translationText struct {
 	mapping   at[Mapping]
 	filtering at[Filtering]
 	fragments at[Fragments]
+	refresh   at[InboundRefresh]
 }
 
 type gatewayText struct {
@@ -83,11 +87,21 @@ type vpcText struct {
 	routes    []routeText
 	instances []instanceText
 	limits    limitsText
+	weight    at[int]
 }
 
 type attachmentText struct {
 	spot      *spot
 	port      at[string]
+	vlan      at[VLAN]
+	pcp       at[PCP]
+	encap     at[Encap]
+	vni       at[int]
+	peers     []at[netip.Prefix]
+	mac       at[MAC]
+	udpPort   at[int]
+	dscp      at[DSCP]
+	checksum  at[bool]
 	addresses []at[netip.Prefix]
 	nextHops  []nextHopText
 }
@@ -101,6 +115,8 @@ type routeText struct {
 	gateway at[string]
 	address at[netip.Addr]
 	subnet  at[netip.Prefix]
+
+	translate at[bool]
 }
 
 type instanceText struct {
@@ -109,6 +125,7 @@ type instanceText struct {
 	name      at[string]
 	addresses []at[netip.Addr]
 	mac       at[MAC]
+	hosts     []at[netip.Addr]
 	transit   []at[netip.Prefix]
 	floating  []at[netip.Addr]
 	ephemeral []at[netip.Addr]
@@ -118,9 +135,17 @@ type instanceText struct {
 }
 
 type snatText struct {
-	spot    *spot
-	address at[netip.Addr]
-	ports   at[ports]
+	spot     *spot
+	address  at[netip.Addr]
+	ports    at[ports]
+	forwards []forwardText
+}
+
+type forwardText struct {
+	spot     *spot
+	protocol at[Protocol]
+	port     at[int]
+	toPort   at[int]
 }
 
 // The keys of each object, in the order in which messages list them.
@@ -130,23 +155,24 @@ var (
 	metricsKeys    = []string{"tenants"}
 	logKeys        = []string{"level", "format"}
 	dataplaneKeys  = []string{"workers", "memory", "idle", "sessions", "vfio_intr", "iova"}
-	portKeys       = []string{"name", "device", "side", "vlan", "mtu", "mac", "addresses", "next_hops", "answer"}
+	portKeys       = []string{"name", "device", "side", "vlan", "pcp", "mtu", "mac", "addresses", "next_hops", "private_sources", "answer"}
 	nextHopKeys    = []string{"address", "mac"}
 	poolKeys       = []string{"name", "ranges", "ports", "sessions"}
 	gatewayKeys    = []string{"name", "id", "pools", "addresses", "vpc"}
-	sessionsKeys   = []string{"spread", "on_move", "drain_timeout", "mapping", "filtering", "port_rest", "mss_clamp", "unknown_tcp", "fragments", "limits", "timeouts", "rfc_unsafe"}
-	poolSessions   = []string{"mapping", "filtering", "fragments"}
+	sessionsKeys   = []string{"spread", "on_move", "drain_timeout", "mapping", "filtering", "inbound_refresh", "port_rest", "mss_clamp", "unknown_tcp", "fragments", "allow_udp6_zero", "limits", "timeouts", "rfc_unsafe"}
+	poolSessions   = []string{"mapping", "filtering", "inbound_refresh", "fragments"}
 	limitsKeys     = []string{"per_instance", "per_vpc"}
 	instanceLimits = []string{"per_instance"}
 	timeoutsKeys   = []string{"tcp_partially_open", "tcp_established", "tcp_closing", "udp", "udp_ports", "icmp", "other"}
 	reloadKeys     = []string{"max_shrink"}
-	vpcKeys        = []string{"name", "attach", "subnets", "routes", "instances", "limits"}
-	attachKeys     = []string{"port", "vlan", "encap", "vni", "peers", "addresses", "next_hops"}
-	routeKeys      = []string{"to", "from", "class", "drop", "gateway", "address", "subnet"}
+	vpcKeys        = []string{"name", "attach", "subnets", "routes", "instances", "limits", "weight"}
+	attachKeys     = []string{"port", "vlan", "pcp", "encap", "vni", "peers", "mac", "udp_port", "dscp", "udp_checksum", "addresses", "next_hops"}
+	routeKeys      = []string{"to", "from", "class", "drop", "gateway", "address", "subnet", "translate"}
 	instanceKeys   = []string{"name", "addresses", "mac", "host", "transit", "external", "limits"}
 	placedKeys     = append([]string{"vpc"}, instanceKeys...) // of instances outside their VPC
 	externalKeys   = []string{"floating", "ephemeral", "snat", "attached"}
-	snatKeys       = []string{"address", "ports"}
+	snatKeys       = []string{"address", "ports", "forward"}
+	forwardKeys    = []string{"protocol", "port", "to_port"}
 	addressKeys    = []string{"address"}
 )
 
@@ -162,20 +188,13 @@ var (
 	parseMapping = oneOf(choice[Mapping]{"endpoint-independent", EndpointIndependentMapping}, choice[Mapping]{"address-and-port-dependent", AddressAndPortDependentMapping})
 	parseFilter  = oneOf(choice[Filtering]{"endpoint-independent", EndpointIndependentFiltering}, choice[Filtering]{"address-dependent", AddressDependentFiltering},
 		choice[Filtering]{"address-and-port-dependent", AddressAndPortDependentFiltering})
-	parsePieces = oneOf(choice[Fragments]{"track", TrackFragments}, choice[Fragments]{"drop", DropFragments})
-	parseClamp  = oneOf(choice[int]{"auto", MSSClampAuto}, choice[int]{"off", MSSClampOff})
-	parseEncap  = words("vxlan", "geneve")
+	parseProtocol = oneOf(choice[Protocol]{"tcp", TCP}, choice[Protocol]{"udp", UDP})
+	parseRefresh  = oneOf(choice[InboundRefresh]{"off", RefreshOff}, choice[InboundRefresh]{"on", RefreshOn})
+	parsePieces   = oneOf(choice[Fragments]{"track", TrackFragments}, choice[Fragments]{"drop", DropFragments})
+	parseClamp    = oneOf(choice[int]{"auto", MSSClampAuto}, choice[int]{"off", MSSClampOff})
+	parseEncap    = oneOf(choice[Encap]{"vxlan", VXLAN}, choice[Encap]{"geneve", Geneve})
+	parseZero     = oneOf(choice[bool]{"full", false}, choice[bool]{"zero", true})
 )
-
-// later reports a value that is well-formed and that this version does not support yet. today is
-// what is accepted.
-func (r *reader) later(v value, today string) {
-	what := "this"
-	if v.node.Kind == yaml.ScalarNode {
-		what = quote(v.node)
-	}
-	r.faults.add(v.spot, "%s is not supported yet; accepted today: %s", what, today)
-}
 
 // read returns what a file says. False: nothing of it could be read.
 func read(ctx context.Context, f File) (reader, bool) {
@@ -343,7 +362,7 @@ func (r *reader) sessions(v value) {
 			if d := r.duration(v); d.ok {
 				c.DrainTimeout = d.value
 			}
-		case "mapping", "filtering", "fragments":
+		case "mapping", "filtering", "inbound_refresh", "fragments":
 			r.translation(&r.doc.sessions, key, v)
 		case "port_rest":
 			if d := r.duration(v); d.ok {
@@ -353,6 +372,8 @@ func (r *reader) sessions(v value) {
 			c.MSSClamp = r.clamp(v)
 		case "unknown_tcp":
 			c.UnknownTCP = text(r, v, parseTCP).value
+		case "allow_udp6_zero":
+			c.AllowUDP6Zero = r.zeroPorts(v)
 		case "limits":
 			l := r.limits(v, limitsKeys)
 			c.PerInstance, c.PerVPC = l.perInstance.or(c.PerInstance), l.perVPC.or(c.PerVPC)
@@ -376,6 +397,8 @@ func (r *reader) translation(t *translationText, key string, v value) {
 		t.filtering = text(r, v, parseFilter)
 	case "fragments":
 		t.fragments = text(r, v, parsePieces)
+	case "inbound_refresh":
+		t.refresh = text(r, v, parseRefresh)
 	}
 }
 
@@ -413,6 +436,17 @@ var timeoutRules = map[string]struct {
 	"other":              {func(t *Timeouts) *time.Duration { return &t.Other }, minTimeout, ""},
 }
 
+// TimeoutFloors returns the least times that the RFCs let a NAT wait. For what they say nothing of
+// there is none.
+func TimeoutFloors() (t Timeouts) {
+	for key, rule := range timeoutRules {
+		if key != "other" {
+			*rule.field(&t) = rule.floor
+		}
+	}
+	return t
+}
+
 // minTimeout is the least idle time of a session, rfc_unsafe or not.
 const minTimeout = time.Second
 
@@ -442,6 +476,25 @@ func (r *reader) timeout(v value, floor time.Duration, rule string, unsafe bool)
 		d.ok = false
 	}
 	return d
+}
+
+// zeroPorts reads the ports of UDP that needs no checksum.
+func (r *reader) zeroPorts(v value) (list []uint16) {
+	for e := range r.list(v, "UDP ports") {
+		port := r.integer(e, 1, 65535)
+		switch {
+		case !port.ok:
+		case slices.Contains(list, uint16(port.value)):
+			r.faults.add(e.spot, "port %d stands already in the list; expected it once", port.value)
+		default:
+			list = append(list, uint16(port.value))
+		}
+	}
+	if len(list) > MaxZeroPorts {
+		r.faults.add(v.spot, "there are %d UDP ports; expected at most %d", len(list), MaxZeroPorts)
+	}
+	slices.Sort(list)
+	return list
 }
 
 // portTimeouts reads a mapping of remote UDP ports to timeouts. Those of well-known ports may be
@@ -519,7 +572,9 @@ func (r *reader) port(v value) portText {
 		case "side":
 			p.side = text(r, v, parseSide)
 		case "vlan":
-			r.vlan(v, true)
+			p.vlan = r.vlan(v)
+		case "pcp":
+			p.pcp = r.pcp(v)
 		case "mtu":
 			p.mtu = r.integer(v, 68, MaxMTU) // RFC 791
 		case "mac":
@@ -528,6 +583,8 @@ func (r *reader) port(v value) portText {
 			p.addresses = texts(r, v, "addresses with their prefix lengths", parseInterface)
 		case "next_hops":
 			p.nextHops = r.nextHops(v)
+		case "private_sources":
+			p.privateSources = texts(r, v, "prefixes", parsePrefix)
 		case "answer":
 			p.answer = text(r, v, parseAnswer)
 		}
@@ -538,24 +595,49 @@ func (r *reader) port(v value) portText {
 	return p
 }
 
-// vlan reads a VLAN ID, 0 for none, or on ports a pair of them.
-func (r *reader) vlan(v value, pairs bool) {
-	if pairs && v.node.Kind == yaml.SequenceNode {
-		good := len(v.node.Content) == 2
-		if !good {
-			r.faults.add(v.spot, "found %d VLANs; expected [outer, inner]", len(v.node.Content))
-		}
-		for e := range r.list(v, "VLANs") {
-			good = r.integer(e, 1, 4094).ok && good
-		}
-		if good {
-			r.later(v, "0")
-		}
-		return
+// vlan reads a VLAN ID, 0 for none, or a pair of them.
+func (r *reader) vlan(v value) at[VLAN] {
+	if v.node.Kind != yaml.SequenceNode {
+		id := r.integer(v, 0, 4094)
+		return at[VLAN]{VLAN{Outer: uint16(id.value)}, v.spot, id.ok}
 	}
-	if id := r.integer(v, 0, 4094); id.ok && id.value != 0 {
-		r.later(v, "0")
+	var ids []uint16
+	good := true
+	for e := range r.list(v, "VLANs") {
+		id := r.integer(e, 1, 4094)
+		ids, good = append(ids, uint16(id.value)), good && id.ok
 	}
+	if len(ids) != 2 {
+		r.faults.add(v.spot, "found %d VLANs; expected [outer, inner]", len(ids))
+		return at[VLAN]{spot: v.spot}
+	}
+	return at[VLAN]{VLAN{ids[0], ids[1]}, v.spot, good}
+}
+
+// pcp reads a priority, or keep.
+func (r *reader) pcp(v value) at[PCP] {
+	if v.node.Value == "keep" {
+		return at[PCP]{KeepPCP, v.spot, true}
+	}
+	n := r.integer(v, 0, 7)
+	return at[PCP]{PCP(n.value + 1), v.spot, n.ok}
+}
+
+// dscp reads a DSCP, or copy.
+func (r *reader) dscp(v value) at[DSCP] {
+	if v.node.Value == "copy" {
+		return at[DSCP]{CopyDSCP, v.spot, true}
+	}
+	n := r.integer(v, 0, 63)
+	return at[DSCP]{DSCP(n.value), v.spot, n.ok}
+}
+
+// hosts reads an address or a list of them.
+func (r *reader) hosts(v value) []at[netip.Addr] {
+	if v.node.Kind == yaml.SequenceNode {
+		return texts(r, v, "addresses", parseAddress)
+	}
+	return []at[netip.Addr]{text(r, v, parseAddress)}
 }
 
 // nextHops reads a list of addresses, or of {address, mac}.
@@ -651,6 +733,8 @@ func (r *reader) vpc(v value) vpcText {
 			}
 		case "limits":
 			p.limits = r.limits(v, limitsKeys)
+		case "weight":
+			p.weight = r.integer(v, 1, MaxWeight)
 		}
 	}
 	require(r, v, p.name, "name")
@@ -664,18 +748,23 @@ func (r *reader) attachment(v value) attachmentText {
 		case "port":
 			a.port = text(r, v, parseName)
 		case "vlan":
-			r.vlan(v, false)
+			a.vlan = r.vlan(v)
+		case "pcp":
+			a.pcp = r.pcp(v)
 		case "encap":
-			if text(r, v, parseEncap).ok {
-				r.later(v, "no tunnels")
-			}
+			a.encap = text(r, v, parseEncap)
 		case "vni":
-			if r.integer(v, 0, 1<<24-1).ok {
-				r.later(v, "no tunnels")
-			}
+			a.vni = r.integer(v, 0, 1<<24-1)
 		case "peers":
-			texts(r, v, "prefixes of tunnel endpoints", parseNetwork)
-			r.later(v, "no tunnels")
+			a.peers = texts(r, v, "prefixes of tunnel endpoints", parseNetwork)
+		case "mac":
+			a.mac = text(r, v, parseMAC)
+		case "udp_port":
+			a.udpPort = r.integer(v, 1, 65535)
+		case "dscp":
+			a.dscp = r.dscp(v)
+		case "udp_checksum":
+			a.checksum = text(r, v, parseZero)
 		case "addresses":
 			a.addresses = texts(r, v, "addresses with their prefix lengths", parseInterface)
 		case "next_hops":
@@ -707,6 +796,8 @@ func (r *reader) route(v value) routeText {
 			t.address = text(r, v, parseAddress)
 		case "subnet":
 			t.subnet = text(r, v, parsePrefix)
+		case "translate":
+			t.translate = r.truth(v)
 		}
 	}
 	require(r, v, t.to, "to")
@@ -729,9 +820,7 @@ func (r *reader) instance(v value, keys []string) instanceText {
 		case "mac":
 			i.mac = text(r, v, parseMAC)
 		case "host":
-			if text(r, v, parseAddress).ok {
-				r.later(v, "no tunnels")
-			}
+			i.hosts = r.hosts(v)
 		case "transit":
 			i.transit = texts(r, v, "prefixes", parseNetwork)
 		case "external":
@@ -755,7 +844,7 @@ func (r *reader) external(v value, i *instanceText) {
 		case "ephemeral":
 			i.ephemeral = r.externalAddresses(v)
 		case "snat":
-			for e := range r.list(v, "{address, ports}") {
+			for e := range r.list(v, "{address, ports, forward}") {
 				i.snat = append(i.snat, r.snat(e))
 			}
 		case "attached":
@@ -790,11 +879,35 @@ func (r *reader) snat(v value) snatText {
 			s.address = text(r, v, parseAddress)
 		case "ports":
 			s.ports = text(r, v, parsePorts)
+		case "forward":
+			for e := range r.list(v, "{protocol, port, to_port}") {
+				s.forwards = append(s.forwards, r.forward(e))
+			}
 		}
 	}
 	require(r, v, s.address, "address")
 	require(r, v, s.ports, "ports")
 	return s
+}
+
+func (r *reader) forward(v value) forwardText {
+	f := forwardText{spot: v.spot}
+	for key, v := range r.object(v, forwardKeys) {
+		switch key {
+		case "protocol":
+			f.protocol = text(r, v, parseProtocol)
+		case "port":
+			f.port = r.integer(v, 1, 65535)
+		case "to_port":
+			f.toPort = r.integer(v, 1, 65535)
+		}
+	}
+	require(r, v, f.protocol, "protocol")
+	require(r, v, f.port, "port")
+	if !f.toPort.given() {
+		f.toPort = f.port
+	}
+	return f
 }
 
 // require reports a key that an object lacks.

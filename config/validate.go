@@ -33,7 +33,9 @@ type checker struct {
 	poolsBroken bool                 // some range is not known
 	own         map[netip.Addr]owner // addresses of the ports and their next hops
 	external    claims
-	attached    map[int]owner // VPCs, by the inside port that they have
+	attached    map[attachKey]owner // VPCs, by the attachment that they have
+	outer       map[outerTag]owner  // outside ports, by the frames that are theirs
+	udpPorts    map[kindKey]udpPortOf
 	warned      warnings
 }
 
@@ -51,6 +53,7 @@ func (c *checker) check() {
 	c.checkGateways()
 	c.checkVPCs()
 	c.checkExternal()
+	c.checkAmounts()
 }
 
 // sortNamed reports duplicate names in list, sorts it by name and returns the index of each name.
@@ -85,17 +88,10 @@ func (c *checker) checkPorts() {
 	}
 	c.ports = sortNamed(c, c.doc.ports, "port", func(p *portText) at[string] { return p.name })
 	c.own = map[netip.Addr]owner{}
-	devices := map[string]owner{}
+	c.checkDevices()
 	for i := range c.doc.ports {
 		p := &c.doc.ports[i]
-		if name := DeviceName(p.device.value); p.device.ok {
-			if o := devices[name]; o.spot != nil {
-				c.faults.add(p.device.spot, "device %s of port %q is already used by %v; expected another device", name, p.name.value, o)
-			} else {
-				devices[name] = owner{"port", p.name.value, p.device.spot}
-			}
-		}
-		c.config.Ports = append(c.config.Ports, c.port(p))
+		c.config.Ports = append(c.config.Ports, c.port(i, p))
 	}
 	for i := range c.doc.ports {
 		for _, hop := range c.doc.ports[i].nextHops {
@@ -114,7 +110,7 @@ func (c *checker) checkPorts() {
 }
 
 // port checks one port and notes its addresses as weir's own.
-func (c *checker) port(p *portText) Port {
+func (c *checker) port(i int, p *portText) Port {
 	port := Port{
 		Name:   p.name.value,
 		Device: p.device.value,
@@ -124,7 +120,7 @@ func (c *checker) port(p *portText) Port {
 		Answer: p.answer.value,
 	}
 	if p.side.ok && p.side.value == Inside {
-		c.inside(p)
+		c.inside(i, p, &port)
 		return port
 	}
 	for _, a := range p.addresses {
@@ -141,22 +137,42 @@ func (c *checker) port(p *portText) Port {
 		}
 		port.Addresses = append(port.Addresses, a.value)
 	}
+	port.VLAN, port.PCP = p.vlan.value, p.pcp.value
+	if p.pcp.given() && port.VLAN == (VLAN{}) {
+		c.faults.add(p.pcp.spot, "a port without vlan has no tag to write a priority in; expected pcp beside vlan")
+	}
 	port.NextHops = c.nextHops(p.nextHops, p.addresses, "the port's")
+	port.PrivateSources = c.privateSources(p)
 	return port
 }
 
-// inside refuses what only an outside port has, and what only tunnels need.
-func (c *checker) inside(p *portText) {
-	if len(p.addresses) > 0 {
-		c.faults.add(p.addresses[0].spot, "%v on an inside port is not supported yet; accepted today: [] "+
-			"(weir's addresses inside a VPC go under vpcs[].attach[])", p.addresses[0].value)
+// privateNetworks are those of RFC 1918 and RFC 4193.
+var privateNetworks = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("172.16.0.0/12"), netip.MustParsePrefix("192.168.0.0/16"), netip.MustParsePrefix("fc00::/7")}
+
+// covered reports whether one of a list of prefixes holds all of p.
+func covered(list []netip.Prefix, p netip.Prefix) bool {
+	return slices.ContainsFunc(list, func(q netip.Prefix) bool { return q.Bits() <= p.Bits() && q.Contains(p.Addr()) })
+}
+
+// privateSources returns the private networks that flows may begin from outside, sorted.
+func (c *checker) privateSources(t *portText) (list []netip.Prefix) {
+	for i, a := range t.privateSources {
+		switch {
+		case !a.ok:
+			continue
+		case !covered(privateNetworks, a.value):
+			c.faults.add(a.spot, "%v is no private network: flows may begin there anyway; expected prefixes within 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 or fc00::/7", a.value)
+			continue
+		}
+		for _, o := range t.privateSources[:i] {
+			if o.ok && o.value.Overlaps(a.value) {
+				c.faults.add(a.spot, "%v overlaps %v at %v; expected prefixes apart", a.value, o.value, o.spot)
+			}
+		}
+		list = append(list, a.value)
 	}
-	if len(p.nextHops) > 0 {
-		c.faults.add(p.spot, "an inside port takes no next_hops; expected them under vpcs[].attach[]")
-	}
-	if p.answer.given() {
-		c.faults.add(p.answer.spot, "an inside port answers for no external address; expected answer on outside ports only")
-	}
+	slices.SortFunc(list, comparePrefix)
+	return list
 }
 
 // wide6 reports a port that carries IPv6, as the value at s says, with too small an MTU (RFC 8200
@@ -224,7 +240,7 @@ func (c *checker) checkPools() {
 // remote endpoints at once, only the endpoint says which instance owns a packet, so such a mapping
 // filters by it.
 func (c *checker) translation(t *translationText, def Translation) Translation {
-	n := Translation{t.mapping.or(def.Mapping), t.filtering.or(def.Filtering), t.fragments.or(def.Fragments)}
+	n := Translation{t.mapping.or(def.Mapping), t.filtering.or(def.Filtering), t.fragments.or(def.Fragments), t.refresh.or(def.InboundRefresh)}
 	if n.Mapping == AddressAndPortDependentMapping && n.Filtering != AddressAndPortDependentFiltering {
 		if t.filtering.ok {
 			c.faults.add(t.filtering.spot, "mapping address-and-port-dependent requires filtering by address and port; expected filtering: address-and-port-dependent, or another mapping")
@@ -346,6 +362,11 @@ type span struct {
 	Range
 	spot  *spot
 	index int // of its owner
+}
+
+// meets reports whether the two ranges have an address in common.
+func (r Range) meets(o Range) bool {
+	return r.From.BitLen() == o.From.BitLen() && r.From.Compare(o.To) <= 0 && o.From.Compare(r.To) <= 0
 }
 
 // spans is a list of ranges, sorted by their beginnings.

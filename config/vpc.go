@@ -43,7 +43,7 @@ type vpcChecker struct {
 }
 
 func (c *checker) checkVPCs() {
-	c.attached = map[int]owner{}
+	c.attached, c.udpPorts = map[attachKey]owner{}, map[kindKey]udpPortOf{}
 	for i := range c.doc.vpcs {
 		c.config.VPCs = append(c.config.VPCs, VPC{Name: c.doc.vpcs[i].name.value}) // claims look there for the name
 		c.config.VPCs[i] = c.checkVPC(i)
@@ -55,12 +55,13 @@ func (c *checker) checkVPC(i int) VPC {
 	t := &c.doc.vpcs[i]
 	v := vpcChecker{checker: c, index: i, text: t, taken: map[netip.Addr]owner{}, transit: map[netip.Prefix]owner{}}
 	v.vpc.Name = t.name.value
+	v.vpc.Weight = t.weight.or(1)
 	v.vpc.PerVPC = t.limits.perVPC.or(c.config.Sessions.PerVPC)
 	v.checkSubnets()
 	for j := range t.attach {
 		v.attach(&t.attach[j])
 	}
-	slices.SortFunc(v.vpc.Attach, func(a, b Attachment) int { return cmp.Compare(a.Port, b.Port) })
+	slices.SortFunc(v.vpc.Attach, compareAttachments)
 	v.checkRoutes()
 	v.checkInstances()
 	return v.vpc
@@ -94,13 +95,8 @@ func (v *vpcChecker) attach(t *attachmentText) {
 		v.faults.add(t.port.spot, "no inside port is named %q; expected the name of one under ports", t.port.value)
 		return
 	}
-	if o := v.attached[port]; o.spot != nil {
-		v.faults.add(t.port.spot, "inside port %q of VPC %q is already attached to %v: two attachments on one port are not supported yet; "+
-			"accepted today: one for each inside port", t.port.value, v.vpc.Name, o)
-	} else {
-		v.attached[port] = owner{"VPC", v.vpc.Name, t.port.spot}
-	}
 	a := Attachment{Port: port}
+	v.place(t, port, &a)
 	for _, own := range t.addresses {
 		if !own.ok {
 			continue
@@ -165,6 +161,25 @@ func (v *vpcChecker) checkRoutes() {
 		}
 		seen[k] = t.spot
 	}
+	v.claimUntranslated()
+}
+
+// claimUntranslated notes the subnets that leave untranslated, for the check across VPCs: each with
+// the first route that says so.
+func (v *vpcChecker) claimUntranslated() {
+	claimed := map[netip.Prefix]bool{}
+	for i := range v.vpc.Routes {
+		r := &v.vpc.Routes[i]
+		if !r.Untranslated || !v.text.routes[i].to.ok {
+			continue
+		}
+		for s := range v.vpc.Untranslated(r) {
+			if !claimed[s] {
+				claimed[s] = true
+				v.external.untranslated = append(v.external.untranslated, span{rangeOf(s), v.text.routes[i].spot, v.index})
+			}
+		}
+	}
 }
 
 // comparePrefix orders prefixes by address, shorter ones first.
@@ -197,6 +212,12 @@ func (v *vpcChecker) route(t *routeText) Route {
 	}
 	if targets != 1 {
 		v.faults.add(t.spot, "the route has %d targets; expected exactly one of drop: true, gateway, address, subnet", targets)
+	}
+	if t.translate.ok {
+		if targets == 1 && r.Target != TargetGateway {
+			v.faults.add(t.translate.spot, "translate is for routes to a gateway: nothing inside a VPC is translated; expected it with gateway only")
+		}
+		r.Untranslated = r.Target == TargetGateway && !t.translate.value
 	}
 	if t.address.ok {
 		v.sameFamily(t, t.address.spot, "target", t.address.value)
@@ -272,6 +293,7 @@ func (v *vpcChecker) instance(t *instanceText) Instance {
 	i := Instance{Name: t.name.value, MAC: t.mac.value}
 	i.PerInstance = t.limits.perInstance.or(v.text.limits.perInstance.or(v.config.Sessions.PerInstance))
 	v.addresses(t, &i)
+	v.hosts(t, &i)
 	i.Transit = v.checkTransit(t)
 	v.claim(t, &i)
 	return i

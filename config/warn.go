@@ -3,6 +3,7 @@
 package config
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -69,6 +70,9 @@ func (c *checker) warner() *warner {
 	w.warnAPI()
 	w.warnPorts()
 	w.warnPools()
+	if s := c.config.Sessions; s.PerVPC > 0 || s.PerInstance != DefaultConfig.Sessions.PerInstance { // not where it is left out
+		w.warnLimits("sessions", limitsText{at[int]{s.PerInstance, c.doc.sections["sessions"], true}, at[int]{s.PerVPC, c.doc.sections["sessions"], true}})
+	}
 	c.warned.general = w.found.list
 	return w
 }
@@ -148,12 +152,32 @@ func (w *warner) warnPools() {
 	}
 }
 
+// warnLimits warns of limits of what that are more than the session table holds: others refuse
+// flows long before.
+func (w *warner) warnLimits(what string, l limitsText) {
+	table := w.config.Dataplane.Sessions
+	for _, limit := range []struct {
+		name string
+		at[int]
+	}{{"per_instance", l.perInstance}, {"per_vpc", l.perVPC}} {
+		if limit.ok && limit.value > table {
+			w.found.add(limit.spot, "%s: %s of %d is more than the table has (dataplane.sessions: %d): it limits nothing; expected less, or a larger table",
+				what, limit.name, limit.value, table)
+		}
+	}
+}
+
 // tag is a gateway that routes of a VPC lead to, by family and source.
 type tag struct {
 	gateway int // len(gateways): the unnamed one
 	family  int
 	from    netip.Prefix
 	route   *spot
+}
+
+// beginsAt reports whether an outside port lists private sources that hold all of p.
+func (w *warner) beginsAt(p netip.Prefix) bool {
+	return slices.ContainsFunc(w.config.Ports, func(o Port) bool { return covered(o.PrivateSources, p) })
 }
 
 // warnVPC returns the warnings about one VPC.
@@ -165,6 +189,13 @@ func (w *warner) warnVPC(index int) []Warning {
 		if r.Target != TargetGateway {
 			continue
 		}
+		if r.Untranslated {
+			w.warnUntranslated(&r, w.doc.vpcs[index].routes[i].spot)
+			continue
+		}
+		if r.To.Bits() > 0 && covered(privateNetworks, r.To) && !w.beginsAt(r.To) {
+			w.found.add(w.doc.vpcs[index].routes[i].spot, "route to %v leads outside, to private addresses that no outside port has under private_sources: from there only packets of sessions come in", r.To)
+		}
 		g := tag{r.Gateway, family(r.To.Addr()), r.From, w.doc.vpcs[index].routes[i].spot}
 		if g.gateway == UnnamedGateway {
 			g.gateway = len(w.config.Gateways)
@@ -175,6 +206,7 @@ func (w *warner) warnVPC(index int) []Warning {
 	if t := &w.doc.vpcs[index]; len(t.instances) > 0 && len(t.attach) == 0 {
 		w.found.add(t.spot, "VPC %q has instances (%v) but no attachment: nothing reaches them; expected at least one under attach", w.config.VPCs[index].Name, t.instances[0].spot)
 	}
+	w.warnLimits(fmt.Sprintf("VPC %q", w.config.VPCs[index].Name), w.doc.vpcs[index].limits)
 	marks := make([][2]int, len(w.config.Gateways)+1) // the last instance, from 1, with something eligible there
 	for i := range w.config.VPCs[index].Instances {
 		w.warnInstance(index, i, tags, unnamedRoute, marks)
@@ -182,9 +214,28 @@ func (w *warner) warnVPC(index int) []Warning {
 	return w.found.list
 }
 
+// warnUntranslated warns of a route by which nothing leaves: the pools of its gateway say by which
+// ports.
+func (w *warner) warnUntranslated(r *Route, s *spot) {
+	for p := range w.config.Pools {
+		of := w.poolGateways[p]
+		if r.Gateway == UnnamedGateway && len(of) == 0 || slices.Contains(of, r.Gateway) {
+			return
+		}
+	}
+	name := unnamed
+	if r.Gateway != UnnamedGateway {
+		if name = w.config.Gateways[r.Gateway].Name; len(w.config.Gateways[r.Gateway].Addresses) > 0 {
+			return
+		}
+	}
+	w.found.add(s, "gateway %q has no pool, whose ports untranslated packets would leave by: they are dropped; expected a gateway with a pool", name)
+}
+
 func (w *warner) warnInstance(vpc, index int, tags []tag, unnamedRoute [2]bool, marks [][2]int) {
 	i, t := &w.config.VPCs[vpc].Instances[index], &w.doc.vpcs[vpc].instances[index]
 	serial := index + 1
+	w.warnLimits(fmt.Sprintf("instance %q", i.Name), t.limits)
 	held := 0
 	hold := func(a netip.Addr, s *spot) {
 		held++

@@ -37,6 +37,12 @@ func (m Mbuf) SetLen(n int) {
 	*m.pktLen() = uint32(n)
 }
 
+// SetBytes makes data what is sent of an mbuf of one segment: a part of its buffer.
+func (m Mbuf) SetBytes(data []byte) {
+	*m.dataOff() = uint16(uintptr(unsafe.Pointer(unsafe.SliceData(data))) - *(*uintptr)(m.field(C.WEIR_MBUF_BUF_ADDR)))
+	m.SetLen(len(data))
+}
+
 // Headroom returns how many bytes are free before the data.
 func (m Mbuf) Headroom() int { return int(*m.dataOff()) }
 

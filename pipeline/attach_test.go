@@ -26,26 +26,33 @@ ports:
 		t.Fatal(err)
 	}
 	// fresh returns new segments, and what gives their descriptors away as a socket does.
+	var made *state.State // by the last call
 	fresh := func(t *testing.T) (ofState *memory.Segment, ofGeneration *memory.Segment) {
 		s, err := state.New(state.Sizes{Workers: 1, Sessions: 64})
 		if err != nil {
 			t.Fatal(err)
 		}
+		made = s
 		g, err := generation.NewCompiler(s, nil).Compile(cfg)
 		if err != nil {
 			t.Fatal(err)
 		}
+		anySource(g)
 		t.Cleanup(func() {
 			g.Close()
-			s.Segment.Close()
+			s.Close()
 		})
 		return s.Segment, &g.Segment
 	}
 	attach := map[string]func(fd int) error{
 		"state": func(fd int) error {
-			s, err := state.Attach(fd)
+			growing, err := unix.FcntlInt(uintptr(made.GrowingFD()), unix.F_DUPFD_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s, err := state.Attach(fd, growing)
 			if err == nil {
-				err = s.Segment.Close()
+				err = s.Close()
 			}
 			return err
 		},

@@ -52,12 +52,18 @@ func TestEveryProtocol(t *testing.T) {
 			}
 			out := a.process(0, build(0, f.one, f.out))[0]
 			back := a.process(1, build(1, f.out, f.address))[0]
-			if proto == header.ProtocolAH || f.v6 && proto == 59 {
+			if proto == header.ProtocolAH {
 				if out.port >= 0 || back.port >= 0 {
 					t.Errorf("protocol %d passes 1:1", proto)
 				}
 			} else if out.port != 1 || back.port != 0 || !bytes.HasSuffix(out.frame, payload[8:]) || !bytes.HasSuffix(back.frame, payload[8:]) {
 				t.Errorf("protocol %d, 1:1, IPv6 %t: leaves by %d and comes back by %d", proto, f.v6, out.port, back.port)
+			} else {
+				from, _ := addresses(out.frame)
+				_, to := addresses(back.frame)
+				if from.String() != f.address || to.String() != f.one {
+					t.Errorf("protocol %d, 1:1, IPv6 %t: leaves from %v and comes back to %v", proto, f.v6, from, to)
+				}
 			}
 			a.refused(0, build(0, f.shared, f.out), drop.SNATProtocol, drop.Untranslatable, drop.BadExtension)
 			a.refused(1, build(1, f.out, strings.Replace(strings.Replace(f.address, "0.2.5", "0.2.6", 1), "1::5", "1::6", 1)), drop.Unsolicited, drop.BadExtension)

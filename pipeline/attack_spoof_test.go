@@ -15,6 +15,7 @@ import (
 	"weir/pipeline/header"
 	"weir/pipeline/packettext"
 	"weir/pipeline/session"
+	"weir/pipeline/state"
 )
 
 // S-1: a guest sends from every address that is not its own, of both families. Nothing leaves, and
@@ -174,6 +175,11 @@ func TestS03SNATScan(t *testing.T) {
 			t.Fatalf("port %d: %d of %d are unsolicited or filtered", port, n, len(frames))
 		}
 	}
+	for _, f := range frames { // nor is an error asked of control
+		if a.refused(1, f, drop.Unsolicited); a.punted(state.PuntError) != 0 {
+			t.Errorf("%s is answered", packettext.Format(f))
+		}
+	}
 	a.rule(0)
 }
 
@@ -202,8 +208,8 @@ func TestS05PrivateDestinations(t *testing.T) {
 
 // everyError throws an ICMP error of every type, and of many codes, about a flow from outside,
 // after each of which the flow must be as before: its session is neither ended nor refreshed nor in
-// another state.
-func (a *arena) everyError(flow, outer, quote string) {
+// another state. A TCP flow may be established before.
+func (a *arena) everyError(flow, outer, quote string, established bool) {
 	a.t.Helper()
 	frame := parseLine(a.t, 1, fmt.Sprintf(outer, quote))
 	icmp := 14 + 20
@@ -211,8 +217,15 @@ func (a *arena) everyError(flow, outer, quote string) {
 		icmp = 14 + 40
 	}
 	left := a.through(0, 1, parseLine(a.t, 0, flow))
+	if established {
+		a.through(1, 0, mirror(a.t, left))
+		a.through(0, 1, parseLine(a.t, 0, strings.Replace(flow, "SYN", "ACK seq=1 ack=2", 1)))
+	}
 	a.rule(1)
 	s := a.only0()
+	if established && s.State() != session.TCPOpen {
+		a.t.Fatalf("%s: %v after the handshake", flow, s.State())
+	}
 	was := *s
 	for typ := range 256 {
 		for code := range 256 {
@@ -237,6 +250,18 @@ func (a *arena) everyError(flow, outer, quote string) {
 		a.t.Fatalf("after all ICMP errors %s leaves as\n%s, before as\n%s", flow, packettext.Format(got), packettext.Format(left))
 	}
 	a.rule(1)
+	// Queries are flows themselves; they leave this one alone too.
+	was = *s
+	for _, typ := range []byte{0, 8, 128, 129} {
+		f := bytes.Clone(frame)
+		f[icmp], f[icmp+1] = typ, 0
+		resum(f)
+		a.after(time.Millisecond)
+		if a.throw(1, f); *s != was {
+			a.t.Fatalf("ICMP %d changes the session of %s:\n%+v\n%+v", typ, flow, was, *s)
+		}
+	}
+	a.punts.Reset()
 	a.restart()
 }
 
@@ -263,7 +288,13 @@ func TestS08ICMPErrors(t *testing.T) {
 		if c.quote == "" { // by the port that the flow got
 			c.quote = bare(a.through(0, 1, parseLine(t, 0, c.flow)))
 		}
-		a.everyError(c.flow, c.outer, c.quote)
+		a.everyError(c.flow, c.outer, c.quote, false)
+		if strings.HasPrefix(c.flow, "tcp") {
+			if strings.Contains(c.quote, "2.6:") || strings.Contains(c.quote, "::6]:") { // by the port that it got this time
+				c.quote = bare(a.through(0, 1, parseLine(t, 0, c.flow)))
+			}
+			a.everyError(c.flow, c.outer, c.quote, true)
+		}
 	}
 	a.rule(0)
 }

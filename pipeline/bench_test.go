@@ -41,8 +41,16 @@ vpcs:
 // testSeed makes every choice in tests repeatable.
 var testSeed = [32]byte{1, 2, 3}
 
-// newTestWorker compiles text and returns a worker on it.
+// newTestWorker compiles text and returns a worker on it that lets instances send from any MAC.
 func newTestWorker(t testing.TB, text string) *Worker {
+	t.Helper()
+	w := newSourceWorker(t, text)
+	anySource(w.gen)
+	return w
+}
+
+// newSourceWorker compiles text and returns a worker on it.
+func newSourceWorker(t testing.TB, text string) *Worker {
 	t.Helper()
 	cfg, _, err := config.Parse([]config.File{{Name: "test.yaml", Data: []byte(text)}})
 	if err != nil {
@@ -52,7 +60,7 @@ func newTestWorker(t testing.TB, text string) *Worker {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { s.Segment.Close() })
+	t.Cleanup(func() { s.Close() })
 	g, err := generation.NewCompiler(s, &testSeed).Compile(cfg)
 	if err != nil {
 		t.Fatal(err)

@@ -22,6 +22,7 @@ type Burst struct {
 	Packets [MaxBurst]Packet
 
 	inside    bool    // it came from a VPC's side; a hairpinned one goes on as if from outside
+	opened    bool    // tags and outer headers are off: another worker had it first
 	live      []uint8 // indexes of the packets that still go on
 	back      []uint8 // of those that turn back
 	fragments bool    // there may be fragments among them
@@ -32,7 +33,7 @@ type Burst struct {
 // begin forgets the notes about earlier packets. inside says from which side the burst's packets
 // come.
 func (b *Burst) begin(inside bool) {
-	b.inside, b.fragments = inside, false
+	b.inside, b.opened, b.fragments = inside, false, false
 	b.live, b.back = b.index[:0], b.turned[:0]
 }
 
@@ -42,11 +43,14 @@ type Packet struct {
 	Data   []byte  // the frame; aliases the caller's buffer, and is rewritten there
 	Handle uintptr // the caller's name of the buffer
 	Long   bool    // Data is only the first buffer of a longer frame
+	Front  uint16  // how much room is before Data in its buffer: what tags and outer headers take
 
+	tci uint16 // PCP and DEI that it came with, in their place in a tag
 	marks
 
 	// classify
 	from       generation.Place
+	via        uint16 // the link of the endpoint that it came from, through a tunnel
 	family     inet.Family
 	proto      uint8
 	kind       kind
@@ -90,6 +94,7 @@ type marks struct {
 	pinned     bool // no translation leaves it intact
 	plain      bool // parsePlain has taken it: it may go the short way, if it has a session
 	fragmented bool // a piece of a datagram
+	noSum      bool // UDP over IPv6 without a checksum
 	hairpin    bool // from inside, to an external address of weir: it turns back
 	turned     bool // it has turned back, and is as if from outside
 	shared     bool // actOut: the new address is shared with other instances

@@ -4,6 +4,7 @@ package pipeline
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -21,25 +22,36 @@ import (
 
 // slotOf returns the slot of an instance of the first VPC in the compiler's last generation.
 func (r *rig) slotOf(name string) uint32 {
-	slot, ok := r.compiler.Instances.Current["v/"+name]
+	slot, ok := r.slots()["v/"+name]
 	if !ok {
 		r.t.Fatalf("no instance %s", name)
 	}
 	return slot
 }
 
-// A name keeps its slot over generations, also when it was gone for a while and others came.
+// An instance keeps its slot over generations under whatever name, also when it was gone for a
+// while and others came.
 func TestSlotsStay(t *testing.T) {
 	r := newRig(t, rigConfig, config.MAC{})
 	before := map[string]uint32{}
 	for _, name := range []string{"one", "shared", "several"} {
 		before[name] = r.slotOf(name)
 	}
-	without := strings.Replace(rigConfig, "name: several", "name: another", 1)
-	without = strings.Replace(without, "instances:\n", "instances:\n      - {name: aaa, addresses: [10.0.0.66]}\n", 1)
-	r.reload(without)
-	if r.slotOf("another") == before["several"] {
-		t.Error("a new name has the slot of one that is just gone")
+	renamed := strings.Replace(rigConfig, "name: several", "name: another", 1)
+	renamed = strings.Replace(renamed, "instances:\n", "instances:\n      - {name: aaa, addresses: [10.0.0.66]}\n", 1)
+	r.reload(renamed)
+	if r.slotOf("another") != before["several"] {
+		t.Error("what has another name has another slot too")
+	}
+	moved := strings.Replace(rigConfig, "10.0.0.7,", "10.0.0.107,", 1)
+	if moved == rigConfig {
+		t.Fatal("nobody has 10.0.0.7")
+	}
+	r.reload(moved)
+	for _, slot := range before {
+		if r.compiler.Instances.Known[generation.InstanceID{VPC: r.compiler.VPCs.Current["v"], Addr: netip.MustParseAddr("10.0.0.107")}] == slot {
+			t.Error("a new address has the slot of one that is just gone")
+		}
 	}
 	r.reload(rigConfig)
 	for name, slot := range before {
@@ -47,6 +59,60 @@ func TestSlotsStay(t *testing.T) {
 			t.Errorf("%s has slot %d, had %d", name, r.slotOf(name), slot)
 		}
 	}
+}
+
+// A VPC whose name is new goes on with the slot of one that is gone and had its attachments.
+// Discarded, the renaming leaves nothing; a name that is gone for good has its number again when it
+// comes back, beside the one that took its place.
+func TestRenamedVPC(t *testing.T) {
+	r := newRig(t, rigConfig, config.MAC{})
+	slot, instance := r.compiler.VPCs.Current["v"], r.slotOf("one")
+	renamed := strings.Replace(rigConfig, "name: v\n", "name: w\n", 1)
+	if renamed == rigConfig {
+		t.Fatal("no VPC of this name")
+	}
+	g, err := r.compiler.Compile(parseConfig(t, renamed))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.compiler.Discard()
+	g.Close()
+	if got := r.compiler.VPCs; got.Current["v"] != slot || got.Known["v"] != slot || got.Known["w"] != 0 {
+		t.Errorf("after Discard: %v, known %v", got.Current, got.Known)
+	}
+	r.reload(renamed)
+	if r.compiler.VPCs.Current["w"] != slot || r.slots()["w/one"] != instance {
+		t.Errorf("VPC %v, instances %v; want slots %d and %d", r.compiler.VPCs.Current, r.slots(), slot, instance)
+	}
+	// Whoever takes over knows the attachments too.
+	resumed := generation.Resume(r.state, r.gen)
+	if err := resumed.Settle(r.cfg); err != nil {
+		t.Fatal(err)
+	}
+	back, err := resumed.Compile(parseConfig(t, rigConfig))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer back.Close()
+	if got := resumed.VPCs.Current["v"]; got != slot {
+		t.Errorf("renamed after a take-over: slot %d, want %d", got, slot)
+	}
+	resumed.Discard()
+	// Without attachments nothing says that they are one.
+	nowhere := strings.Replace(strings.Replace(renamed, "name: w\n", "name: x\n", 1), "    attach:", "    attach: []\n    #", 1)
+	r.reload(nowhere)
+	if got := r.compiler.VPCs.Current["x"]; got == slot {
+		t.Error("a VPC without attachments has the slot of another")
+	}
+}
+
+// slots returns the slots of the instances by "VPC/instance".
+func (r *rig) slots() map[string]uint32 {
+	m := map[string]uint32{}
+	for slot, name := range r.gen.InstanceNames(r.cfg) {
+		m[name] = slot
+	}
+	return m
 }
 
 // Neighbors that no generation names any more go when the old one is retired, and not before.
@@ -62,6 +128,7 @@ func TestRetire(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	anySource(g)
 	defer g.Close()
 	if r.state.Neighbors.Find(0, inside4(7)) != old {
 		t.Error("gone while workers may be at the old generation")
@@ -84,7 +151,7 @@ func TestFailedCompile(t *testing.T) {
 	r := newRig(t, rigConfig, config.MAC{})
 	r.resolve(0, inside4(77))
 	r.compiler.Instances.Capacity = int(r.compiler.Instances.Next) + 2 // room for two more
-	entries := append([]state.Neighbor(nil), r.state.Neighbors.Entries...)
+	entries := append([]state.Neighbor(nil), r.state.Neighbors.Live()...)
 	used, number := r.state.Neighbors.Used, r.compiler.Number
 	var more strings.Builder
 	more.WriteString("instances:\n")
@@ -95,14 +162,14 @@ func TestFailedCompile(t *testing.T) {
 	text = strings.Replace(text, "mac: \"02:00:00:00:01:05\", ", "", 1)                              // static before, to be resolved after
 	text = strings.Replace(text, "02:00:00:00:02:01", "02:00:00:00:02:99", -1)                       // another static MAC
 	text = strings.Replace(text, "more0, addresses: [10.0.2.1,", "more0, addresses: [10.0.0.77,", 1) // learned before
-	if _, err := r.compiler.Compile(parseConfig(t, text)); err == nil || !strings.Contains(err.Error(), "instances since start") {
+	if _, err := r.compiler.Compile(parseConfig(t, text)); err == nil || !strings.Contains(err.Error(), "places for instances are not enough") {
 		t.Fatalf("error %v, want one about slots of instances", err)
 	}
 	if r.compiler.Number != number || r.state.Neighbors.Used != used {
 		t.Errorf("generation %d, %d neighbors; were %d, %d", r.compiler.Number, r.state.Neighbors.Used, number, used)
 	}
 	for i := range entries {
-		if got, was := &r.state.Neighbors.Entries[i], &entries[i]; got.Word != was.Word {
+		if got, was := &r.state.Neighbors.Live()[i], &entries[i]; got.Word != was.Word {
 			t.Errorf("neighbor %v has word %x, had %x", got.Addr.Netip(), got.Word, was.Word)
 		}
 	}
@@ -200,7 +267,7 @@ func TestSweep(t *testing.T) {
 			if live != 13-c.lost || int(r.counters.Sessions) != live {
 				t.Errorf("%d sessions, the counter says %d; want %d", live, r.counters.Sessions, 13-c.lost)
 			}
-			for i := range r.state.Instances {
+			for i := range r.state.Room().Instances {
 				u := &r.state.Instances[i]
 				if u.Sessions != perInstance[uint32(i)] {
 					t.Errorf("instance %d counts %d sessions, has %d", i, u.Sessions, perInstance[uint32(i)])
@@ -224,7 +291,7 @@ func TestSweep(t *testing.T) {
 			if unconfirmed != 0 {
 				t.Errorf("%d unconfirmed sessions are in no list", unconfirmed)
 			}
-			for i := range r.state.VPCs {
+			for i := range r.state.Room().VPCs {
 				if got := r.state.VPCs[i].Sessions; got != perVPC[uint32(i)] {
 					t.Errorf("VPC %d counts %d sessions, has %d", i, got, perVPC[uint32(i)])
 				}

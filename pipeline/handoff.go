@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"unsafe"
 
+	"weir/pipeline/generation"
 	"weir/pipeline/prefetch"
 )
 
@@ -36,8 +37,12 @@ func turnedSlots(workers int) int { return min(handoffSlots, 2048>>bits.Len(uint
 type handedFrame struct {
 	data   []byte
 	handle uintptr
+	from   generation.Place
 	port   uint8
 	inside bool
+	front  uint16
+	tci    uint16
+	via    uint16
 }
 
 // handedPacket is a packet that has turned back.
@@ -113,7 +118,7 @@ func (l *handoffLane) give(b *Burst, p *Packet) bool {
 	if s == nil {
 		return false
 	}
-	*s = handedFrame{p.Data, p.Handle, uint8(b.Port), b.inside}
+	*s = handedFrame{p.Data, p.Handle, p.from, uint8(b.Port), b.inside, p.Front, p.tci, p.via}
 	return true
 }
 
@@ -145,6 +150,7 @@ func (w *Worker) adoptFrames(b *Burst, r *handoffRing[handedFrame], n int) {
 	first := r.at(0)
 	b.Port, b.N = int(first.port), 0
 	b.begin(first.inside)
+	b.opened = true
 	for n = min(n, MaxBurst); b.N < n; b.N++ {
 		s := r.at(b.N)
 		if int(s.port) != b.Port || s.inside != b.inside {
@@ -152,6 +158,7 @@ func (w *Worker) adoptFrames(b *Burst, r *handoffRing[handedFrame], n int) {
 		}
 		p := &b.Packets[b.N]
 		p.Data, p.Handle, p.Long = s.data, s.handle, false
+		p.from, p.Front, p.tci, p.via = s.from, s.front, s.tci, s.via
 		w.frames[b.N] = unsafe.Pointer(unsafe.SliceData(s.data))
 	}
 	prefetch.Lines(&w.frames[0], b.N) // they lie in the other worker's cache

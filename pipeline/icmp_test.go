@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"weir/config"
 	"weir/pipeline/header"
@@ -233,7 +234,7 @@ func TestEveryTypeAboutALiveFlow(t *testing.T) {
 	for _, six := range []bool{false, true} {
 		for _, shared := range []bool{false, true} {
 			r := newRig(t, rigConfig, config.MAC{})
-			s := sample{kind: 1, six: six, shared: shared, sport: 4000, dport: 53, payload: []byte("question")}
+			s := sample{kind: 1, six: six, shared: shared, sport: 4000, dport: 4500, payload: []byte("question")}
 			sent := s.frame(t)
 			left := bytes.Clone(r.process(0, bytes.Clone(sent))[0].frame)
 			answer := s.mirror(left)
@@ -261,6 +262,7 @@ func TestEveryTypeAboutALiveFlow(t *testing.T) {
 						}
 						frame := e.frame(e.port)
 						in := packettext.Format(frame)
+						r.after(time.Microsecond * 1500) // a refreshed session would show it
 						got := r.frameFate(e.port, frame)
 						want := "drop icmp_unsupported"
 						if slices.Contains(errorTypes[sixth(six)], byte(typ)) {
@@ -373,7 +375,9 @@ func TestErrorsWithoutSession(t *testing.T) {
 		{1, "icmp unreachable 1 9.9.9.9 > 192.0.2.6 quote(udp 192.0.2.6:2000 > 8.8.8.8:5)", "drop icmp_unrelated"},
 		{1, "icmp unreachable 2 9.9.9.9 > 192.0.2.6 quote(ip proto=47 192.0.2.6 > 8.8.8.8 len=8)", "drop icmp_unrelated"},
 		{1, "icmp unreachable 1 9.9.9.9 > 192.0.2.5 ttl=1 quote(udp 192.0.2.5:4 > 8.8.8.8:5)", "drop ttl_exceeded"},
-		{1, "icmp unreachable 1 10.1.1.1 > 192.0.2.5 quote(udp 192.0.2.5:4 > 8.8.8.8:5)", "drop martian"},
+		{1, "icmp unreachable 1 10.1.1.1 > 192.0.2.5 quote(udp 192.0.2.5:4 > 8.8.8.8:5)", "icmp unreachable 1 10.1.1.1 > 10.0.0.5 quote(udp 10.0.0.5:4 > 8.8.8.8:5)"},
+		{1, "icmp unreachable 1 10.1.1.1 > 192.0.2.5 quote(udp 192.0.2.4:4 > 8.8.8.8:5)", "drop martian"},
+		{1, "icmp unreachable 1 127.1.1.1 > 192.0.2.5 quote(udp 192.0.2.5:4 > 8.8.8.8:5)", "drop martian"},
 		{1, "icmp unreachable 1 192.0.2.30 > 192.0.2.5 quote(udp 192.0.2.5:4 > 8.8.8.8:5)", "drop own_source"},
 		{1, "icmp unreachable 1 9.9.9.9 > 203.0.113.17 quote(udp 203.0.113.17:4 > 8.8.8.8:5)", "icmp unreachable 1 9.9.9.9 > 203.0.113.17 quote(udp 203.0.113.17:4 > 8.8.8.8:5)"},
 		{1, "icmp 4/0 9.9.9.9 > 203.0.113.17 sum=bad", "icmp 4/0 9.9.9.9 > 203.0.113.17 sum=bad"},                                                                                                 // untranslated, unread

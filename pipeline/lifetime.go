@@ -55,9 +55,15 @@ func (w *Worker) weigh() {
 func (w *Worker) Expire(n int) int {
 	ended := 0
 	w.weigh()
+	w.reweigh(n)
 	for range n {
 		s := w.sessions.At(w.expireAt)
-		if s.State() != session.Free && !w.usable(w.expireAt, s) {
+		switch {
+		case s.State() == session.Free:
+		case !w.usable(w.expireAt, s):
+			ended++
+		case w.gives(s):
+			w.end(w.expireAt)
 			ended++
 		}
 		if w.expireAt++; w.expireAt == uint32(w.sessions.Capacity()) {
@@ -68,13 +74,17 @@ func (w *Worker) Expire(n int) int {
 		w.counters.Sessions = uint64(w.sessions.Len())
 	}
 	if w.index == 0 {
-		rest := w.gen.Header.PortRest
-		if w.mappings.Len() >= w.mappings.Capacity()/8*pressFrom {
-			rest = min(rest, pressedRest)
-		}
-		w.mappings.Reap(n, w.tick, rest, w.state.OldestTurn(w.tick))
+		w.mappings.Reap(n, w.tick, w.rest(), w.state.OldestTurn(w.tick))
 	}
 	return ended
+}
+
+// rest returns for how many milliseconds ports rest.
+func (w *Worker) rest() uint32 {
+	if w.mappings.Len() >= w.mappings.Capacity()/8*pressFrom {
+		return min(w.gen.Header.PortRest, pressedRest)
+	}
+	return w.gen.Header.PortRest
 }
 
 // filled reports whether eighths of the session table are in use. The last eighth is for SNAT,

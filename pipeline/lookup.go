@@ -5,7 +5,7 @@ package pipeline
 import (
 	"weir/pipeline/drop"
 	"weir/pipeline/generation"
-	"weir/pipeline/session"
+	"weir/pipeline/inet"
 )
 
 // lookup asks for the sessions of the packets from the first-th live one on: first for the buckets
@@ -15,7 +15,12 @@ func (w *Worker) lookup(b *Burst, first int) {
 	live := b.live[first:]
 	vpc := uint32(0)
 	if b.inside {
-		at := w.gen.Ports[b.Port].Own.Index
+		port := &w.gen.Ports[b.Port]
+		if port.Tagged {
+			w.lookupTagged(b, first)
+			return
+		}
+		at := port.Own.Index
 		if at == generation.Unattached {
 			for _, i := range live {
 				w.out(&b.Packets[i], b.Port, b.inside, refuse(drop.AntiSpoof))
@@ -38,31 +43,23 @@ func (w *Worker) lookup(b *Burst, first int) {
 	w.sessions.Match(&w.batch, max(0, first-step))
 }
 
-// regain lets a SYN or SYN,ACK from inside open a session anew that has let go of its mapping, if
-// its endpoint can still have the port.
-func (w *Worker) regain(ref uint32, s *session.Session, p *Packet) bool {
-	h := w.gen.Host(0, s.External)
-	space, ok := p.portSpace()
-	if h == nil || !ok {
-		return false
+// lookupTagged is lookup for a port whose packets come from several attachments.
+func (w *Worker) lookupTagged(b *Burst, first int) {
+	live := b.live[:first]
+	for _, i := range b.live[first:] {
+		p := &b.Packets[i]
+		if p.from.Index == generation.Unattached {
+			if end := w.gen.Ports[b.Port].Ends[p.family]; end != (inet.Addr{}) && end == p.remote {
+				w.serve(b, p)
+				continue
+			}
+			w.out(p, b.Port, b.inside, refuse(drop.AntiSpoof))
+			continue
+		}
+		w.batch.Keys[len(live)].SetInside(w.gen.Attachments[p.from.Index].Slot, p.local, p.remote, p.localPort, p.remotePort, p.proto)
+		live = append(live, i)
 	}
-	mapping := w.mappings.Regain(s.VPC, s.Private, s.PrivatePort(), space, h.Slot, s.ExternalPort(), w.tick)
-	if mapping == session.None {
-		return false
-	}
-	s.Mapping = mapping
-	s.Flags &^= session.Given
-	w.sessions.Pair(ref, s)
-	return true
-}
-
-// give lets a session whose connection is closed go of its mapping, whose port need not rest for it
-// (RFC 6888 REQ-8 a). It stays for the time of the closing state, for the segments that its own
-// endpoints may still send.
-func (w *Worker) give(s *session.Session) {
-	mapping := s.Mapping
-	s.Mapping = session.None // first: after a crash, sessions tell who holds what
-	s.Flags |= session.Given
-	w.sessions.Unpair(s)
-	w.mappings.Close(mapping, w.tick)
+	b.live = live
+	w.sessions.Hash(&w.batch, len(b.live))
+	w.sessions.Match(&w.batch, max(0, first-step))
 }

@@ -61,7 +61,7 @@ func (w *Worker) punt(b *Burst, p *Packet, c class) {
 	if c == discovery && w.fromNextHop(p) {
 		c = nextHops
 	}
-	if len(p.Data) > state.RingFrame || !w.allowed(p.from.At, c) || !w.punts.Put(state.PuntFrame, p.from.At, drop.Pass, 0, inet.Addr{}, p.Data) {
+	if len(p.Data) > state.RingFrame || !w.allowed(p.from.At, c) || !w.punts.Put(state.PuntFrame, p.from.At, drop.Pass, 0, w.gen.Links[p.via].Endpoint, p.Data) {
 		w.out(p, b.Port, b.inside, refuse(drop.PuntLimited))
 		return
 	}
@@ -79,7 +79,7 @@ func (w *Worker) fromNextHop(p *Packet) bool {
 		from = inet.From16(d[header.EthernetSize+8:])
 	}
 	hops := w.gen.Hops
-	if p.from.Index != generation.Unattached {
+	if w.gen.Ports[p.from.At.Port()].Side == uint8(config.Inside) {
 		hops = w.gen.Routers
 	}
 	for i := range hops {
@@ -104,11 +104,16 @@ func (w *Worker) serve(b *Burst, p *Packet) {
 // §2.4(f)).
 func (w *Worker) answer(p *Packet, r drop.Reason, mtu uint16) {
 	switch r {
-	case drop.TTLExceeded, drop.NoEligible, drop.SNATProtocol, drop.TooBig, drop.LimitInstance, drop.LimitVPC, drop.TableFull, drop.PortsExhausted:
-	case drop.NoSession: // a reset for TCP, never for one (RFC 9293 §3.10.7.1)
-		if w.gen.Header.UnknownTCP != uint8(config.UnknownTCPReset) || p.kind != kindTCP || p.fragmented || p.tcpFlags&tcpRST != 0 {
+	case drop.TTLExceeded, drop.SNATProtocol, drop.TooBig, drop.LimitInstance, drop.LimitVPC, drop.FairShare, drop.TableFull, drop.PortsExhausted:
+	case drop.NoEligible, drop.PrivateDestination: // TCP takes the error that this is else for a passing fault, and goes on for minutes (RFC 5461 §2)
+		if w.resets(p) {
+			r = drop.NoSession
+		}
+	case drop.NoSession, drop.NoRoute: // a reset, or nothing
+		if !w.resets(p) {
 			return
 		}
+		r = drop.NoSession
 	default:
 		return
 	}
@@ -126,6 +131,16 @@ func (w *Worker) answer(p *Packet, r drop.Reason, mtu uint16) {
 	share := 1 / float64(w.state.Workers()) // each worker has its own
 	if w.errorRates[vpc].takeAbout(w.nanos, errorsPerVPC*share, max(1, errorVPCBurst*share), w.noise.Uint64()) &&
 		w.errorRate.takeAbout(w.nanos, errorsPerSecond*share, max(1, errorBurst*share), w.noise.Uint64()) {
-		w.punts.Put(state.PuntError, p.from.At, r, mtu, inet.Addr{}, p.Data)
+		w.punts.Put(state.PuntError, p.from.At, r, mtu, w.gen.Links[p.via].Endpoint, p.Data)
 	}
+}
+
+// resets reports whether a packet that finds neither a session nor an address is answered by a
+// reset: it is of a TCP connection that nobody here knows, or knows any more. Never a reset itself
+// is (RFC 9293 §3.10.7.1), nor what asks for a new connection. Just after a start all connections
+// through shares of addresses may be unknown at once, and some are not lost: whoever knew them may
+// have the traffic back in a moment. A reset would end them for good.
+func (w *Worker) resets(p *Packet) bool {
+	return w.gen.Header.UnknownTCP == uint8(config.UnknownTCPReset) && p.kind == kindTCP && !p.fragmented && p.tcpFlags&tcpRST == 0 && !begins(p) &&
+		w.nanos-w.resetFrom >= 0
 }

@@ -55,6 +55,9 @@ func (w *Worker) reassembleOne(b *Burst, p *Packet) verdict {
 		if p.from.Index == generation.Unattached {
 			return goesOn // look-up drops it
 		}
+		if _, r := w.sender(p); r != drop.Pass {
+			return goesOn // route drops it
+		}
 		key.vpc = g.VPCs[w.vpc(p)].Slot
 	}
 	hash := w.pieces.hash(&key)
@@ -145,6 +148,9 @@ func (w *Worker) fragmentWay(b *Burst, p *Packet) (tracked, plain bool) {
 		h := g.Host(0, p.local)
 		if h == nil {
 			attached := g.Find(generation.AttachedTables+uint32(p.family), p.local) != 0
+			if in, _ := g.PrivateOwner(p.local); in != nil {
+				attached = g.Partner(in, p.remote)
+			}
 			return attached, attached
 		}
 		return h.Kind != generation.HostOwn, false
@@ -153,8 +159,8 @@ func (w *Worker) fragmentWay(b *Burst, p *Packet) (tracked, plain bool) {
 	if to := g.Host(v+1, p.remote); to != nil && to.Kind == generation.HostOwn {
 		return false, false
 	}
-	from := w.sender(v, p)
-	if from.in == nil {
+	from, spoofed := w.sender(p)
+	if spoofed != drop.Pass {
 		return false, false
 	}
 	r := g.Find(from.in.Routes[p.family], p.remote)
@@ -162,7 +168,7 @@ func (w *Worker) fragmentWay(b *Burst, p *Packet) (tracked, plain bool) {
 		return false, false
 	}
 	rt := &g.Routes[r-1]
-	return true, rt.Kind == generation.RouteInternal || from.attached != nil && g.Eligible(from.attached.Set, rt.Gateway)
+	return true, rt.Kind == generation.RouteInternal || rt.Plain && !g.Own(p.remote) || from.attached != nil && g.Eligible(from.attached.Set, rt.Gateway)
 }
 
 // mayHavePorts reports whether a protocol after an IPv6 Fragment header has ports, or may be

@@ -15,6 +15,7 @@ import (
 
 	"weir/config"
 	"weir/pipeline/drop"
+	"weir/pipeline/generation"
 	"weir/pipeline/header"
 	"weir/pipeline/inet"
 	"weir/pipeline/packettext"
@@ -47,6 +48,7 @@ type run struct {
 	changed bool      // a reload may still have to be noticed
 	workers []*Worker // of which the rig has the first; several only where it is lazy
 
+	slots  map[string]uint32 // of instances, by identity, also of those that are gone
 	frames map[string][]byte
 	fates  map[string]int
 	events int
@@ -93,9 +95,10 @@ func play(t testing.TB, at scene, fates map[string]int, next func(*reference) (e
 	if at.lazy {
 		size = refLazyTable
 	}
-	r := &run{rig: newRigFor(soft, at.text, refNeighbor, size*at.workers, at.workers), lazy: at.lazy, frames: map[string][]byte{}, fates: fates}
+	r := &run{rig: newRigFor(soft, at.text, refNeighbor, size*at.workers, at.workers), lazy: at.lazy, slots: map[string]uint32{}, frames: map[string][]byte{}, fates: fates}
 	r.hire()
 	r.clock(at.start)
+	r.label()
 	r.slow = &reference{model: model{r.cfg}, now: at.start / 1e6, capacity: size, refused: map[string]int64{}, lazy: at.lazy}
 	r.slow.regained = func(s *refSession) bool {
 		f := r.sessionOf(s)
@@ -141,6 +144,7 @@ func (r *run) happen(e event) error {
 		}
 		r.gens = r.gens[len(r.gens)-1:]
 		r.slow.reload(r.cfg)
+		r.label()
 		if r.changed, exact = r.lazy, !r.lazy; exact {
 			r.walk()
 		}
@@ -286,6 +290,14 @@ func (r *run) walk() {
 	}
 	r.Expire(r.Capacity())
 	r.mappings.Reap(0, r.tick, 0, r.tick+1)
+	// Which of those that may give way does is the fast one's to choose.
+	for _, s := range slices.Clone(r.slow.sessions) {
+		if r.slow.gives(s) && r.sessionOf(s) == nil {
+			r.slow.end(s)
+			r.fates["gave way"]++
+		}
+	}
+	r.slow.crowding = nil
 }
 
 // frame parses a line once.
@@ -478,6 +490,17 @@ func (r *run) learn(o *outcome, drops, wanted map[string]int) error {
 	return nil
 }
 
+// label notes the slots of the instances.
+func (r *run) label() {
+	for i := range r.cfg.VPCs {
+		v := &r.cfg.VPCs[i]
+		for j := range v.Instances {
+			in := &v.Instances[j]
+			r.slots[identityOf(v, in)] = r.compiler.Instances.Current[generation.IdentityOf(r.compiler.VPCs.Current[v.Name], in)]
+		}
+	}
+}
+
 // holds reports whether the fast one has a mapping of the internal to the external endpoint of s.
 func (r *run) holds(s *refSession) bool {
 	space := session.EchoIdentifiers
@@ -487,7 +510,7 @@ func (r *run) holds(s *refSession) bool {
 	case 17:
 		space = session.UDPPorts
 	}
-	ref := r.mappings.Hold(r.compiler.VPCs.Known[s.vpc], inet.FromNetip(s.private), s.privatePort, space, r.compiler.Addresses.Known[s.external.String()],
+	ref := r.mappings.Hold(r.compiler.VPCs.Known[s.vpc], inet.FromNetip(s.private), s.privatePort, space, r.compiler.Addresses.Known[s.external],
 		[]session.PortRange{{First: s.externalPort, Last: s.externalPort}})
 	if ref == session.None {
 		return false
@@ -504,7 +527,7 @@ func (r *run) left(q question, o outcome, f fate) error {
 	if !slices.Contains(o.ports, f.port) {
 		return fmt.Errorf("left by port %d, expected one of %v", f.port, o.ports)
 	}
-	if r.slow.Ports[f.port].Side == config.Outside && !r.slow.ours(o.src) {
+	if r.slow.Ports[f.port].Side == config.Outside && !r.slow.ours(o.src) && !o.untranslated {
 		return fmt.Errorf("left by an outside port as %s, whose source is not public", bare(f.frame))
 	}
 	w := q
@@ -547,7 +570,7 @@ func (r *run) compare(exact bool) error {
 			return fmt.Errorf("there is no session %v", s)
 		}
 		if f.External != inet.FromNetip(s.external) || f.ExternalPort() != s.externalPort || f.State() != s.state || f.Last != uint32(s.last) ||
-			f.Flags&session.SNAT != 0 != s.snat || f.Flags&session.FromOutside != 0 != s.fromOutside || f.Flags&session.Hairpin != 0 != s.hairpin || f.Mapping != session.None != (s.mapping != nil) || f.Instance != r.compiler.Instances.Known[s.instance] ||
+			f.Flags&session.SNAT != 0 != s.snat || f.Flags&session.Forward != 0 != s.forward || f.Flags&session.FromOutside != 0 != s.fromOutside || f.Flags&session.Hairpin != 0 != s.hairpin || f.Mapping != session.None != (s.mapping != nil) || f.Instance != r.slots[s.instance] ||
 			f.Generation == uint32(r.gen.Number) && (f.Flags&session.Draining != 0 != (s.drain != 0) || s.drain != 0 && f.Drain != uint32(s.drain)) {
 			return fmt.Errorf("session %v = %v, %v, last %d, drain %d, flags %#x, slot %d; expected %v, last %d, drain %d", f.Private.Netip(),
 				netip.AddrPortFrom(f.External.Netip(), f.ExternalPort()), f.State(), f.Last, f.Drain, f.Flags, f.Instance, s, uint32(s.last), uint32(s.drain))
@@ -667,8 +690,8 @@ func TestAgreesWithReference(t *testing.T) {
 			t.Errorf("only %d of %d packets went %s", fates[fate], total, fate)
 		}
 	}
-	for _, reason := range []drop.Reason{drop.AntiSpoof, drop.Martian, drop.NoRoute, drop.RouteDrop, drop.NoEligible, drop.PublicSource, drop.SNATProtocol, drop.NoSession, drop.TTLExceeded, drop.ICMPUnrelated, drop.TCPReset,
-		drop.OwnSource, drop.UnknownDestination, drop.Unsolicited, drop.Filtered, drop.NoNextHop, drop.LimitInstance, drop.LimitVPC, drop.TableFull, drop.PortsExhausted} {
+	for _, reason := range []drop.Reason{drop.AntiSpoof, drop.Martian, drop.NoRoute, drop.RouteDrop, drop.NoEligible, drop.PublicSource, drop.PrivateDestination, drop.SNATProtocol, drop.NoSession, drop.TTLExceeded, drop.ICMPUnrelated, drop.TCPReset,
+		drop.OwnSource, drop.NoPartner, drop.UnknownDestination, drop.Unsolicited, drop.Filtered, drop.NoNextHop, drop.LimitInstance, drop.LimitVPC, drop.FairShare, drop.TableFull, drop.PortsExhausted} {
 		if fates["drop "+reason.String()] == 0 {
 			t.Errorf("no packet was dropped for %v: the property says nothing about it", reason)
 		}

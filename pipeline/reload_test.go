@@ -195,10 +195,7 @@ func (r *rig) becomes(before map[uint32]string) map[string]generation.Fate {
 
 // byName lists the live sessions with the instances that they belong to.
 func (r *rig) byName() map[uint32]string {
-	names := map[uint32]string{}
-	for name, slot := range r.compiler.Instances.Known {
-		names[slot] = name
-	}
+	names := r.gen.InstanceNames(r.cfg)
 	list := map[uint32]string{}
 	for ref := range uint32(r.Capacity()) {
 		if s := r.sessions.At(ref); s.State() != session.Free {
@@ -224,7 +221,7 @@ func TestPreviewAgrees(t *testing.T) {
 		for round := range 3 {
 			next := m.config()
 			before := r.byName()
-			neighbors := slices.Clone(r.state.Neighbors.Entries)
+			neighbors := slices.Clone(r.state.Neighbors.Live())
 			clone := r.compiler.Clone()
 			g, err := clone.Preview(parseConfig(t, next))
 			if err != nil {
@@ -236,12 +233,12 @@ func TestPreviewAgrees(t *testing.T) {
 			}
 			changes := config.Changes(parseConfig(t, current), parseConfig(t, next))
 			tally := generation.NewTally(parseConfig(t, current), parseConfig(t, next), old, g, changes)
-			said := clone.Fates(g, tally)
+			said := clone.Fates(g, old.InstanceNames(parseConfig(t, current)), tally)
 			expectTally(t, old, g, tally, changes, said, r)
 			old.Close()
 			g.Close()
 			current = next
-			if again := r.byName(); !maps.Equal(again, before) || !slices.Equal(r.state.Neighbors.Entries, neighbors) {
+			if again := r.byName(); !maps.Equal(again, before) || !slices.Equal(r.state.Neighbors.Live(), neighbors) {
 				t.Fatal("a preview changed something")
 			}
 			r.reload(next)
@@ -261,7 +258,7 @@ func TestPreviewAgrees(t *testing.T) {
 			g.Close()
 		}
 		r.gens = nil
-		r.state.Segment.Close()
+		r.state.Close()
 	}
 	if total.Keep == 0 || total.Drain == 0 || total.End == 0 {
 		t.Errorf("the questions are too easy: %+v", total)
@@ -300,8 +297,8 @@ func addressSpace(t *testing.T) uint64 {
 
 // neighborWords returns what is known of each neighbor.
 func (r *rig) neighborWords() (words []uint64) {
-	for i := range r.state.Neighbors.Entries {
-		words = append(words, r.state.Neighbors.Entries[i].Word)
+	for i := range r.state.Neighbors.Live() {
+		words = append(words, r.state.Neighbors.Live()[i].Word)
 	}
 	return words
 }
@@ -332,15 +329,15 @@ func TestCompileWithoutResources(t *testing.T) {
 		{"neighbor entries", func(t *testing.T, r *rig) func() {
 			// The table is full: all that is free is taken by another port's.
 			var taken []uint32
-			for i := range r.state.Neighbors.Entries {
-				if e := &r.state.Neighbors.Entries[i]; e.Word == 0 {
+			for i := range r.state.Neighbors.Live() {
+				if e := &r.state.Neighbors.Live()[i]; e.Word == 0 {
 					e.Link, e.Word = 99, 1
 					taken = append(taken, uint32(i))
 				}
 			}
 			return func() {
 				for _, slot := range taken {
-					r.state.Neighbors.Entries[slot] = state.Neighbor{}
+					r.state.Neighbors.Live()[slot] = state.Neighbor{}
 				}
 			}
 		}, "neighbor table: no room"},
@@ -348,12 +345,12 @@ func TestCompileWithoutResources(t *testing.T) {
 			was := r.compiler.Instances.Capacity
 			r.compiler.Instances.Capacity = int(r.compiler.Instances.Next) + 1
 			return func() { r.compiler.Instances.Capacity = was }
-		}, "instances since start; restart weir"},
+		}, "places for instances are not enough"},
 		{"VPC slots", func(t *testing.T, r *rig) func() {
 			was := r.compiler.VPCs.Capacity
 			r.compiler.VPCs.Capacity = int(r.compiler.VPCs.Next)
 			return func() { r.compiler.VPCs.Capacity = was }
-		}, "VPCs since start; restart weir"},
+		}, "places for VPCs are not enough"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := newRig(t, base, config.MAC{})
@@ -419,6 +416,7 @@ func TestDiscard(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		anySource(g)
 		if g.Number != 2 {
 			t.Fatalf("generation %d, expected 2 again", g.Number)
 		}
@@ -479,6 +477,7 @@ func TestResume(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		anySource(again)
 		if again.Number != g.Number+1 {
 			t.Errorf("generation %d after %d", again.Number, g.Number)
 		}
@@ -509,6 +508,7 @@ func TestSettle(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	anySource(g)
 	defer g.Close()
 	r.SetGeneration(g)
 	c := generation.Resume(r.state, g)
@@ -562,6 +562,40 @@ func TestResumePassesOver(t *testing.T) {
 	}
 }
 
+// Two starts without a seed choose different ports: the secrets of each are the system's (RFC 6056
+// section 4). 40 ports of 64,512 are the same by chance never.
+func TestStartsChooseOtherPorts(t *testing.T) {
+	cfg := parseConfig(t, rigConfig)
+	var lists [2]string
+	for i := range lists {
+		s, err := state.New(state.Sizes{Workers: 1, Sessions: 1024})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		g, err := generation.NewCompiler(s, nil).Compile(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer g.Close()
+		anySource(g)
+		w := NewWorker(s, 0, g, WorkerConfig{MACs: []config.MAC{{2, 0, 0, 0, 0, 1}, {2, 0, 0, 0, 0, 2}}, AssumeMAC: config.MAC{2, 0, 0, 0, 0, 3}})
+		w.SetClock(1e9)
+		for n := range 40 {
+			var b Burst
+			b.N, b.Packets[0].Data, b.Packets[0].Handle = 1, parseLine(t, 0, fmt.Sprintf("udp 10.0.0.6:%d > 8.8.8.8:53", 1000+n)), 1
+			if w.Process(&b); w.Out[1].N != 1 {
+				t.Fatalf("flow %d does not leave: %v", n, s.Counters(0).Dropped)
+			}
+			lists[i] += fmt.Sprintf("%d ", portOf(w.Out[1].Frames[0]))
+			w.Sent(1, 1)
+		}
+	}
+	if lists[0] == lists[1] {
+		t.Errorf("both starts choose %s", lists[0])
+	}
+}
+
 // After a restart, with other secrets and without a session, the same configuration gives every
 // flow the same 1:1 address, and SNAT the same address and range.
 func TestRestartChoosesAlike(t *testing.T) {
@@ -577,6 +611,7 @@ func TestRestartChoosesAlike(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		anySource(g)
 		defer g.Close()
 		second.SetGeneration(g)
 		for i := range 60 {
@@ -644,6 +679,7 @@ vpcs:
     instances:
       - {name: a, addresses: [10.0.0.5], mac: "02:00:00:00:00:05", external: {floating: [192.0.2.1, 192.0.2.17]}}
       - {name: b, addresses: [10.0.0.6], mac: "02:00:00:00:00:06", external: {floating: [192.0.2.2, 192.0.2.18]}}
+      - {name: c, addresses: [10.0.0.7], mac: "02:00:00:00:00:07", external: {snat: [{address: 192.0.2.3, ports: 1024-2047, forward: [{protocol: udp, port: 1024, to_port: 53}]}]}}
 `
 	r := newRig(t, text, config.MAC{})
 	flows := func(from string, to string, n int) {
@@ -655,6 +691,8 @@ vpcs:
 	flows("10.0.0.5", "203.0.113.9", 2)
 	flows("10.0.0.6", "8.8.8.8", 4)
 	flows("10.0.0.6", "203.0.113.9", 1)
+	flows("10.0.0.7", "9.9.9.9", 2)
+	r.send(1, "udp 9.9.9.9:1 > 192.0.2.3:1024") // by the forward
 	for _, c := range []struct {
 		name, old, new string
 		want           map[string]generation.Fate
@@ -663,6 +701,10 @@ vpcs:
 		{"an instance", `      - {name: b, addresses: [10.0.0.6], mac: "02:00:00:00:00:06", external: {floating: [192.0.2.2, 192.0.2.18]}}` + "\n", "",
 			map[string]generation.Fate{`instance "b" of vpc "v" removed`: {End: 5}}},
 		{"a route", "203.0.113.0/24, gateway: h", "203.0.113.0/24, drop: true", map[string]generation.Fate{`route to 203.0.113.0/24 of vpc "v" changed`: {End: 3}}},
+		{"a route that translates no longer", "203.0.113.0/24, gateway: h", "203.0.113.0/24, gateway: h, translate: false", map[string]generation.Fate{`route to 203.0.113.0/24 of vpc "v" changed`: {End: 3}}},
+		{"a forward that leads elsewhere", "to_port: 53", "to_port: 54", map[string]generation.Fate{`instance "c" of vpc "v" changed`: {Keep: 2, End: 1}}},
+		{"a forward that goes", "forward: [{protocol: udp, port: 1024, to_port: 53}]", "forward: []", map[string]generation.Fate{`instance "c" of vpc "v" changed`: {Keep: 2, End: 1}}},
+		{"a forward beside it", "forward: [{", "forward: [{protocol: tcp, port: 1024, to_port: 53}, {", map[string]generation.Fate{`instance "c" of vpc "v" changed`: {Keep: 3}}},
 		{"a new route", "{to: 203.0.113.0/24, gateway: h}", "{to: 203.0.113.0/24, gateway: h}, {to: 8.0.0.0/8, drop: true}",
 			map[string]generation.Fate{`route to 8.0.0.0/8 of vpc "v" added`: {End: 7}}},
 		{"a gateway and a route", "pools: [q]}]", "pools: []}]", map[string]generation.Fate{"gateway 00000000-0000-4000-8000-000000000002 changed": {Keep: 3}}},
@@ -670,7 +712,7 @@ vpcs:
 		{"two at once", `192.0.2.17]}}
       - {name: b, addresses: [10.0.0.6], mac: "02:00:00:00:00:06", external: {floating: [192.0.2.2,`,
 			`192.0.2.19]}}
-      - {name: b, addresses: [10.0.0.6], mac: "02:00:00:00:00:06", external: {floating: [192.0.2.3,`,
+      - {name: b, addresses: [10.0.0.6], mac: "02:00:00:00:00:06", external: {floating: [192.0.2.4,`,
 			map[string]generation.Fate{`instance "a" of vpc "v" changed`: {Keep: 3, End: 2}, `instance "b" of vpc "v" changed`: {Keep: 1, End: 4}}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -690,7 +732,7 @@ vpcs:
 			defer after.Close()
 			changes := config.Changes(old, next)
 			tally := generation.NewTally(old, next, before, after, changes)
-			r.compiler.Fates(after, tally)
+			r.compiler.Fates(after, before.InstanceNames(old), tally)
 			got := map[string]generation.Fate{}
 			for i, ch := range changes {
 				got[ch.Text] = tally.Fates[i]

@@ -96,7 +96,8 @@ func TestResponderAnswers(t *testing.T) {
 		{"all: nobody's", "all", 1, "arp who-has 192.0.2.200 tell 198.51.100.1", ""},
 		{"none: our own all the same", "none", 1, "arp who-has 198.51.100.2 tell 198.51.100.1", "1: " + ours + " > " + neighbor + " arp reply 198.51.100.2 is-at 02:00:00:00:00:02 to 198.51.100.1"},
 		{"somebody claims our address", "all", 1, "arp who-has 192.0.2.5 tell 198.51.100.2", ""},
-		{"sender and Ethernet source differ", "", 1, "arp who-has 198.51.100.2 tell 198.51.100.1 sha=02:00:00:00:01:77", ""},
+		{"sender and Ethernet source differ", "", 1, "arp who-has 198.51.100.2 tell 198.51.100.1 sha=02:00:00:00:01:77",
+			"1: 02:00:00:00:00:02 > 02:00:00:00:01:77 arp reply 198.51.100.2 is-at 02:00:00:00:00:02 to 198.51.100.1"},
 		{"a reply that nobody asked for", "", 1, "arp reply 198.51.100.9 is-at " + neighbor + " to 198.51.100.2", ""},
 		{"NS for our own", "", 1, "nd solicit 2001:db8::1 > 2001:db8::2 target=2001:db8::2 slla=" + neighbor,
 			"1: " + ours + " > " + neighbor + " nd advert 2001:db8::2 > 2001:db8::1 target=2001:db8::2 router solicited override tlla=" + ours},
@@ -167,6 +168,40 @@ func TestErrorRates(t *testing.T) {
 	}
 	if len(counts) < 5 {
 		t.Errorf("only %d different counts in 100 turns of 100 ms: %v", len(counts), counts)
+	}
+}
+
+// Errors are limited for all VPCs together too, which one VPC does not reach.
+func TestErrorRateOfAll(t *testing.T) {
+	const tenants = 30
+	var ports, vpcs strings.Builder
+	for i := range tenants {
+		fmt.Fprintf(&ports, "  - {name: t%02d, device: net_null%d, side: inside}\n", i, 10+i)
+		fmt.Fprintf(&vpcs, "  - {name: v%d, attach: [{port: t%02d, addresses: [10.0.0.1/24]}], subnets: [10.0.0.0/24], instances: [{name: i, addresses: [10.0.0.5]}]}\n", i, i)
+	}
+	r := newRig(t, "version: 1\nports:\n"+ports.String()+"vpcs:\n"+vpcs.String(), config.MAC{})
+	line := "udp 10.0.0.5:5 > 8.8.8.8:53 ttl=1"
+	errors := func(each int) (got int) {
+		for i := range tenants {
+			for range each {
+				r.expect(i, line, "drop ttl_exceeded")
+				for ; r.punts.Peek() != nil; r.punts.Pop() {
+					got++
+				}
+			}
+		}
+		return got
+	}
+	if got := errors(50); got < errorBurst*2/3 || got > errorBurst*4/3 {
+		t.Errorf("%d errors at once for %d VPCs, want about %d", got, tenants, errorBurst)
+	}
+	total := 0
+	for range 100 {
+		r.after(100 * time.Millisecond)
+		total += errors(10) // 100 a second each, 3000 in all
+	}
+	if want := 10 * errorsPerSecond; total < want*9/10 || total > want*11/10 {
+		t.Errorf("%d errors in 10 s, want about %d", total, want)
 	}
 }
 

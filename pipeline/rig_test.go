@@ -48,21 +48,26 @@ func newRigFor(t testing.TB, text string, assume config.MAC, sessions, workers i
 		for _, g := range r.gens {
 			g.Close()
 		}
-		r.state.Segment.Close()
+		r.state.Close()
 	})
 	r.compiler = generation.NewCompiler(r.state, &testSeed)
 	g, err := r.compiler.Compile(r.cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
+	anySource(g)
 	r.gens = append(r.gens, g)
-	var macs []config.MAC
+	r.Worker = NewWorker(r.state, 0, g, WorkerConfig{MACs: r.macsOf(), AssumeMAC: assume, Seed: &testSeed})
+	r.SetClock(1e9)
+	return r
+}
+
+// macsOf are the addresses of the ports.
+func (r *rig) macsOf() (macs []config.MAC) {
 	for i := range r.cfg.Ports {
 		macs = append(macs, config.MAC{2, 0, 0, 0, 0, byte(1 + i)})
 	}
-	r.Worker = NewWorker(r.state, 0, g, WorkerConfig{MACs: macs, AssumeMAC: assume, Seed: &testSeed})
-	r.SetClock(1e9)
-	return r
+	return macs
 }
 
 func parseConfig(t testing.TB, text string) *config.Config {
@@ -82,6 +87,7 @@ func (r *rig) reload(text string) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
+	anySource(g)
 	r.gens = append(r.gens, g)
 	r.SetGeneration(g)
 	r.compiler.Retire()
@@ -294,3 +300,12 @@ vpcs:
       - {name: brief, addresses: [10.0.0.8], mac: "02:00:00:00:01:08", external: {ephemeral: [192.0.2.30]}}
       - {name: none, addresses: [10.0.0.9, "fd00::9"], mac: "02:00:00:00:01:09"}
 `
+
+// anySource lets instances with a configured MAC send from any: most tests send every frame from
+// neighborMAC, and it is the cases that hold them against each other.
+func anySource(g *generation.Generation) *generation.Generation {
+	for i := range g.Instances {
+		g.Instances[i].MAC = [2]uint64{}
+	}
+	return g
+}

@@ -6,6 +6,7 @@ import (
 	"weir/pipeline/drop"
 	"weir/pipeline/generation"
 	"weir/pipeline/inet"
+	"weir/pipeline/session"
 	"weir/pipeline/state"
 )
 
@@ -16,7 +17,7 @@ func (w *Worker) route(b *Burst) {
 	for _, i := range b.live {
 		p := &b.Packets[i]
 		if p.act == actNone {
-			if s, ok := w.late(p.insideKey(w.gen.VPCs[w.vpc(p)].Slot), p); ok {
+			if s, ok := w.late(p.insideKey(w.gen.VPCs[w.vpc(p)].Slot), p); ok && w.sends(s, p, true) {
 				w.fromInside(s, p)
 				keep = append(keep, i)
 				continue
@@ -37,37 +38,6 @@ func (w *Worker) route(b *Burst) {
 	b.live = keep
 }
 
-// sender says whose the source of a packet from inside is.
-type sender struct {
-	in       *generation.Instance // nil: nobody's, so the packet is spoofed
-	attached *generation.Attached // the attached prefix of the instance that it lies in, or nil
-	own      bool                 // it is the instance's address, and not one that is routed to it
-	transit  bool                 // it is routed to the instance, and only valid inside the VPC
-}
-
-// sender finds whose the source of p is: the address of an instance itself, or a prefix that is
-// attached to one or that one routes. It is what keeps an instance from speaking for another, so
-// nothing else decides it.
-func (w *Worker) sender(vpc uint32, p *Packet) (o sender) {
-	g := w.gen
-	if from := g.Host(vpc+1, p.local); from != nil && from.Kind == generation.HostInstance {
-		o.in, o.own = &g.Instances[from.Index], true
-	}
-	r := g.Find(g.VPCs[vpc].Sources[p.family], p.local)
-	if r == 0 {
-		return o
-	}
-	s := &g.Sources[r-1]
-	if o.in == nil {
-		o.in = &g.Instances[s.Instance]
-		o.transit = s.Kind == generation.SourceTransit
-	}
-	if s.Kind == generation.SourceAttached && o.in == &g.Instances[s.Instance] {
-		o.attached = &g.Attached[s.Attached]
-	}
-	return o
-}
-
 // vpc returns the index of the VPC that a packet from inside came from.
 func (w *Worker) vpc(p *Packet) uint32 { return w.gen.Attachments[p.from.Index].VPC }
 
@@ -81,10 +51,13 @@ func (w *Worker) routeOne(p *Packet) verdict {
 	if martian(p.remote) {
 		return refuse(drop.Martian)
 	}
-	from := w.sender(vi, p)
+	from, spoofed := w.sender(p)
+	if spoofed != drop.Pass {
+		return refuse(spoofed)
+	}
 	in, attached := from.in, from.attached
-	if in == nil {
-		return refuse(drop.AntiSpoof)
+	if p.via != 0 && from.own {
+		w.learn(in, p)
 	}
 	if to := g.Host(domain, p.remote); to != nil && to.Kind == generation.HostOwn {
 		return punted
@@ -118,14 +91,43 @@ func (w *Worker) routeOne(p *Packet) verdict {
 		}
 		p.hairpin = true
 	}
+	ways := ^uint32(0)
+	if !p.hairpin {
+		if ways = g.Ways(rt, p.remote); ways == 0 {
+			return refuse(drop.PrivateDestination)
+		}
+	}
 	if attached != nil {
 		if g.Eligible(attached.Set, rt.Gateway) {
-			p.act, p.ports = actOutPlain, attached.Ports
+			p.act, p.ports = actOutPlain, attached.Ports&ways
 			return goesOn
 		}
 		if !from.own {
 			return refuse(drop.NoEligible)
 		}
 	}
-	return refuse(w.selectSource(p, in, rt.Tag))
+	// What goes to an external address of weir's own is translated all the same.
+	var reason drop.Reason
+	if rt.Plain && !p.hairpin {
+		reason = w.untranslated(p, in, rt)
+	} else {
+		reason = w.selectSource(p, in, rt.Tag)
+	}
+	p.ports &= ways
+	return refuse(reason)
+}
+
+// untranslated lets a packet from an instance's own address leave as it is, for a partner that
+// knows the VPC's addresses. A packet of a session has its session's address before it comes here,
+// and so has an ICMP error about one.
+func (w *Worker) untranslated(p *Packet, in *generation.Instance, rt *generation.Route) drop.Reason {
+	if q := &p.quote; p.kind == kindError && q.fault == drop.Pass && q.local == p.local && q.remote == p.remote &&
+		w.liveSession(session.InsideKey(w.gen.VPCs[in.VPC].Slot, q.local, q.remote, q.localPort, q.remotePort, q.proto)) != nil {
+		return w.selectSource(p, in, rt.Tag)
+	}
+	if rt.Ports == 0 {
+		return drop.NoEligible
+	}
+	p.act, p.ports = actOutPlain, rt.Ports
+	return drop.Pass
 }

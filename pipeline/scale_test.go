@@ -59,8 +59,8 @@ func TestMemoryPerSession(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		size[i] = s.Segment.Size()
-		s.Segment.Close()
+		size[i] = s.Taken()
+		s.Close()
 	}
 	perSession := float64(size[1]-size[0]) / sessions
 	t.Logf("%.1f bytes a session", perSession)
@@ -74,11 +74,11 @@ func TestMemoryPerSession(t *testing.T) {
 // port here, which config would refuse: instances must have neighbors.)
 func BenchmarkCompile(b *testing.B) {
 	cfg := largeConfig(100_000, 10_000, 1_000)
-	s, err := state.New(state.Sizes{Workers: 1, Sessions: 1024, Instances: 100_000})
+	s, err := state.New(state.Sizes{Workers: 1, Sessions: 1024})
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer s.Segment.Close()
+	defer s.Close()
 	c := generation.NewCompiler(s, &testSeed)
 	var size uint64
 	for b.Loop() {
@@ -100,11 +100,11 @@ func BenchmarkFollow(b *testing.B) {
 	other.VPCs[0].Instances = slices.Clone(other.VPCs[0].Instances)
 	other.VPCs[0].Instances[0].MAC[5]++
 	cfg[1] = &other
-	s, err := state.New(state.Sizes{Workers: 1, Sessions: 1024, Instances: 100_000})
+	s, err := state.New(state.Sizes{Workers: 1, Sessions: 1024})
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer s.Segment.Close()
+	defer s.Close()
 	c := generation.NewCompiler(s, &[32]byte{1, 2, 3})
 	running, err := c.Compile(cfg[0])
 	if err != nil {

@@ -349,7 +349,7 @@ func TestRecheck(t *testing.T) {
 		{"address ephemeral now", one, edit("{floating: [192.0.2.5, ", "{ephemeral: [192.0.2.5], floating: ["), true},
 		{"address shared now", one, edit("{floating: [192.0.2.5, \"2001:db8:1::5\"]", "{snat: [{address: 192.0.2.5, ports: 1000-2000}], floating: [\"2001:db8:1::5\"]"), false},
 		{"private address changes", one, edit("[10.0.0.5, ", "[10.0.0.55, "), false},
-		{"renamed", one, edit("name: one", "name: two"), false},
+		{"renamed", one, edit("name: one", "name: two"), true},
 		{"remote is an external address now", one, edit("ranges: [192.0.2.0/24,", "ranges: [192.0.2.0/24, 8.8.8.0/24,", "[192.0.2.30]", "[8.8.8.8]"), false},
 		{"SNAT: nothing changes", shared, rigConfig, true},
 		{"SNAT: the range shrinks to others", shared, edit("{address: 192.0.2.6, ports: 1024-65535}", "{address: 192.0.2.6, ports: 1-1}"), false},
@@ -434,7 +434,7 @@ func TestLimits(t *testing.T) {
 	}{
 		{"instance", strings.Replace(rigConfig, "{name: shared,", "{name: shared, limits: {per_instance: 40},", 1), 40, "drop limit_instance"},
 		{"VPC", strings.Replace(rigConfig, "- name: v\n", "- name: v\n    limits: {per_vpc: 50}\n", 1), 50, "drop limit_vpc"},
-		{"table", strings.Replace(rigConfig, "sessions: 4096", "sessions: 1024", 1), 1024, "drop table_full"},
+		{"table", strings.Replace(rigConfig, "sessions: 4096", "sessions: 1024", 1), 929, "drop fair_share"}, // the level is at 896, in the rank up to 928
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := newRig(t, c.text, config.MAC{})

@@ -31,11 +31,15 @@ func (w *Worker) settled(ref uint32, long uint16) bool {
 
 // over reports whether the time of a session is over.
 func (w *Worker) over(s *session.Session) bool {
-	limit := w.timeouts[s.State()%session.NumStates]
+	return w.tick-s.Last > w.limit(s) || s.Flags&session.Draining != 0 && int32(w.tick-s.Drain) >= 0
+}
+
+// limit returns for how many milliseconds a session may be idle.
+func (w *Worker) limit(s *session.Session) uint32 {
 	if s.Timer != 0 && s.State() == session.UDP {
-		limit = w.gen.Header.UDPTimeouts[s.Timer]
+		return w.gen.Header.UDPTimeouts[s.Timer]
 	}
-	return w.tick-s.Last > limit || s.Flags&session.Draining != 0 && int32(w.tick-s.Drain) >= 0
+	return w.timeouts[s.State()%session.NumStates]
 }
 
 // short takes a plain packet of session s, which is settled, to a queue, or reports that it must go
@@ -45,30 +49,30 @@ func (w *Worker) short(inside bool, s *session.Session, p *Packet, hash uint64) 
 	if w.over(s) {
 		return false
 	}
-	var to attach.Word
+	to := way{at: s.At, link: s.Link}
 	var mac uint64
-	var mtu int
 	if inside {
+		if !w.sends(s, p, false) {
+			return false
+		}
 		l := w.liveHops(p.family)
 		if l.n == 0 || l.ports&^w.gen.Groups[s.HopGroup].Ports != 0 {
 			return false
 		}
 		h := &l.hops[share(hash, l.n)%maxLiveHops]
-		to, mac, mtu = h.At, h.mac, w.mtus[h.At.Port()]
-	} else if to = s.At; to == attach.None || s.Neighbor == state.NoNeighbor {
+		to, mac = wayOut(h.At), h.mac
+	} else if to.at == attach.None || s.Neighbor == state.NoNeighbor {
 		return false
-	} else if mac = w.resolved(s.Neighbor); mac == 0 {
+	} else if mac = w.resolved(s.Neighbor); mac == 0 || to.at.Tunnel() && w.resolved(w.gen.Links[to.link].Neighbor) == 0 {
 		return false
-	} else {
-		mtu = int(w.gen.Links[s.Link].MTU)
 	}
-	if len(p.Data)-header.EthernetSize > mtu {
+	if len(p.Data)-header.EthernetSize > int(w.gen.Links[to.link].MTU) || !to.at.Plain() && int(p.Front) < overhead(to.at) {
 		return false
 	}
 	if p.kind == kindTCP {
 		w.trackTCP(s, p, inside)
 	}
-	if inside {
+	if inside || s.Flags&session.Refresh != 0 {
 		s.Last = w.tick
 	}
 	if p.family == inet.V4 {
@@ -76,7 +80,11 @@ func (w *Worker) short(inside bool, s *session.Session, p *Packet, hash uint64) 
 	} else {
 		rewrite6(inside, s, p)
 	}
-	w.queue(to.Port(), mac, p.Handle, p.Data)
+	if to.at.Plain() {
+		w.queue(to.at.Port(), mac, p.Handle, p.Data)
+	} else {
+		w.wrap(to, mac, &parcel{p.Data, p.Handle, p.Front, p.tci, uint16(hash)})
+	}
 	return true
 }
 

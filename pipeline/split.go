@@ -16,13 +16,15 @@ const MaxSpare = MaxBurst
 type Spare struct {
 	N       int
 	Handles [MaxSpare]uintptr
-	Data    [MaxSpare][]byte // all of each buffer
+	Data    [MaxSpare][]byte // all of each buffer, but Front
+	Front   uint16           // how much room is before Data
 }
 
 // split queues an IPv4 packet that is longer than its link in pieces, in order (RFC 791 §3.2, RFC
 // 4787 REQ-13a), or reports that there are too few buffers.
-func (w *Worker) split(to way, mac uint64, handle uintptr, frame []byte) bool {
+func (w *Worker) split(to way, mac uint64, f *parcel) bool {
 	mtu, port := int(w.gen.Links[to.link].MTU), to.at.Port()
+	frame := f.frame
 	ip := frame[header.EthernetSize:]
 	hlen := int(ip[0]&0x0f) * 4
 	word := binary.BigEndian.Uint16(ip[6:])
@@ -33,12 +35,13 @@ func (w *Worker) split(to way, mac uint64, handle uintptr, frame []byte) bool {
 	later[0] = 0x40 | byte(llen/4)
 	first, room := (mtu-hlen)&^7, (mtu-llen)&^7
 	s := &w.Spare
-	if more := (len(data) - first + room - 1) / room; more > s.N {
+	if more := (len(data) - first + room - 1) / room; more > s.N || int(s.Front) < overhead(to.at) {
 		return false
 	}
 	binary.BigEndian.PutUint16(ip[6:], word|header.IPv4MoreFragments)
 	sealIPv4(ip[:hlen+first])
-	w.queue(port, mac, handle, frame[:header.EthernetSize+hlen+first])
+	f.frame = frame[:header.EthernetSize+hlen+first]
+	w.emit(to, mac, f)
 	for at := first; at < len(data); at += room {
 		n := min(room, len(data)-at)
 		s.N--
@@ -56,7 +59,7 @@ func (w *Worker) split(to way, mac uint64, handle uintptr, frame []byte) bool {
 		q := &w.Out[port]
 		q.extra[q.N/64] |= 1 << (q.N % 64)
 		q.extras++
-		w.queue(port, mac, s.Handles[s.N], piece)
+		w.emit(to, mac, &parcel{piece, s.Handles[s.N], s.Front, f.tci, f.flow})
 	}
 	return true
 }

@@ -19,13 +19,48 @@ func (w *Worker) transmit(b *Burst) {
 			continue
 		}
 		switch mac := w.resolved(p.neighbor); {
-		case mac == 0:
-			w.hold(b, p)
-		case !p.long:
-			w.queue(p.to.at.Port(), mac, p.Handle, p.Data)
-		case !w.split(p.to, mac, p.Handle, p.Data):
-			w.out(p, b.Port, b.inside, refuse(drop.TooBig))
+		case mac == 0 && p.to.at.Tunnel(): // nobody is asked through a tunnel
+			w.out(p, b.Port, b.inside, refuse(drop.NeighborUnresolved))
+		case mac == 0 || p.to.at.Tunnel() && w.resolved(w.gen.Links[p.to.link].Neighbor) == 0:
+			w.hold(b, p, mac)
+		default:
+			f := parcel{p.Data, p.Handle, p.Front, p.tci, uint16(p.hash)}
+			if r := w.send(p.to, mac, &f, p.long); r != drop.Pass {
+				w.out(p, b.Port, b.inside, refuse(r))
+			}
 		}
+	}
+}
+
+// parcel is a packet that is ready but for what is before its IP header.
+type parcel struct {
+	frame  []byte
+	handle uintptr
+	front  uint16
+	tci    uint16
+	flow   uint16 // a hash of it
+}
+
+// send queues a packet, tagged as its attachment's frames are, or in pieces when it is longer than
+// the link takes.
+func (w *Worker) send(to way, mac uint64, f *parcel, long bool) drop.Reason {
+	switch {
+	case !to.at.Plain() && int(f.front) < overhead(to.at):
+		return drop.NoHeadroom
+	case !long:
+		w.emit(to, mac, f)
+	case !w.split(to, mac, f):
+		return drop.TooBig
+	}
+	return drop.Pass
+}
+
+// emit queues a frame that fits, and has room for its tags.
+func (w *Worker) emit(to way, mac uint64, f *parcel) {
+	if to.at.Plain() {
+		w.queue(to.at.Port(), mac, f.handle, f.frame)
+	} else {
+		w.wrap(to, mac, f)
 	}
 }
 

@@ -90,10 +90,10 @@ func measureRest(b *testing.B, idle config.Idle, nap dataplane.Backoff, interrup
 	f := &weirForwarder{done: make(chan struct{})}
 	var g *generation.Generation
 	var err error
-	if f.state, g, err = newGateway(1024, 1); err != nil {
+	if f.state, g, err = newGateway(1024, 1, ""); err != nil {
 		b.Fatal(err)
 	}
-	defer f.state.Segment.Close()
+	defer f.state.Close()
 	defer g.Close()
 	*f.gens.At(g.Number) = *g
 	f.state.Publish(g.Number)

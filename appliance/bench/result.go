@@ -181,7 +181,7 @@ func (b *bench) bytesPerSession(st *state.State) (float64, error) {
 			return 0, err
 		}
 		b.fixed[workers] = s.Segment.Size()
-		s.Segment.Close()
+		s.Close()
 	}
 	return float64(st.Segment.Size()-b.fixed[workers]) / float64(st.SessionCapacity()-least), nil
 }

@@ -45,19 +45,14 @@ func (c *control) begin(ctx context.Context, found *running, next *loaded, loadE
 func (c *control) prepare(next *loaded) error {
 	c.cfg = next.cfg
 	c.warn(next.warnings)
-	instances := 0
-	for _, v := range c.cfg.VPCs {
-		instances += len(v.Instances)
-	}
 	var err error
 	c.state, err = state.New(state.Sizes{
-		Workers: len(c.cfg.Dataplane.Workers), Sessions: c.cfg.Dataplane.Sessions, Instances: instances,
-		Addresses: generation.SNATAddresses(c.cfg), Nodes: memory.Nodes("/sys", c.cfg.Dataplane.Workers), Huge: true,
+		Workers: len(c.cfg.Dataplane.Workers), Sessions: c.cfg.Dataplane.Sessions, Nodes: memory.Nodes("/sys", c.cfg.Dataplane.Workers), Huge: true,
 	})
 	if err != nil {
 		return err
 	}
-	if why := c.state.Segment.PlacementRefused(); why != nil {
+	if why := c.state.PlacementRefused(); why != nil {
 		c.log.Warn("workers' tables may be on other NUMA nodes than their cores: packets cost more there", "reason", why)
 	}
 	if !c.state.Segment.Huge() {
@@ -79,9 +74,9 @@ func (c *control) start() error {
 	s := link.StartConfig{Log: c.cfg.Log, Dataplane: c.cfg.Dataplane, Supervised: c.plane.supervised}
 	for i := range c.cfg.Ports {
 		p := &c.cfg.Ports[i]
-		s.Ports = append(s.Ports, link.StartPort{Name: p.Name, Device: p.Device, MTU: p.MTU, MAC: p.MAC, Inside: p.Side == config.Inside})
+		s.Ports = append(s.Ports, link.StartPort{Name: p.Name, Device: p.Device, MTU: p.MTU, MAC: p.MAC, VLAN: p.VLAN, Inside: p.Side == config.Inside})
 	}
-	if err := c.plane.conn.Ask(link.Start, 0, s, c.state.Segment.FD(), c.gen.FD()); err != nil {
+	if err := c.plane.conn.Ask(link.Start, 0, s, c.state.Segment.FD(), c.gen.FD(), c.state.GrowingFD()); err != nil {
 		return fmt.Errorf("data plane: %w", err)
 	}
 	c.forwarding()

@@ -38,10 +38,10 @@ func newLoop(t *testing.T) *control {
 		t.Fatal(err)
 	}
 	c.cfg = ownCopy(cfg)
-	if c.state, err = state.New(state.Sizes{Workers: 1, Sessions: cfg.Dataplane.Sessions, Instances: 16, Addresses: 1}); err != nil {
+	if c.state, err = state.New(state.Sizes{Workers: 1, Sessions: cfg.Dataplane.Sessions}); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { c.state.Segment.Close() })
+	t.Cleanup(func() { c.state.Close() })
 	c.compiler = generation.NewCompiler(c.state, nil)
 	if c.gen, err = c.compiler.Compile(c.cfg); err != nil {
 		t.Fatal(err)

@@ -28,6 +28,7 @@ type Preview struct {
 	Sessions    generation.Fate `json:"sessions"`
 	Affected    []Affected      `json:"affected"` // instances whose sessions do not all stay
 	Faults      []config.Fault  `json:"faults"`
+	Refused     string          `json:"refused,omitempty"` // why a reload would not, or not wholly, bring it into force
 	known       bool            // the sessions were looked at
 }
 
@@ -156,7 +157,7 @@ func (p *Preview) compare(ctx context.Context, running comparison, cfg *config.C
 	for _, c := range changes {
 		p.Changes = append(p.Changes, Change{What: c.Text})
 	}
-	if len(p.RestartOnly) > 0 && !KeepRestartOnly(cfg, running.cfg) {
+	if errors.As(p.admit(running.cfg, cfg), new(moved)) {
 		return nil // a restart: no session stays
 	}
 	before, err := running.compiler.Preview(running.cfg)
@@ -176,7 +177,7 @@ func (p *Preview) compare(ctx context.Context, running comparison, cfg *config.C
 		return err
 	}
 	tally := generation.NewTally(running.cfg, cfg, before, after, changes)
-	fates := running.compiler.Fates(after, tally)
+	fates := running.compiler.Fates(after, before.InstanceNames(running.cfg), tally)
 	for i := range p.Changes {
 		p.Changes[i].Sessions = &tally.Fates[i]
 	}
@@ -190,6 +191,15 @@ func (p *Preview) compare(ctx context.Context, running comparison, cfg *config.C
 		}
 	}
 	return nil
+}
+
+// admit notes why a reload would refuse cfg.
+func (p *Preview) admit(running, cfg *config.Config) error {
+	err := admit(running, cfg)
+	if err != nil {
+		p.Refused = err.Error()
+	}
+	return err
 }
 
 // Against compares the configuration at path with what is at target: another configuration, or the
@@ -208,6 +218,7 @@ func Against(path, target string, cfg *config.Config) (*Preview, error) {
 		for _, line := range config.Diff(old, cfg) {
 			p.Changes = append(p.Changes, Change{What: line})
 		}
+		p.admit(old, cfg)
 		return p, nil
 	}
 	files, err := config.ReadFiles(path)

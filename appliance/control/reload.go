@@ -45,6 +45,9 @@ func (c *control) refused(err error) {
 // partly is an error about what is not in force of a configuration that otherwise is.
 type partly struct{ error }
 
+// moved is an error about ports that are not those that run, so that no session could stay.
+type moved struct{ error }
+
 // apply brings a loaded configuration into force. Without a change of meaning nothing happens.
 func (c *control) apply(next *loaded) error {
 	cfg := next.cfg
@@ -53,19 +56,14 @@ func (c *control) apply(next *loaded) error {
 	if len(changes) == 0 {
 		return nil
 	}
-	var refused error
-	if keys := config.RestartOnly(c.cfg, cfg); len(keys) > 0 {
-		if !KeepRestartOnly(cfg, c.cfg) {
-			return fmt.Errorf("%v changed, which needs a restart of weir; nothing was applied", keys)
+	refused := admit(c.cfg, cfg)
+	if refused != nil {
+		if !errors.As(refused, new(partly)) {
+			return refused
 		}
-		refused = partly{fmt.Errorf("%v changed, which needs a restart of weir; the rest was applied", keys)}
 		if changes = config.Changes(c.cfg, cfg); len(changes) == 0 {
 			return refused
 		}
-	}
-	if percent := shrunk(c.cfg, cfg); percent > c.cfg.Reload.MaxShrink {
-		return fmt.Errorf("the change removes %d %% of the instances or of the external addresses, more than reload.max_shrink allows (%d %%); "+
-			"if this is intended, raise max_shrink first", percent, c.cfg.Reload.MaxShrink)
 	}
 	c.warn(next.warnings)
 	c.compiler.Source = source(next.files)
@@ -99,6 +97,24 @@ func (c *control) apply(next *loaded) error {
 	return refused
 }
 
+// admit says what keeps a running gateway from taking cfg over: nothing of it is in force then, or,
+// if the error is a partly, all but what it names; cfg has afterwards what would be in force. A
+// reload asks it, and so does weir check --against.
+func admit(running, cfg *config.Config) error {
+	var refused error
+	if keys := config.RestartOnly(running, cfg); len(keys) > 0 {
+		if !KeepRestartOnly(cfg, running) {
+			return moved{fmt.Errorf("%v changed, which needs a restart of weir; nothing was applied", keys)}
+		}
+		refused = partly{fmt.Errorf("%v changed, which needs a restart of weir; the rest was applied", keys)}
+	}
+	if percent := shrunk(running, cfg); percent > running.Reload.MaxShrink {
+		return fmt.Errorf("the change removes %d %% of the instances or of the external addresses, more than reload.max_shrink allows (%d %%); "+
+			"if this is intended, raise max_shrink first", percent, running.Reload.MaxShrink)
+	}
+	return refused
+}
+
 // KeepRestartOnly puts what only a restart changes back to what runs, and reports whether that was
 // possible: a port that comes or goes moves all others.
 func KeepRestartOnly(cfg, running *config.Config) bool {
@@ -110,7 +126,7 @@ func KeepRestartOnly(cfg, running *config.Config) bool {
 		if p.Name != r.Name || p.Side != r.Side {
 			return false
 		}
-		p.Device, p.MTU, p.MAC = r.Device, r.MTU, r.MAC
+		p.Device, p.MTU, p.MAC, p.VLAN = r.Device, r.MTU, r.MAC, r.VLAN
 	}
 	cfg.API, cfg.Log, cfg.Dataplane = running.API, running.Log, running.Dataplane
 	return true

@@ -44,6 +44,7 @@ type running struct {
 	start  link.StartConfig
 	state  int
 	gen    int
+	grown  int
 }
 
 // connect meets a data plane; if nobody listens it starts one, or, with attachOnly, waits for one.
@@ -110,7 +111,7 @@ func (s *supervisor) hello() (*running, error) {
 	case kind != link.Running:
 		return nil, fmt.Errorf("answered with message %d: it has another version; stop it and start again", kind)
 	}
-	r := &running{number: number, state: s.conn.Take(0), gen: s.conn.Take(1)}
+	r := &running{number: number, state: s.conn.Take(0), gen: s.conn.Take(1), grown: s.conn.Take(2)}
 	if err := json.Unmarshal(payload, &r.start); err != nil {
 		return nil, fmt.Errorf("its answer cannot be read: %w; it is of another version: stop it and start again", err)
 	}
@@ -124,18 +125,19 @@ func (r *running) isOurs(state *state.State) bool {
 	err := errors.Join(unix.Fstat(r.state, &a), unix.Fstat(state.Segment.FD(), &b))
 	unix.Close(r.state)
 	unix.Close(r.gen)
+	unix.Close(r.grown)
 	return err == nil && a.Dev == b.Dev && a.Ino == b.Ino
 }
 
 // segments maps what a running data plane forwards with. It fails when that is of another layout.
 func (r *running) segments() (*state.State, *generation.Generation, error) {
-	state, err := state.Attach(r.state)
+	state, err := state.Attach(r.state, r.grown)
 	if err != nil {
 		return nil, nil, err
 	}
 	g := new(generation.Generation)
 	if err := g.Attach(r.gen); err != nil {
-		state.Segment.Close()
+		state.Close()
 		return nil, nil, err
 	}
 	return state, g, nil

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"weir/pipeline/generation"
+	"weir/pipeline/memory"
 
 	"weir/appliance/link"
 	"weir/config"
@@ -22,7 +23,7 @@ func (c *control) takeOver(found *running, next *loaded, loadErr error) error {
 	}
 	fail := func(err error) error {
 		gen.Close()
-		state.Segment.Close()
+		state.Close()
 		return err
 	}
 	files, err := unpack(gen.Source())
@@ -40,6 +41,7 @@ func (c *control) takeOver(found *running, next *loaded, loadErr error) error {
 	if next != nil {
 		cfg.API, cfg.Log = next.cfg.API, next.cfg.Log // a new control has its own
 	}
+	state.Place(memory.Nodes("/sys", cfg.Dataplane.Workers))
 	compiler := generation.Resume(state, gen)
 	if err := compiler.Settle(cfg); err != nil {
 		return fail(err)
@@ -68,7 +70,7 @@ func putInto(cfg *config.Config, s *link.StartConfig) bool {
 		if cfg.Ports[i].Name != p.Name {
 			return false
 		}
-		cfg.Ports[i].Device, cfg.Ports[i].MTU, cfg.Ports[i].MAC = p.Device, p.MTU, p.MAC
+		cfg.Ports[i].Device, cfg.Ports[i].MTU, cfg.Ports[i].MAC, cfg.Ports[i].VLAN = p.Device, p.MTU, p.MAC, p.VLAN
 	}
 	cfg.Dataplane = s.Dataplane
 	return true

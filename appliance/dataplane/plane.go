@@ -10,8 +10,10 @@ import (
 	"os"
 	"runtime"
 	"runtime/metrics"
+	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"weir/pipeline/generation"
 	"weir/pipeline/state"
@@ -28,6 +30,10 @@ import (
 // keptGenerations is how many are kept at once: the one in use, the one that replaces it, and room
 // between them.
 const keptGenerations = 4
+
+// quietAfterStart is how long no reset answers TCP of unknown connections. A data plane that starts
+// has taken the traffic over from another one, or has just swept what a dead one left.
+const quietAfterStart = time.Minute
 
 // Generations are those that the process has mapped, each at its number modulo their count.
 type Generations [keptGenerations]generation.Generation
@@ -60,18 +66,18 @@ type plane struct {
 }
 
 // start does all that allocates.
-func (d *plane) start(payload []byte, stateFD, genFD int) error {
+func (d *plane) start(payload []byte, stateFD, genFD, growingFD int) error {
 	var c link.StartConfig
 	if err := json.Unmarshal(payload, &c); err != nil {
 		return fmt.Errorf("start: %w", err)
 	}
 	d.log = link.NewLogger(c.Log).With("process", "dataplane")
 	d.orders = append([]byte{}, payload...)
-	if stateFD < 0 || genFD < 0 {
+	if stateFD < 0 || genFD < 0 || growingFD < 0 {
 		return errors.New("start: the message carries no memory segments")
 	}
 	var err error
-	if d.state, err = state.Attach(stateFD); err != nil {
+	if d.state, err = state.Attach(stateFD, growingFD); err != nil {
 		return fmt.Errorf("state: %w", err)
 	}
 	var g generation.Generation
@@ -110,8 +116,8 @@ func (d *plane) start(payload []byte, stateFD, genFD int) error {
 		var w *Worker
 		refused := memory.On(d.nodes[i:i+1], func() {
 			w = &Worker{
-				Index: i, Core: core, Ports: d.ports, Pool: own, State: d.state, Inject: d.state.Inject(i),
-				Pipe:        pipeline.NewWorker(d.state, i, d.gens.At(d.current), pipeline.WorkerConfig{MACs: macs, Handoff: handoff}),
+				Index: i, Core: core, Ports: d.ports, Devices: Devices(d.ports, c.Ports), Pool: own, State: d.state, Inject: d.state.Inject(i),
+				Pipe:        pipeline.NewWorker(d.state, i, d.gens.At(d.current), pipeline.WorkerConfig{MACs: macs, Handoff: handoff, Quiet: quietAfterStart}),
 				Generations: &d.gens, Seen: d.current, Idle: c.Dataplane.Idle, Backoff: DefaultBackoff, Stop: &d.stop,
 			}
 		})
@@ -147,6 +153,10 @@ func (d *plane) publish(number uint64, fd int) error {
 		return fmt.Errorf("publish: generation %d after %d", number, d.current)
 	}
 	if err := g.Attach(fd); err != nil {
+		return err
+	}
+	if err := d.state.Populate(); err != nil {
+		g.Close()
 		return err
 	}
 	fault.Point("reload.before-publish")
@@ -187,8 +197,10 @@ func (d *plane) close() error {
 	for _, w := range d.waiters {
 		errs = append(errs, w.Close())
 	}
-	for _, p := range d.ports {
-		errs = append(errs, p.Close())
+	for i, p := range d.ports {
+		if !slices.Contains(d.ports[:i], p) { // ports may share a device
+			errs = append(errs, p.Close())
+		}
 	}
 	for _, p := range d.pools {
 		if p == nil {

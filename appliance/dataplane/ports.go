@@ -41,7 +41,17 @@ func (d *plane) open(c *link.StartConfig) error {
 	}
 	d.eal = true
 	d.nodes, d.pools = memory.Nodes("/sys", c.Dataplane.Workers), map[int]*dpdk.Mempool{}
-	for _, p := range c.Ports {
+	for i, p := range c.Ports {
+		if first := slices.IndexFunc(c.Ports[:i], func(o link.StartPort) bool { return o.Device == p.Device }); first >= 0 {
+			d.ports = append(d.ports, d.ports[first])
+			continue
+		}
+		for _, o := range c.Ports[i+1:] { // those that share it
+			if o.Device == p.Device {
+				p.MTU = max(p.MTU, o.MTU)
+				p.Shared = p.Shared || o.Inside != p.Inside
+			}
+		}
 		claimed, err := claim(link.RunDirectory, p.Device)
 		if err != nil {
 			return fmt.Errorf("port %q: %w", p.Name, err)
@@ -60,7 +70,10 @@ func (d *plane) open(c *link.StartConfig) error {
 		}
 		d.ports = append(d.ports, port)
 	}
-	for _, p := range d.ports {
+	for i, p := range d.ports {
+		if slices.Contains(d.ports[:i], p) {
+			continue
+		}
 		if err := p.Start(); err != nil {
 			return err
 		}
@@ -90,10 +103,11 @@ func (d *plane) logWaking(names []link.StartPort) {
 }
 
 // spread says how a device with several queues should spread packets over the workers: as these own
-// the remote addresses, which are the destinations on the inside. nil: there is one worker. A
-// device that cannot is no fault: each packet's owner is asked for anyway.
+// the remote addresses, which are the destinations on the inside. nil: there is one worker, or the
+// device has ports of both sides. A device that cannot is no fault: each packet's owner is asked
+// for anyway.
 func (d *plane) spread(p *link.StartPort) *dpdk.RSSConfig {
-	if d.state.Workers() == 1 {
+	if d.state.Workers() == 1 || p.Shared { // both sides' packets come there
 		return nil
 	}
 	key, queues := d.state.RSS()
@@ -116,8 +130,8 @@ func (d *plane) waiter(i int) *dpdk.Waiter {
 // of them has no interrupts, or if there is none.
 func NewWaiter(ports []*dpdk.Port, queue int) (*dpdk.Waiter, error) {
 	var polled []*dpdk.Port
-	for _, p := range ports {
-		if queue < p.RxQueues() {
+	for i, p := range ports {
+		if queue < p.RxQueues() && !slices.Contains(ports[:i], p) {
 			polled = append(polled, p)
 		}
 	}

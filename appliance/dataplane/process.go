@@ -154,9 +154,9 @@ func (d *plane) obey() (stop bool, err error) {
 	case kind == link.Hello && d.orders == nil:
 		err = c.Send(link.Idle, 0, nil)
 	case kind == link.Hello:
-		err = c.Send(link.Running, d.current, d.orders, d.state.Segment.FD(), d.gens.At(d.current).FD())
+		err = c.Send(link.Running, d.current, d.orders, d.state.Segment.FD(), d.gens.At(d.current).FD(), d.state.GrowingFD())
 	case kind == link.Start && d.orders == nil:
-		if failed := d.start(payload, c.Take(0), c.Take(1)); failed != nil {
+		if failed := d.start(payload, c.Take(0), c.Take(1), c.Take(2)); failed != nil {
 			c.Send(link.Failed, 0, []byte(failed.Error())) // who says it
 			return true, nil
 		}

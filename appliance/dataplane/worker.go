@@ -21,6 +21,7 @@ type Worker struct {
 	Index       int
 	Core        int
 	Ports       []*dpdk.Port
+	Devices     []Device // those of Ports; nil: each has one
 	Pool        *dpdk.Mempool
 	Pipe        *pipeline.Worker
 	State       *state.State
@@ -45,6 +46,9 @@ const BurstSize = 32
 
 // loop runs until Stop is set.
 func (w *Worker) loop() {
+	if w.Devices == nil {
+		w.Devices = Devices(w.Ports, nil)
+	}
 	var last int64
 	before := link.Monotonic()
 	for !w.Stop.Load() {
@@ -56,14 +60,17 @@ func (w *Worker) loop() {
 			w.Seen = n
 		}
 		w.Pipe.SetClock(now)
-		polls, hits := len(w.Ports), 0
-		for p, port := range w.Ports {
-			if w.Index >= port.RxQueues() {
+		polls, hits := len(w.Devices), 0
+		for i := range w.Devices {
+			d := &w.Devices[i]
+			if w.Index >= d.Port.RxQueues() || d.Port.Receive(w.Index, &w.Rx, BurstSize) == 0 {
 				continue
 			}
-			if n := port.Receive(w.Index, &w.Rx, BurstSize); n > 0 {
-				hits++
-				w.Process(p)
+			hits++
+			if d.ByVID == nil {
+				w.Process(d.Index)
+			} else {
+				w.divide(d)
 			}
 		}
 		work := hits > 0
@@ -117,12 +124,17 @@ func (w *Worker) Enter(p int) {
 	b := &w.burst
 	b.Port, b.N = p, w.Rx.N
 	for i := range w.Rx.N {
-		k := &b.Packets[i]
-		k.Data = unsafe.Slice((*byte)(w.Rx.Data[i]), w.Rx.Len[i])
-		k.Handle = uintptr(w.Rx.Mbufs[i])
-		k.Long = w.Rx.Segs[i] > 1 || w.Rx.PktLen[i] != uint32(w.Rx.Len[i])
+		w.fill(&b.Packets[i], i)
 	}
 	w.Pipe.Process(b)
+}
+
+// fill makes a packet of the i-th frame in Rx.
+func (w *Worker) fill(k *pipeline.Packet, i int) {
+	k.Data = unsafe.Slice((*byte)(w.Rx.Data[i]), w.Rx.Len[i])
+	k.Handle = uintptr(w.Rx.Mbufs[i])
+	k.Front = uint16(w.Rx.Mbufs[i].Headroom())
+	k.Long = w.Rx.Segs[i] > 1 || w.Rx.PktLen[i] != uint32(w.Rx.Len[i])
 }
 
 // mostAdopted bounds what a worker takes from another one in a turn: what their ring holds.
@@ -153,7 +165,7 @@ func (w *Worker) send() {
 		}
 		mbufs := mbufsOf(q.Handles[:q.N])
 		for i, m := range mbufs {
-			m.SetLen(len(q.Frames[i])) // Ethernet padding was cut
+			m.SetBytes(q.Frames[i]) // tags came off and on, padding was cut
 		}
 		n := port.Transmit(w.Index, mbufs)
 		if n < q.N { // once more, then it is the queue's fault
@@ -184,7 +196,7 @@ func (w *Worker) stock() {
 	}
 	for _, m := range w.mbufs[:n] {
 		b := m.Bytes()
-		s.Handles[s.N], s.Data[s.N] = uintptr(m), b[:cap(b)]
+		s.Handles[s.N], s.Data[s.N], s.Front = uintptr(m), b[:cap(b)], uint16(m.Headroom())
 		s.N++
 	}
 }

@@ -27,13 +27,13 @@ type Kind uint32
 // The messages. Hello, Start, Publish and Stop are control's; the others answer them.
 const (
 	Hello   Kind = iota + 1 // answered by Idle or Running
-	Start                   // JSON StartConfig; descriptors: state, generation
+	Start                   // JSON StartConfig; descriptors: state, generation, what of the state grows
 	Publish                 // number; descriptor: generation
 	Stop                    // end in order
 	OK
 	Failed  // text
 	Idle    // nothing runs yet
-	Running // number of the generation; JSON StartConfig; descriptors: state, generation
+	Running // number of the generation; JSON StartConfig; descriptors as with Start
 )
 
 // DefaultSocket is where a data plane listens that nobody tells otherwise.
@@ -60,7 +60,9 @@ type StartPort struct {
 	Name, Device string
 	MTU          int
 	MAC          config.MAC
+	VLAN         config.VLAN // outside
 	Inside       bool
+	Shared       bool // set by the data plane: ports of both sides are on the device
 }
 
 // Conn is one end. It allocates nothing but in errors and for descriptors that it sends.

@@ -120,7 +120,22 @@ func testForward(t *testing.T, config string, also func(*weir)) {
 	also(w)
 	w.expectBalance(t)
 	w.expectTables(t)
+	page, err := w.get("/metrics")
+	if err != nil {
+		t.Error(err)
+	}
 	w.stop(t)
+	// Who talked to whom is nobody's to read (RFC 6888 REQ-12).
+	for name, text := range map[string]string{"log": w.log(), "page of metrics": page} {
+		for _, remote := range []netip.Addr{remote4, remote6} {
+			if strings.Contains(text, remote.String()) {
+				t.Errorf("the %s holds the remote address %v", name, remote)
+			}
+		}
+		if text == "" {
+			t.Errorf("the %s is empty: the test says nothing", name)
+		}
+	}
 }
 
 // reason is the series of drops for a reason.

@@ -192,8 +192,9 @@ func TestGarbage(t *testing.T) {
 		{"start with noise", append(message(wordStart, 0, ""), noise(100)...), nil, "start:", true},
 		{"start without segments", message(wordStart, 0, "{}"), nil, "no memory segments", true},
 		{"start with one segment", message(wordStart, 0, "{}"), []int{int(segment.Fd())}, "no memory segments", true},
-		{"start with devices", message(wordStart, 0, "{}"), []int{int(null.Fd()), int(null.Fd())}, "empty", true},
-		{"start with files of noise", message(wordStart, 0, "{}"), []int{int(segment.Fd()), int(segment.Fd())}, "not a weir segment", true},
+		{"start with two segments", message(wordStart, 0, "{}"), []int{int(segment.Fd()), int(segment.Fd())}, "no memory segments", true},
+		{"start with devices", message(wordStart, 0, "{}"), []int{int(null.Fd()), int(null.Fd()), int(null.Fd())}, "empty", true},
+		{"start with files of noise", message(wordStart, 0, "{}"), []int{int(segment.Fd()), int(segment.Fd()), int(segment.Fd())}, "not a weir segment", true},
 		{"too many descriptors", message(wordHello, 0, ""), repeated(null.Fd(), 100), "", false},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -376,24 +376,27 @@ func (w *weir) expectTables(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	fds := map[string]int{}
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
-		if target, _ := os.Readlink(path); !strings.HasPrefix(target, "/memfd:weir-state") {
+		target, _ := os.Readlink(path)
+		name, _, _ := strings.Cut(strings.TrimPrefix(target, "/memfd:weir-"), " ")
+		if _, twice := fds[name]; twice || name != "state" && name != "growing" {
 			continue
 		}
-		fd, err := syscall.Open(path, syscall.O_RDWR|syscall.O_CLOEXEC, 0)
-		if err != nil {
-			t.Fatalf("open the state segment: %v", err)
+		if fds[name], err = syscall.Open(path, syscall.O_RDWR|syscall.O_CLOEXEC, 0); err != nil {
+			t.Fatalf("open the segment %s: %v", name, err)
 		}
-		state, err := state.Attach(fd)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer state.Segment.Close()
-		eventually(t, patience, "the session tables are valid", state.Check)
-		return
 	}
-	t.Fatal("weir has no state segment")
+	if len(fds) != 2 {
+		t.Fatalf("weir has the segments %v of its state, expected two", fds)
+	}
+	state, err := state.Attach(fds["state"], fds["growing"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer state.Close()
+	eventually(t, patience, "the session tables are valid", state.Check)
 }
 
 // dataplanes returns the process numbers of the data planes at w's socket.

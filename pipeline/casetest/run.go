@@ -5,6 +5,7 @@ package casetest
 import (
 	"bytes"
 	"fmt"
+	"net/netip"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -17,6 +18,7 @@ import (
 	"weir/pipeline"
 	"weir/pipeline/drop"
 	"weir/pipeline/generation"
+	"weir/pipeline/header"
 	"weir/pipeline/packettext"
 	"weir/pipeline/respond"
 	"weir/pipeline/state"
@@ -29,6 +31,9 @@ var (
 )
 
 const start = time.Hour // the clock at the first frame
+
+// headroom is what a packet buffer has before the frame, as DPDK's have.
+const headroom = 128
 
 // peer is the source of frames whose line names none.
 const peer = "02:00:00:00:00:aa"
@@ -49,6 +54,7 @@ type runner struct {
 	compiler *generation.Compiler
 	gen      *generation.Generation
 	worker   *pipeline.Worker
+	clock    *pipeline.Clock
 	respond  *respond.Responder
 	burst    pipeline.Burst
 	room     int               // of a packet buffer
@@ -111,12 +117,13 @@ func (r *runner) open() func() {
 	}
 	r.room = (max(mtu+26, 2048) + 1023) / 1024 * 1024
 	r.worker = pipeline.NewWorker(r.state, 0, r.gen, pipeline.WorkerConfig{MACs: macs, AnyMAC: true, AssumeMAC: neighbor, Seed: &seed})
+	r.clock = pipeline.NewClock(r.worker)
 	r.respond = respond.New(r.state, macs)
-	r.respond.Passive = true
+	r.respond.Passive, r.respond.Assume = true, neighbor
 	r.respond.Configure(cfg, r.gen)
 	return func() {
 		r.gen.Close()
-		r.state.Segment.Close()
+		r.state.Close()
 	}
 }
 
@@ -125,6 +132,9 @@ func (r *runner) reload() {
 	if err != nil {
 		r.fail("%v", err)
 	}
+	if r.twin != nil {
+		r.twin.configure(cfg)
+	}
 	if keys := config.RestartOnly(r.Config, cfg); len(keys) > 0 {
 		r.fail("%v changed, which takes a restart", keys)
 	}
@@ -132,6 +142,7 @@ func (r *runner) reload() {
 	if err != nil {
 		r.fail("%v", err)
 	}
+	r.clock.Advance(int64(start + r.at.at))
 	r.worker.SetGeneration(next)
 	r.respond.Configure(cfg, next)
 	r.compiler.Retire()
@@ -143,13 +154,28 @@ func (r *runner) reload() {
 // step sends one frame in and compares what happens.
 func (r *runner) step() {
 	data := r.frame(r.at.packet, r.at.port)
+	if !hasMACs.MatchString(r.at.packet) && !strings.HasPrefix(r.at.packet, "raw ") {
+		r.sendFromOwner(data)
+	}
 	in := &r.result.In[r.at.port]
 	*in = append(*in, packettext.Record{Time: r.at.at, Frame: data})
 	r.faults[packettext.Fault(data)] = true
 	r.list("%s < %s", r.Config.Ports[r.at.port].Name, packettext.Format(data))
 
 	before := *r.state.Counters(0)
+	if r.wrapped(r.at.port) {
+		data = r.twin.in(r.at.port, r.Config.Ports[r.at.port].MAC, data)
+	}
 	r.process(data)
+	for i, f := range r.sent {
+		if r.wrapped(f.port) {
+			plain, err := r.twin.out(f.port, r.Config.Ports[f.port].MAC, f.data)
+			if err != nil {
+				r.fail("%v: % x", err, f.data)
+			}
+			r.sent[i].data = plain
+		}
+	}
 	after := *r.state.Counters(0)
 	r.balance(&after)
 	r.compareSent()
@@ -189,18 +215,16 @@ func (r *runner) list(format string, args ...any) {
 // process is one turn of weir replay's loop.
 func (r *runner) process(data []byte) {
 	now := int64(start + r.at.at)
-	r.worker.SetClock(now)
-	r.worker.Expire(r.worker.Capacity())
 	buffers := 1 + int(r.state.Counters(0).Held)
-	r.worker.Release()
+	r.clock.Advance(now)
 	r.stock()
 	buffers += r.worker.Spare.N
 	r.sent = r.sent[:0]
 	const handle = 1
-	buffer := bytes.Clone(data[:min(len(data), r.room)])
+	buffer := append(make([]byte, headroom), data[:min(len(data), r.room)]...)
 	r.burst.Port, r.burst.N = r.at.port, 1
 	p := &r.burst.Packets[0]
-	p.Data, p.Handle, p.Long = buffer, handle, len(data) > r.room
+	p.Data, p.Front, p.Handle, p.Long = buffer[headroom:], headroom, handle, len(data) > r.room
 	r.worker.Process(&r.burst)
 	for port := range r.Config.Ports {
 		q := &r.worker.Out[port]
@@ -225,7 +249,7 @@ func (r *runner) process(data []byte) {
 // stock gives the worker spare buffers.
 func (r *runner) stock() {
 	for s := &r.worker.Spare; s.N < pipeline.MaxSpare; s.N++ {
-		s.Data[s.N] = make([]byte, r.room)
+		s.Data[s.N], s.Front = make([]byte, headroom+r.room)[headroom:], headroom
 	}
 }
 
@@ -282,6 +306,30 @@ func (r *runner) frame(line string, port int) []byte {
 		r.fail("%s: %v", line, err)
 	}
 	return frame
+}
+
+// sendFromOwner gives a frame from inside the MAC of the instance whose source address it has, if
+// one is configured: so its sender would.
+func (r *runner) sendFromOwner(data []byte) {
+	e := header.Ethernet(data)
+	var src netip.Addr
+	if ip, ok := header.ParseIPv4(e.Payload()); ok && e.Type() == header.EtherTypeIPv4 {
+		src = ip.Src()
+	} else if ip, ok := header.ParseIPv6(e.Payload()); ok && e.Type() == header.EtherTypeIPv6 {
+		src = ip.Src()
+	}
+	for i := range r.Config.VPCs {
+		v := &r.Config.VPCs[i]
+		if !slices.ContainsFunc(v.Attach, func(a config.Attachment) bool { return a.Port == r.at.port }) {
+			continue
+		}
+		for _, in := range v.Instances {
+			prefixes := slices.ContainsFunc(in.Attached, func(p netip.Prefix) bool { return p.Contains(src) })
+			if in.MAC != (config.MAC{}) && src.IsValid() && (src == in.Address4 || src == in.Address6 || prefixes) {
+				copy(data[6:], in.MAC[:])
+			}
+		}
+	}
 }
 
 // matches compares a frame with a line as texts, in which a name that is new stands for any number.

@@ -14,10 +14,23 @@ const (
 
 	// classify
 	ShortFrame
+	Truncated
 	Oversized
 	NotOurMAC
 	BadEtherType
 	VLANTag
+	TunnelChecksum
+	TunnelFragment
+	TunnelLength
+	TunnelVersion
+	TunnelControl
+	TunnelOptions
+	TunnelCritical
+	TunnelVNI
+	TunnelPeer
+	TunnelInner
+	TunnelInnerTag
+	TunnelECN
 	BadIPHeader
 	BadIPChecksum
 	BadExtension
@@ -37,27 +50,34 @@ const (
 
 	// inside
 	AntiSpoof
+	SpoofedAttachment
+	SpoofedMAC
+	SpoofedHost
 	NoRoute
 	RouteDrop
 	NoEligible
 	PublicSource
+	PrivateDestination
 	Untranslatable
 	SNATProtocol
 	NoSession
 	LimitInstance
 	LimitVPC
+	FairShare
 	TableFull
 	PortsExhausted
 
 	// outside
 	UnknownDestination
 	OwnSource
+	NoPartner
 	Unsolicited
 	Filtered
 	TCPReset
 
 	// transmit
 	TooBig
+	NoHeadroom
 	NoNextHop
 	NeighborUnresolved
 	TxFull
@@ -101,6 +121,9 @@ var reasons = [NumReasons]struct {
 	ShortFrame: {"short_frame", Malformed, "classify",
 		"shorter than its headers say",
 		"", "capture packets at the neighbor"},
+	Truncated: {"truncated", Delivery, "classify",
+		"longer than the port's MTU, and cut short before weir got it",
+		"", "on net_af_packet, IPv4 fragments that the kernel joined to more than a frame of its ring: a larger `framesz`, or net_pcap"},
 	Oversized: {"oversized", Malformed, "classify",
 		"longer than one packet buffer",
 		"", "the `mtu` of the port"},
@@ -111,8 +134,44 @@ var reasons = [NumReasons]struct {
 		"neither IPv4, IPv6 nor ARP",
 		"", "capture packets at the neighbor"},
 	VLANTag: {"vlan_tag", Malformed, "classify",
-		"a VLAN tag on a port without VLANs",
-		"", "the switch port is a trunk: make it an untagged port"},
+		"a VLAN tag, or none, that belongs to no attachment of the port",
+		"", "compare `vlan` under `attach` and `ports` with what the switch sends"},
+	TunnelChecksum: {"tunnel_checksum", Malformed, "classify",
+		"wrong IPv4 header checksum of an outer packet",
+		"", "broken packets: capture in the underlay"},
+	TunnelFragment: {"tunnel_fragment", Malformed, "classify",
+		"an outer packet in fragments",
+		"", "the underlay's MTU is too small: raise it by what the tunnel adds"},
+	TunnelLength: {"tunnel_length", Malformed, "classify",
+		"an outer packet whose IP, UDP or tunnel header is cut short or has a wrong length",
+		"", "broken or hostile packets: capture in the underlay"},
+	TunnelVersion: {"tunnel_version", Malformed, "classify",
+		"a VXLAN header without a valid VNI, or a Geneve header of another version",
+		"", "another protocol on the tunnel's UDP port"},
+	TunnelControl: {"tunnel_control", Policy, "classify",
+		"a Geneve control packet",
+		"", "the peer sends Geneve OAM, which weir does not speak"},
+	TunnelOptions: {"tunnel_options", Malformed, "classify",
+		"Geneve options that reach over the end",
+		"", "broken or hostile packets: capture in the underlay"},
+	TunnelCritical: {"tunnel_critical", Policy, "classify",
+		"a critical Geneve option, none of which weir knows",
+		"", "the peer is no plain Geneve endpoint, such as an OVN chassis"},
+	TunnelVNI: {"tunnel_vni", Policy, "classify",
+		"a VNI that no attachment of the port has",
+		"", "compare `vni` under `attach` with the peer"},
+	TunnelPeer: {"tunnel_peer", Spoofed, "classify",
+		"from an endpoint that is the host of no instance of the attachment",
+		"", "compare `host` of the instances with where their packets come from"},
+	TunnelInner: {"tunnel_inner", Malformed, "classify",
+		"a tunnel packet without an Ethernet frame in it",
+		"", "the peer tunnels another protocol"},
+	TunnelInnerTag: {"tunnel_inner_tag", Policy, "classify",
+		"an inner frame with a VLAN tag",
+		"", "the peer must take VLAN tags off before the tunnel"},
+	TunnelECN: {"tunnel_ecn", Malformed, "classify",
+		"congestion marked on an outer packet whose inner one does not take part (RFC 6040)",
+		"", "the underlay marks packets that do not take part in ECN"},
 	BadIPHeader: {"bad_ip_header", Malformed, "classify",
 		"the IP header's version, lengths or options are wrong",
 		"", "broken or hostile packets: capture at the neighbor"},
@@ -120,7 +179,7 @@ var reasons = [NumReasons]struct {
 		"wrong IPv4 header checksum",
 		"", "broken or hostile packets: capture at the neighbor"},
 	BadExtension: {"bad_extension", Malformed, "classify",
-		"IPv6 extension headers are cut short, too many or refused",
+		"IPv6 extension headers are cut short, malformed or refused",
 		"", "broken or hostile packets: capture at the neighbor"},
 	Fragment: {"fragment", Policy, "reassemble, select, egress",
 		"fragments are refused by configuration",
@@ -164,33 +223,48 @@ var reasons = [NumReasons]struct {
 	AntiSpoof: {"antispoof", Spoofed, "lookup, route",
 		"the source is not an address of an instance in this VPC",
 		"", "`addresses`, `transit`, `attached` of the instance; `vpcs[].attach`"},
+	SpoofedAttachment: {"spoofed_attachment", Spoofed, "route",
+		"a source address of an instance that is on another attachment",
+		"", "the instance moved, or a guest uses another's address: compare `attach` with where the packets come from"},
+	SpoofedMAC: {"spoofed_mac", Spoofed, "route",
+		"a source address of an instance whose `mac` is another",
+		"", "a guest uses another's address, or the instance's `mac` is out of date"},
+	SpoofedHost: {"spoofed_host", Spoofed, "classify, route",
+		"a source address of an instance that is on another host",
+		"", "the instance moved, or a guest uses another's address: compare `host` with where its packets come from"},
 	NoRoute: {"no_route", Policy, "route",
 		"no route of the VPC matches",
-		"", "the VPC's routes: prefix, `class`, `from`"},
+		"TCP of a connection: as `no_session`", "the VPC's routes: prefix, `class`, `from`"},
 	RouteDrop: {"route_drop", Policy, "route",
 		"a route says drop",
 		"", "the VPC has a `drop` route"},
 	NoEligible: {"no_eligible_address", Policy, "route, select",
 		"the instance has no external address for the route's gateway",
-		"3/13, ICMPv6 1/1", "`weir check` warns about it: add the pool to the gateway, or an address to the instance"},
+		"3/13, ICMPv6 1/1; TCP of a connection: as `no_session`", "`weir check` warns about it: add the pool to the gateway, or an address to the instance"},
 	PublicSource: {"public_source", Policy, "route",
 		"an untranslated source towards a place where it is not allowed",
 		"", "routes: a transit source towards a gateway, or an attached one into the VPC"},
+	PrivateDestination: {"private_destination", Policy, "route",
+		"to a private address that only a /0 route leads to",
+		"3/13, ICMPv6 1/1; TCP of a connection: as `no_session`", "no private network is on the Internet; where one is outside: `ports[].private_sources`, or a longer route"},
 	Untranslatable: {"untranslatable", Policy, "select, deliver",
-		"AH, or a routing header with segments left: translation would break it",
-		"", "AH or IPv6 source routing: use an attached prefix"},
+		"AH, a routing header with segments left, or UDP over IPv6 without checksum: translation would break it",
+		"", "AH or IPv6 source routing: use an attached prefix; tunnels without checksums: `sessions.allow_udp6_zero`"},
 	SNATProtocol: {"snat_protocol", Policy, "select",
 		"SNAT passes TCP, UDP and ICMP echo only",
 		"3/13, ICMPv6 1/1", "GRE, ESP and the like need a floating address"},
 	NoSession: {"no_session", Policy, "select",
 		"for SNAT, without a session, and cannot start one",
-		"TCP: a reset, with `unknown_tcp: reset`", "sessions were lost, or a connection was idle for too long: timeouts, keepalives"},
+		"TCP: a reset, unless `unknown_tcp` is `drop`", "sessions were lost, or a connection was idle for too long: timeouts, keepalives"},
 	LimitInstance: {"limit_instance", Exhausted, "select",
 		"the instance has reached its session limit",
 		"3/1, ICMPv6 1/3", "raise the limit, or talk to the tenant"},
 	LimitVPC: {"limit_vpc", Exhausted, "select",
 		"the VPC has reached its session limit",
 		"3/1, ICMPv6 1/3", "raise the limit, or talk to the tenant"},
+	FairShare: {"fair_share", Exhausted, "select",
+		"seven eighths of a worker's table are in use, and the VPC has more than its share",
+		"3/1, ICMPv6 1/3", "a larger `dataplane.sessions` and a restart; `vpcs[].weight`; talk to the tenant"},
 	TableFull: {"table_full", Exhausted, "select",
 		"the session table is full",
 		"3/1, ICMPv6 1/3", "`weir_sessions` shows which VPC; set limits, or a larger `dataplane.sessions` and restart"},
@@ -203,6 +277,9 @@ var reasons = [NumReasons]struct {
 	OwnSource: {"own_source", Spoofed, "deliver",
 		"from outside, with one of weir's external addresses as source",
 		"", "a loop outside, or the routers' filters"},
+	NoPartner: {"no_partner", Spoofed, "deliver",
+		"from outside, to a private address that only partners know, and from none",
+		"", "the VPC's routes with `translate: false`: none leads to the source; a flood is spoofed"},
 	Unsolicited: {"unsolicited", Unwanted, "deliver",
 		"from outside to an SNAT address, without a session or mapping",
 		"", "normal in small numbers"},
@@ -215,6 +292,9 @@ var reasons = [NumReasons]struct {
 	TooBig: {"too_big", Delivery, "egress, transmit",
 		"longer than the next link's MTU",
 		"3/4 if DF is set, ICMPv6 2/0; also outside", "equal MTUs on all ports, or smaller ones in instances"},
+	NoHeadroom: {"no_headroom", Delivery, "transmit",
+		"no room before the packet for a tag or an outer header",
+		"", "the device delivers packets without headroom: use another driver"},
 	NoNextHop: {"no_next_hop", Delivery, "egress",
 		"no live next hop of this family",
 		"", "`ports[].next_hops`, `pools[].ports`; a VPC without `attach`"},

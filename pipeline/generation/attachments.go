@@ -5,13 +5,65 @@ package generation
 import (
 	"math/bits"
 
+	"weir/config"
 	"weir/pipeline/attach"
 )
+
+// WordOf returns the word of an attachment.
+func WordOf(a *config.Attachment) attach.Word {
+	switch a.Encap {
+	case config.VXLAN:
+		return attach.Make(a.Port, attach.VXLAN, a.Tunnel.VNI)
+	case config.Geneve:
+		return attach.Make(a.Port, attach.Geneve, a.Tunnel.VNI)
+	}
+	return wordOf(a.Port, a.VLAN)
+}
+
+// OwnWord returns the word of an outside port's frames, or of an inside port's plain ones.
+func OwnWord(cfg *config.Config, port int) attach.Word { return wordOf(port, cfg.Ports[port].VLAN) }
+
+func wordOf(port int, v config.VLAN) attach.Word {
+	switch {
+	case v.Inner != 0:
+		return attach.Make(port, attach.QinQ, uint32(v.Outer)<<12|uint32(v.Inner))
+	case v.Outer != 0:
+		return attach.Make(port, attach.VLAN, uint32(v.Outer))
+	}
+	return attach.Port(port)
+}
+
+// wayOf returns the way to what is on an attachment.
+func (b *builder) wayOf(a *config.Attachment) way {
+	w := way{WordOf(a), uint16(a.Port)}
+	if a.PCP != config.KeepPCP {
+		w.link = b.link(Link{MTU: b.Ports[a.Port].MTU, PCP: a.PCP})
+	}
+	return w
+}
+
+// link returns the number of a link.
+func (b *builder) link(l Link) uint16 {
+	if b.links == nil {
+		b.links = map[Link]uint16{}
+		for i := range b.Links {
+			b.links[b.Links[i]] = uint16(i)
+		}
+	}
+	i, known := b.links[l]
+	if !known {
+		i = uint16(len(b.Links))
+		b.Links, b.links[l] = append(b.Links, l), i
+	}
+	return i
+}
 
 // addAttachment notes an attachment. The table of tags is made when all are there.
 func (b *builder) addAttachment(a Attachment) {
 	if a.At.Plain() {
 		b.Ports[a.At.Port()].Own = Place{a.At, uint32(len(b.Attachments))}
+	} else {
+		b.Ports[a.At.Port()].Tagged = true
 	}
 	b.Attachments = append(b.Attachments, a)
 }

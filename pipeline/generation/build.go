@@ -26,17 +26,21 @@ type builder struct {
 	poolRules    []rules
 	single       map[netip.Addr][]int32 // gateways of addresses named beside pools
 
-	hostList              []Host
-	hostSecret            uint64
-	neighbors             map[uint32]int
-	created               []uint32 // entries of the neighbor table that the compilation made
-	pending               []neighborChange
-	newVPCs, newInstances map[string]uint32
-	newAddresses          map[string]uint32
+	hostList     []Host
+	hostSecret   uint64
+	neighbors    map[uint32]int
+	created      []uint32 // entries of the neighbor table that the compilation made
+	pending      []neighborChange
+	newVPCs      map[string]uint32
+	newInstances map[InstanceID]uint32
+	newAddresses map[netip.Addr]uint32
+	renames      []rename
+	links        map[Link]uint16
+	endpoints    map[endpointKey]bool
 }
 
 func newBuilder(c *Compiler, cfg *config.Config) *builder {
-	return &builder{c: c, cfg: cfg, neighbors: map[uint32]int{}, newVPCs: map[string]uint32{}, newInstances: map[string]uint32{}, newAddresses: map[string]uint32{}}
+	return &builder{c: c, cfg: cfg, neighbors: map[uint32]int{}, newVPCs: map[string]uint32{}, newInstances: map[InstanceID]uint32{}, newAddresses: map[netip.Addr]uint32{}, endpoints: map[endpointKey]bool{}}
 }
 
 // neighborChange is what the word of an entry is to become.
@@ -51,6 +55,7 @@ type poolRange struct {
 }
 
 func (b *builder) build() error {
+	b.inherit()
 	b.indexPools()
 	for _, list := range b.poolGateways { // set i is that of pool i
 		b.addSet(list)
@@ -58,7 +63,7 @@ func (b *builder) build() error {
 	if err := b.buildPorts(); err != nil {
 		return err
 	}
-	b.ranges = make(table[rangeTable], 2) // attachedTables, filled last
+	b.ranges = make(table[rangeTable], 4) // AttachedTables and PrivateTables, filled last
 	var attached [2][]rangeItem
 	shared := map[inet.Addr][]SNATRange{}
 	for v := range b.cfg.VPCs {
@@ -71,17 +76,16 @@ func (b *builder) build() error {
 		}
 		b.VPCs = append(b.VPCs, rec)
 	}
-	for i := range b.cfg.VPCs {
-		b.addName(b.cfg.VPCs[i].Name)
+	for i := range b.Attachments {
+		b.Attachments[i].Slot = b.VPCs[b.Attachments[i].VPC].Slot
 	}
 	for i := range b.cfg.VPCs {
-		for j := range b.cfg.VPCs[i].Instances {
-			b.addName(b.cfg.VPCs[i].Instances[j].Name)
-		}
+		b.addName(b.cfg.VPCs[i].Name)
 	}
 	for f := range attached {
 		b.ranges[AttachedTables+f] = b.rangeTable(attached[f])
 	}
+	b.buildPrivate()
 	for addr, list := range shared {
 		if err := b.addShared(addr, list); err != nil {
 			return err
@@ -135,6 +139,11 @@ func (b *builder) indexPools() {
 		b.group(b.poolPorts[i])
 		b.poolRules[i] = rulesOf(p.Sessions)
 	}
+	for _, ways := range privateWays(b.cfg.Ports) {
+		for _, ports := range b.poolPorts {
+			b.group(ports & ways)
+		}
+	}
 	slices.SortFunc(b.poolRanges, func(x, y poolRange) int { return x.From.Compare(y.From) })
 	b.single = map[netip.Addr][]int32{}
 	for i, g := range b.cfg.Gateways {
@@ -159,6 +168,9 @@ func rulesOf(t config.Translation) (r rules) {
 	}
 	if t.Fragments == config.DropFragments {
 		r |= DropFragments
+	}
+	if t.InboundRefresh == config.RefreshOn {
+		r |= InboundRefresh
 	}
 	return r
 }
@@ -199,15 +211,26 @@ func (b *builder) eligible(a netip.Addr, gateway int32) bool {
 
 func (b *builder) buildPorts() error {
 	for i, p := range b.cfg.Ports {
-		own := attach.Port(i)
-		r := Port{Side: uint8(p.Side), MTU: uint16(p.MTU), Own: Place{own, Unattached}, MAC: p.MAC}
-		b.Links = append(b.Links, Link{MTU: r.MTU})
+		own := wordOf(i, p.VLAN)
+		r := Port{Side: uint8(p.Side), MTU: uint16(p.MTU), Own: Place{own, Unattached}, MAC: p.MAC, Tagged: !own.Plain()}
+		b.Links = append(b.Links, Link{MTU: r.MTU, PCP: p.PCP})
 		for _, a := range p.Addresses {
 			if p.Side == config.Outside {
 				b.hostList = append(b.hostList, Host{Addr: inet.FromNetip(a.Addr()), Kind: HostOwn, Port: uint8(i)})
 				first, last := inet.PrefixRange(a)
 				b.OnLink = append(b.OnLink, Prefix{First: first, Last: last, At: own})
 			}
+		}
+		for _, p := range p.PrivateSources {
+			first, last := inet.PrefixRange(p)
+			b.Private = append(b.Private, Prefix{First: first, Last: last, At: own})
+		}
+		if p.Side == config.Inside {
+			if err := b.buildEnds(i, &r); err != nil {
+				return err
+			}
+			b.Ports = append(b.Ports, r)
+			continue
 		}
 		for _, h := range p.NextHops {
 			hop, err := b.hop(own, h)
@@ -273,26 +296,18 @@ type way struct {
 	link uint16
 }
 
-// wayOf returns the way to what is on an attachment.
-func wayOf(a *config.Attachment) way { return way{WordOf(a), uint16(a.Port)} }
-
-// WordOf returns the word of an attachment.
-func WordOf(a *config.Attachment) attach.Word { return attach.Port(a.Port) }
-
 // via says how a VPC-internal address is reached, and through which hop; a zero hop is the address
 // itself. A VPC without attachment is reached nowhere.
 func (b *builder) via(v *config.VPC, a netip.Addr) (by way, hop config.NextHop) {
 	if len(v.Attach) == 0 {
 		return way{at: attach.None}, config.NextHop{}
 	}
-	by = wayOf(&v.Attach[0])
-	for i := range v.Attach {
-		t := &v.Attach[i]
-		if slices.ContainsFunc(t.Addresses, func(p netip.Prefix) bool { return p.Masked().Contains(a) }) {
-			return wayOf(t), config.NextHop{}
-		}
+	t := v.Via(a)
+	by = b.wayOf(t)
+	if slices.ContainsFunc(t.Addresses, func(p netip.Prefix) bool { return p.Masked().Contains(a) }) {
+		return by, config.NextHop{}
 	}
-	for _, h := range v.Attach[0].NextHops {
+	for _, h := range t.NextHops {
 		if h.Address.BitLen() == a.BitLen() {
 			return by, h
 		}
@@ -304,7 +319,10 @@ func (b *builder) buildAttachments(vi int) error {
 	list := b.cfg.VPCs[vi].Attach
 	for i := range list {
 		a := &list[i]
-		by := wayOf(a)
+		by := b.wayOf(a)
+		if a.Encap != config.NoEncap {
+			b.Ports[a.Port].UDP[a.Encap-config.VXLAN] = a.Tunnel.UDPPort
+		}
 		b.addAttachment(Attachment{At: by.at, VPC: uint32(vi), MTU: b.Links[by.link].MTU, Link: by.link})
 		for _, p := range a.Addresses {
 			b.hostList = append(b.hostList, Host{Addr: inet.FromNetip(p.Addr()), Domain: uint32(vi) + 1, Kind: HostOwn, Port: uint8(a.Port)})

@@ -3,6 +3,8 @@
 package generation
 
 import (
+	"net/netip"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -27,11 +29,14 @@ type Compiler struct {
 
 	state     *state.State
 	Number    uint64
-	VPCs      Slots
-	Instances Slots
-	Addresses Slots          // of SNAT
-	neighbors map[uint32]int // slots that the last compiled generation names, and how often
+	VPCs      Slots[string]
+	Instances Slots[InstanceID]
+	Addresses Slots[netip.Addr] // of SNAT
+	neighbors map[uint32]int    // slots that the last compiled generation names, and how often
 	random    func() uint64
+	scratch   bool // nobody will run what it compiles
+
+	attachments map[string]string // of the last compiled configuration, or nil: VPCs by the set of their attachments
 
 	last    compiled
 	spare   memory.Segment   // what Release has left; none: closed
@@ -54,9 +59,9 @@ func NewCompiler(s *state.State, seed *[32]byte) *Compiler {
 	mappings := s.Mappings()
 	return &Compiler{
 		state:     s,
-		VPCs:      newSlots("VPC", state.VPCSlots, s.VPCSessions),
-		Instances: newSlots("instance", len(s.Instances), s.InstanceSessions),
-		Addresses: newSlots("SNAT address", mappings.Addresses(), func(slot uint32) int { return mappings.InUse(slot) }),
+		VPCs:      newSlots[string]("VPC", state.VPCSlots, s.VPCSessions),
+		Instances: newSlots[InstanceID]("instance", state.InstanceSlots, s.InstanceSessions),
+		Addresses: newSlots[netip.Addr]("SNAT address", state.AddressSlots, mappings.InUse),
 		neighbors: map[uint32]int{},
 		random:    state.NewRandom(seed).Uint64,
 	}
@@ -74,7 +79,7 @@ func Resume(s *state.State, g *Generation) *Compiler {
 		if in.Slot == 0 {
 			continue // followed by another record
 		}
-		c.Instances.resume(g.name(int(in.VPC))+"/"+g.name(len(g.VPCs)+i), in.Slot)
+		c.Instances.resume(in.identity(g.VPCs[in.VPC].Slot), in.Slot)
 		for f := range in.Neighbor {
 			if in.Neighbor[f] != state.NoNeighbor {
 				c.neighbors[in.Neighbor[f]]++
@@ -83,7 +88,7 @@ func Resume(s *state.State, g *Generation) *Compiler {
 	}
 	for i := range g.Hosts {
 		if h := &g.Hosts[i]; h.Kind == HostSNAT {
-			c.Addresses.resume(h.Addr.Netip().String(), h.Slot)
+			c.Addresses.resume(h.Addr.Netip(), h.Slot)
 		}
 	}
 	for i := range g.Hops {
@@ -103,11 +108,18 @@ func Resume(s *state.State, g *Generation) *Compiler {
 // neighbors: whoever published that generation may have died before Retire.
 func (c *Compiler) Settle(cfg *config.Config) error {
 	b := newBuilder(c, cfg)
-	if err := b.build(); err != nil {
-		c.remove(b.created)
+	if err := c.begin(cfg); err != nil {
 		return err
 	}
-	c.neighbors, c.created, c.pending = b.neighbors, b.created, b.pending
+	if err := b.build(); err != nil {
+		c.abandon(b.created)
+		return err
+	}
+	if err := c.reserve(); err != nil {
+		c.abandon(b.created)
+		return err
+	}
+	c.neighbors, c.created, c.pending, c.attachments = b.neighbors, b.created, b.pending, attachmentsOf(cfg)
 	c.Retire()
 	return nil
 }
@@ -116,8 +128,11 @@ func (c *Compiler) Settle(cfg *config.Config) error {
 // followed by Retire, when it is in force, or by Discard.
 func (c *Compiler) Compile(cfg *config.Config) (*Generation, error) {
 	b := newBuilder(c, cfg)
+	if err := c.begin(cfg); err != nil {
+		return nil, err
+	}
 	if err := b.build(); err != nil {
-		c.remove(b.created)
+		c.abandon(b.created)
 		return nil, err
 	}
 	h := Header{Number: c.Number + 1, HostSecret: b.hostSecret, Spread: uint8(cfg.Sessions.Spread),
@@ -133,6 +148,14 @@ func (c *Compiler) Compile(cfg *config.Config) (*Generation, error) {
 	for _, s := range []session.State{session.TCPOpening, session.Unconfirmed} {
 		h.Timeouts[1][s] = min(h.Timeouts[1][s], uint32(PressedTimeout.Milliseconds()))
 	}
+	h.Floors = h.Timeouts[0]
+	floors := config.TimeoutFloors()
+	h.Floors[session.UDP] = min(h.Floors[session.UDP], uint32(floors.UDP.Milliseconds()))
+	h.Floors[session.ICMP] = min(h.Floors[session.ICMP], uint32(floors.ICMP.Milliseconds()))
+	h.Floors[session.TCPOpening] = min(h.Floors[session.TCPOpening], uint32(floors.TCPPartiallyOpen.Milliseconds()))
+	h.Floors[session.TCPOpen] = min(h.Floors[session.TCPOpen], uint32(floors.TCPEstablished.Milliseconds()))
+	h.Floors[session.TCPClosing] = min(h.Floors[session.TCPClosing], uint32(floors.TCPClosing.Milliseconds()))
+	h.ZeroCount = uint16(copy(h.ZeroPorts[:], cfg.Sessions.AllowUDP6Zero))
 	h.UDPCount = uint16(len(t.UDPPorts))
 	for i, p := range t.UDPPorts {
 		h.UDPPorts[1+i], h.UDPTimeouts[1+i] = p.Port, uint32(p.Timeout.Milliseconds())
@@ -140,14 +163,27 @@ func (c *Compiler) Compile(cfg *config.Config) (*Generation, error) {
 	b.source = c.Source
 	g, err := store(h, &b.Tables)
 	if err != nil {
-		c.remove(b.created)
+		c.abandon(b.created)
+		return nil, err
+	}
+	if err := c.reserve(); err != nil {
+		c.abandon(b.created)
+		g.Close()
 		return nil, err
 	}
 	c.Number++
-	vpcs, instances, addresses, neighbors, last := c.VPCs.Current, c.Instances.Current, c.Addresses.Current, c.neighbors, c.last
+	vpcs, instances, addresses, neighbors, last, attachments := c.VPCs.Current, c.Instances.Current, c.Addresses.Current, c.neighbors, c.last, c.attachments
 	c.undo = func() {
-		c.VPCs.Current, c.Instances.Current, c.Addresses.Current, c.neighbors, c.last = vpcs, instances, addresses, neighbors, last
+		c.VPCs.Current, c.Instances.Current, c.Addresses.Current, c.neighbors, c.last, c.attachments = vpcs, instances, addresses, neighbors, last, attachments
+		for _, r := range slices.Backward(b.renames) {
+			c.VPCs.swap(r.from, r.to)
+		}
+		c.forget()
 	}
+	for _, r := range b.renames {
+		c.VPCs.swap(r.from, r.to)
+	}
+	c.attachments = attachmentsOf(cfg)
 	c.VPCs.Current, c.Instances.Current, c.Addresses.Current, c.neighbors = b.newVPCs, b.newInstances, b.newAddresses, b.neighbors
 	for slot := range neighbors {
 		if c.neighbors[slot] == 0 {
@@ -175,6 +211,49 @@ func (c *Compiler) Discard() {
 	c.remove(c.created)
 	c.undo()
 	c.created, c.pending, c.gone, c.undo = nil, nil, nil, nil
+}
+
+// begin makes room for the neighbors of cfg, which are entered while it is compiled, and for as
+// many again of those that only the running generation names or that are learned.
+func (c *Compiler) begin(cfg *config.Config) error {
+	c.VPCs.begin()
+	c.Instances.begin()
+	c.Addresses.begin()
+	n := c.state.Neighbors.Used + learned*len(cfg.Ports)
+	for i := range cfg.VPCs {
+		n += 2 * len(cfg.VPCs[i].Instances)
+		for _, a := range cfg.VPCs[i].Attach {
+			n += len(a.NextHops)
+		}
+	}
+	for _, p := range cfg.Ports {
+		n += len(p.NextHops)
+	}
+	return c.state.ReserveNeighbors(n)
+}
+
+// learned is how many neighbors that no configuration names a port may have.
+const learned = 1024
+
+// reserve takes memory for all slots that have been given.
+func (c *Compiler) reserve() error {
+	if c.scratch {
+		return nil
+	}
+	return c.state.Reserve(int(c.VPCs.Next), int(c.Instances.Next), int(c.Addresses.Next))
+}
+
+// abandon takes back what a compilation that fails has done.
+func (c *Compiler) abandon(created []uint32) {
+	c.remove(created)
+	c.forget()
+}
+
+// forget takes back the slots that the last compilation has given.
+func (c *Compiler) forget() {
+	c.VPCs.undo()
+	c.Instances.undo()
+	c.Addresses.undo()
 }
 
 func (c *Compiler) remove(neighbors []uint32) {

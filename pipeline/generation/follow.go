@@ -3,6 +3,7 @@
 package generation
 
 import (
+	"net/netip"
 	"slices"
 
 	"weir/config"
@@ -27,19 +28,28 @@ func (c *Compiler) Follow(old *Generation, was, cfg *config.Config) (*Generation
 		return nil, err
 	}
 	f := follower{builder: newBuilder(c, cfg), was: was, last: c.last, dead: map[uint32]bool{}, shared: map[inet.Addr][]SNATRange{}}
+	if err := c.begin(cfg); err != nil {
+		g.Close()
+		return nil, err
+	}
 	f.indexPools()
 	f.Tables, f.hostSecret = g.Tables, g.Header.HostSecret
 	if err := f.build(dirty); err != nil {
-		c.remove(f.created)
+		c.abandon(f.created)
 		g.Close()
 		return nil, err
 	}
 	f.source = append(f.source[:0], c.Source...)
 	f.last.hosts += len(f.hostList)
 	if !g.take(&f.Tables) || f.last.hosts > len(f.Hosts)/8*5 {
-		c.remove(f.created)
+		c.abandon(f.created)
 		g.Close()
 		return c.Compile(cfg)
+	}
+	if err := c.reserve(); err != nil {
+		c.abandon(f.created)
+		g.Close()
+		return nil, err
 	}
 	for _, h := range f.hostList {
 		f.insertHost(h)
@@ -64,10 +74,10 @@ func (c *Compiler) followable(old *Generation, was, cfg *config.Config) (dirty [
 			dirty = append(dirty, max(change.Old.VPC, change.New.VPC))
 		case config.KindVPC:
 			i := change.Old.Index
-			if i < 0 || change.New.Index < 0 {
+			if i < 0 || change.New.Index != i {
 				return nil, false
 			}
-			if !slices.EqualFunc(was.VPCs[i].Attach, cfg.VPCs[i].Attach, sameAttachment) {
+			if was.VPCs[i].Name != cfg.VPCs[i].Name || !slices.EqualFunc(was.VPCs[i].Attach, cfg.VPCs[i].Attach, sameAttachment) {
 				return nil, false
 			}
 			dirty = append(dirty, i)
@@ -78,11 +88,13 @@ func (c *Compiler) followable(old *Generation, was, cfg *config.Config) (dirty [
 	}
 	slices.Sort(dirty)
 	dirty = slices.Compact(dirty)
-	attached := func(in config.Instance) bool { return len(in.Attached) > 0 }
+	attached := func(in config.Instance) bool { return len(in.Attached) > 0 || len(in.Hosts) > 0 }
+	untranslated := func(r config.Route) bool { return r.Untranslated }
 	for _, i := range dirty {
 		a, b := &was.VPCs[i], &cfg.VPCs[i]
-		if slices.ContainsFunc(a.Instances, attached) || slices.ContainsFunc(b.Instances, attached) {
-			return nil, false // they stand in tables of all VPCs
+		if slices.ContainsFunc(a.Instances, attached) || slices.ContainsFunc(b.Instances, attached) ||
+			slices.ContainsFunc(a.Routes, untranslated) || slices.ContainsFunc(b.Routes, untranslated) {
+			return nil, false // they stand in tables of all VPCs; hosts have links
 		}
 		instances += len(a.Instances)
 	}
@@ -90,7 +102,8 @@ func (c *Compiler) followable(old *Generation, was, cfg *config.Config) (dirty [
 }
 
 func sameAttachment(a, b config.Attachment) bool {
-	return a.Port == b.Port && slices.Equal(a.Addresses, b.Addresses) && slices.Equal(a.NextHops, b.NextHops)
+	return a.Encap == config.NoEncap && b.Encap == config.NoEncap && a.Port == b.Port && a.VLAN == b.VLAN && a.PCP == b.PCP &&
+		slices.Equal(a.Addresses, b.Addresses) && slices.Equal(a.NextHops, b.NextHops)
 }
 
 // Release takes over a generation that nobody uses any more, here or in the data plane: its memory,
@@ -145,7 +158,8 @@ type follower struct {
 	dead   map[uint32]bool // instances, by index
 	shared map[inet.Addr][]SNATRange
 
-	goneInstances, goneAddresses []string
+	goneInstances []InstanceID
+	goneAddresses []netip.Addr
 }
 
 func (f *follower) build(dirty []int) error {
@@ -159,9 +173,6 @@ func (f *follower) build(dirty []int) error {
 			return err
 		}
 		f.VPCs[v] = rec
-		for i := range f.cfg.VPCs[v].Instances {
-			f.addName(f.cfg.VPCs[v].Instances[i].Name)
-		}
 	}
 	for addr, list := range f.shared {
 		if at := f.hostAt(0, addr); at >= 0 {
@@ -174,7 +185,7 @@ func (f *follower) build(dirty []int) error {
 			f.removeHost(uint32(at))
 		}
 		if len(list) == 0 {
-			f.goneAddresses = append(f.goneAddresses, addr.Netip().String())
+			f.goneAddresses = append(f.goneAddresses, addr.Netip())
 			continue
 		}
 		if err := f.addShared(addr, list); err != nil {
@@ -189,12 +200,8 @@ func (f *follower) bury(vpc int) {
 	v := &f.was.VPCs[vpc]
 	for i := range v.Instances {
 		in := &v.Instances[i]
-		f.goneInstances = append(f.goneInstances, v.Name+"/"+in.Name)
-		a := in.Address4
-		if !a.IsValid() {
-			a = in.Address6
-		}
-		index := f.Hosts[f.hostAt(uint32(vpc)+1, inet.FromNetip(a))].Index
+		f.goneInstances = append(f.goneInstances, IdentityOf(f.VPCs[vpc].Slot, in))
+		index := f.Hosts[f.hostAt(uint32(vpc)+1, inet.FromNetip(in.Identity()))].Index
 		for _, slot := range f.Instances[index].Neighbor {
 			if slot != state.NoNeighbor {
 				f.neighbors[slot]--
@@ -268,29 +275,30 @@ func (f *follower) commit() {
 		addresses()
 		count(-1)
 		c.last = last
+		c.forget()
 	}
 	c.created, c.pending, c.last = f.created, f.pending, f.last
 }
 
-// replace takes names that are gone out of what is current and puts others in; undo reverses that.
-func (s *Slots) replace(gone []string, taken map[string]uint32) (undo func()) {
-	before := make(map[string]uint32, len(gone)+len(taken))
-	for _, name := range gone {
-		before[name] = s.Current[name]
-		delete(s.Current, name)
+// replace takes keys that are gone out of what is current and puts others in; undo reverses that.
+func (s *Slots[K]) replace(gone []K, taken map[K]uint32) (undo func()) {
+	before := make(map[K]uint32, len(gone)+len(taken))
+	for _, key := range gone {
+		before[key] = s.Current[key]
+		delete(s.Current, key)
 	}
-	for name, slot := range taken {
-		if old, was := s.Current[name]; was {
-			before[name] = old
+	for key, slot := range taken {
+		if old, was := s.Current[key]; was {
+			before[key] = old
 		}
-		s.Current[name] = slot
+		s.Current[key] = slot
 	}
 	return func() {
-		for name := range taken {
-			delete(s.Current, name)
+		for key := range taken {
+			delete(s.Current, key)
 		}
-		for name, slot := range before {
-			s.Current[name] = slot
+		for key, slot := range before {
+			s.Current[key] = slot
 		}
 	}
 }

@@ -30,6 +30,7 @@ type Header struct {
 	Number     uint64
 	HostSecret uint64
 	Timeouts   [2][session.NumStates]uint32 // milliseconds; as configured, and under pressure
+	Floors     [session.NumStates]uint32    // of VPCs with more than their share, where that is less
 	Drain      uint32                       // milliseconds
 	PortRest   uint32                       // milliseconds
 	Spread     uint8
@@ -42,6 +43,9 @@ type Header struct {
 	// UDP timeouts by remote port, sorted by it; the first is at 1, for Session.Timer.
 	UDPPorts    [config.MaxUDPPorts + 2]uint16
 	UDPTimeouts [config.MaxUDPPorts + 2]uint32
+	ZeroPorts   [config.MaxZeroPorts]uint16 // UDP over IPv6 without a checksum is translated from and to these
+	ZeroCount   uint16
+	_           [6]uint8
 	Sections    [numSections]section
 }
 
@@ -49,7 +53,7 @@ type Header struct {
 type section struct{ Off, Count, Cap uint64 }
 
 const (
-	numSections   = 26
+	numSections   = 29
 	sourceSection = numSections - 1
 )
 
@@ -57,11 +61,13 @@ const (
 type Tables struct {
 	Ports       table[Port]
 	OnLink      table[Prefix] // the outside ports' own prefixes
+	Private     table[Prefix] // private sources of the outside ports
 	Hops        table[Hop]    // next hops of the outside ports
 	Groups      table[Group]  // of them
 	Routers     table[Hop]    // next hops of attachments
 	Attachments table[Attachment]
 	tags        table[uint32] // open hash table by word: 1 + index of an attachment; 0: empty
+	Endpoints   table[uint16] // of instances behind tunnels: links
 	Links       table[Link]
 	VPCs        table[VPC]
 	Instances   table[Instance]
@@ -73,20 +79,21 @@ type Tables struct {
 	results     table[uint32]    // beside starts; 0: none, else 1 + index
 	Hosts       table[Host]      // open hash table
 	SNAT        table[SNATRange]
-	PortRanges  table[session.PortRange] // an instance's ports of an SNAT address
+	PortRanges  table[session.PortRange] // an instance's ports of an SNAT address, but forwarded ones
+	Forwards    table[Forward]           // of a range, by space and port; of a candidate, by private port
 	Sources     table[Source]
 	Attached    table[Attached]
 	gateways    table[int32]  // lists of gateways
 	sets        table[span]   // the lists: gateways that a pool, or an address, is associated with
-	names       table[byte]   // of the VPCs, then of the instances, one after the other; for control
+	names       table[byte]   // of the VPCs, one after the other; for control
 	nameEnds    table[uint32] // where each name ends
 	source      table[byte]   // the text that it was compiled from, as control wants it; for control
 }
 
 // columns returns all sections in their order.
 func (t *Tables) columns() [numSections]column {
-	return [numSections]column{&t.Ports, &t.OnLink, &t.Hops, &t.Groups, &t.Routers, &t.Attachments, &t.tags, &t.Links, &t.VPCs, &t.Instances, &t.Selections, &t.Candidates, &t.Routes,
-		&t.ranges, &t.starts, &t.results, &t.Hosts, &t.SNAT, &t.PortRanges, &t.Sources, &t.Attached, &t.gateways, &t.sets, &t.names, &t.nameEnds, &t.source}
+	return [numSections]column{&t.Ports, &t.OnLink, &t.Private, &t.Hops, &t.Groups, &t.Routers, &t.Attachments, &t.tags, &t.Endpoints, &t.Links, &t.VPCs, &t.Instances, &t.Selections, &t.Candidates, &t.Routes,
+		&t.ranges, &t.starts, &t.results, &t.Hosts, &t.SNAT, &t.PortRanges, &t.Forwards, &t.Sources, &t.Attached, &t.gateways, &t.sets, &t.names, &t.nameEnds, &t.source}
 }
 
 // span is a run of records of another section.
@@ -95,12 +102,14 @@ type span struct{ First, Count uint32 }
 func (s span) End() uint32 { return s.First + s.Count }
 
 type Port struct {
-	Side uint8
-	_    uint8
-	MTU  uint16
-	Own  Place // inside: of its plain frames; outside: of all its frames
-	MAC  config.MAC
-	_    [2]uint8
+	Side   uint8
+	Tagged bool // some of its frames have tags or outer headers
+	MTU    uint16
+	Own    Place        // inside: of its plain frames; outside: of all its frames
+	Ends   [2]inet.Addr // inside, per family: where tunnels end; zero: nowhere
+	UDP    [2]uint16    // VXLAN's and Geneve's ports there; 0: there are none
+	MAC    config.MAC
+	_      [2]uint8
 }
 
 // Place is where a frame comes from.
@@ -119,21 +128,42 @@ type Attachment struct {
 	VPC  uint32
 	MTU  uint16 // of an IP packet
 	Link uint16 // to what is on it; a tunnel has one for each endpoint instead
-	_    uint32
+	Slot uint32 // of the VPC
 }
 
 // Link is a way to something: the first ones are the ports', in their order.
 type Link struct {
 	MTU uint16 // of an IP packet
-	_   [6]uint8
+	PCP config.PCP
+
+	// Through a tunnel.
+	Size     uint8 // of the outer header, behind Ethernet's; 0: no tunnel
+	Flags    uint8
+	_        [3]uint8
+	Neighbor uint32 // who gets the outer packets
+	Inner    uint64 // MAC word that inner frames come from and go to; 0: the port's
+	Endpoint inet.Addr
+	Hop      inet.Addr // the neighbor's address
+	Header   [MaxOuter]byte
+	Sum      uint32 // of the words of an IPv4 header
+	_        [4]uint8
 }
+
+// MaxOuter is the longest outer header: IPv6, UDP and VXLAN or Geneve without options.
+const MaxOuter = header.IPv6Size + header.UDPSize + 8
+
+// Flags of a link through a tunnel.
+const (
+	CopyDSCP = 1 << iota // of the inner packet
+	FullUDP              // UDP over IPv6 has a checksum
+)
 
 // Group is a set of next hops that a session's packets are spread over.
 type Group struct {
 	Ports uint32 // the outside ports on which they lie, a bit each
 }
 
-// Prefix is an on-link prefix of a port.
+// Prefix is a prefix of an outside port: its own, or one of private sources.
 type Prefix struct {
 	First, Last inet.Addr
 	At          attach.Word
@@ -154,7 +184,7 @@ type VPC struct {
 	Limit   uint32    // sessions; 0: none
 	Tags    uint32    // how many different gateways its routes name
 	Sources [2]uint32 // range table per family: transit and attached prefixes -> sources; NoTable: none
-	_       uint32
+	Weight  uint32    // of its share of a table
 }
 
 type Instance struct {
@@ -167,8 +197,9 @@ type Instance struct {
 	Neighbor   [2]uint32
 	At         [2]attach.Word // where it is, per family; attach.None: nowhere
 	Link       [2]uint16      // the way to it
-	Bound      bool           // its packets have the MAC that is configured for it
-	_          [3]uint8
+	_          [4]uint8
+	MAC        [2]uint64 // of its packets, per family; 0: any
+	Hosts      [2]span   // in Endpoints, per family: the links that its packets may come by; the first one leads to it
 }
 
 // Kinds of a selection.
@@ -188,22 +219,24 @@ type Selection struct {
 
 // Candidate is an external address that may be chosen.
 type Candidate struct {
-	Addr   inet.Addr
-	Ranges span   // SNAT: its ports
-	Slot   uint32 // SNAT: the address's
-	Ports  uint32 // outside ports that it may leave by
-	Rules  rules
-	_      [7]byte
+	Addr     inet.Addr
+	Ranges   [session.PortSpaces]span // SNAT: its ports, without those that are forwarded
+	Forwards span                     // SNAT: the ports that always lead to the instance
+	Slot     uint32                   // SNAT: the address's
+	Ports    uint32                   // outside ports that it may leave by
+	Rules    rules
+	_        [7]byte
 }
 
 // rules say how sessions over an address are translated: what its pool has of config.Translation.
 type rules uint8
 
 const (
-	Overload      rules = 1 << iota // mapping address-and-port-dependent
-	FilterNone                      // filtering endpoint-independent
-	FilterPort                      // filtering address-and-port-dependent; neither of the two: address-dependent
-	DropFragments                   // fragments are refused
+	Overload       rules = 1 << iota // mapping address-and-port-dependent
+	FilterNone                       // filtering endpoint-independent
+	FilterPort                       // filtering address-and-port-dependent; neither of the two: address-dependent
+	DropFragments                    // fragments are refused
+	InboundRefresh                   // packets from outside refresh sessions
 )
 
 // Kinds of a route.
@@ -221,7 +254,10 @@ type Route struct {
 	At      attach.Word
 	Link    uint16
 	Kind    uint8
-	_       [5]uint8
+	Plain   bool // to a gateway, and untranslated: by Ports
+	Ports   uint32
+	All     uint8 // 1: it is to a /0
+	_       [7]uint8
 }
 
 // rangeTable maps addresses to results by sorted, disjoint ranges: each starts where the one before
@@ -238,12 +274,13 @@ const (
 	hostFloating             // outside: 1:1
 	hostEphemeral            // outside: 1:1
 	HostSNAT                 // outside: shared by port ranges
+	HostLink                 // of an attachment: an endpoint, whose packets come by link Index
 )
 
 // Host is an address that weir knows, in a domain: 0 outside, 1 + index of a VPC inside.
 type Host struct {
 	Addr   inet.Addr
-	Domain uint32
+	Domain uint32 // or EndpointDomain
 	Kind   uint8  // 0: empty
 	Port   uint8  // hostOwn: the port it belongs to
 	Ranges uint16 // hostSNAT: how many
@@ -259,6 +296,14 @@ type Host struct {
 type SNATRange struct {
 	Instance    uint32
 	First, Last uint16
+	Forwards    span
+}
+
+// Forward is a port of a range that always leads to the instance.
+type Forward struct {
+	Port, Private uint16 // of the external address, and of the instance
+	Space         session.PortSpace
+	_             uint8
 }
 
 // Kinds of a source.
@@ -285,11 +330,14 @@ type Attached struct {
 
 // genLayout is the hash over all types of a generation.
 var genLayout = memory.Hash(Header{}, Port{}, Prefix{}, Hop{}, Group{}, Attachment{}, Link{}, VPC{}, Instance{}, Selection{}, Candidate{},
-	Route{}, rangeTable{}, inet.Addr{}, Host{}, SNATRange{}, session.PortRange{}, Source{}, Attached{})
+	Route{}, rangeTable{}, inet.Addr{}, Host{}, SNATRange{}, session.PortRange{}, Forward{}, Source{}, Attached{})
 
 // AttachedTables are the first two range tables of every generation: all attached prefixes, per
 // family.
 const AttachedTables = 0
+
+// PrivateTables are the next two: the private prefixes that some partner outside knows -> VPCs.
+const PrivateTables = 2
 
 // timer returns which of the UDP timeouts by remote port is a session's, or 0.
 func (h *Header) timer(proto uint8, remotePort uint16) uint8 {
@@ -331,7 +379,7 @@ func (g *Generation) Eligible(set uint32, gateway int32) bool {
 // Source returns the text that the generation was compiled from. It aliases the segment.
 func (g *Generation) Source() []byte { return g.source }
 
-// name returns name i: the VPCs' come first, then the instances'.
+// name returns the name of VPC i.
 func (g *Generation) name(i int) string {
 	start := uint32(0)
 	if i > 0 {
@@ -425,6 +473,29 @@ func (t *table[T]) count() uint64 { return uint64(len(*t)) }
 
 func (t *table[T]) copyTo(to column) { copy(*to.(*table[T]), *t) }
 
+// InstanceNames returns "VPC/instance" by slot. cfg is the configuration that g was compiled from.
+func (g *Generation) InstanceNames(cfg *config.Config) map[uint32]string {
+	names := make(map[uint32]string, len(g.Instances))
+	for i := range cfg.VPCs {
+		v := &cfg.VPCs[i]
+		for j := range v.Instances {
+			if h := g.Host(uint32(i)+1, inet.FromNetip(v.Instances[j].Identity())); h != nil && h.Kind == HostInstance {
+				names[g.Instances[h.Index].Slot] = v.Name + "/" + v.Instances[j].Name
+			}
+		}
+	}
+	return names
+}
+
+// identity returns what sessions know the instance by; vpc is the slot of its VPC.
+func (in *Instance) identity(vpc uint32) InstanceID {
+	a := in.Addr[inet.V4]
+	if a == (inet.Addr{}) {
+		a = in.Addr[inet.V6]
+	}
+	return InstanceID{vpc, a.Netip()}
+}
+
 // VPCNames returns the names of the VPCs of g by slot. cfg is the configuration that g was compiled
 // from.
 func (g *Generation) VPCNames(cfg *config.Config) map[uint32]string {
@@ -455,4 +526,14 @@ func clampOf(n int) uint16 {
 		return ClampAuto
 	}
 	return uint16(n)
+}
+
+// ZeroSum reports whether UDP over IPv6 between two ports may be translated without a checksum.
+func (g *Generation) ZeroSum(a, b uint16) bool {
+	for _, port := range g.Header.ZeroPorts[:g.Header.ZeroCount] {
+		if port == a || port == b {
+			return true
+		}
+	}
+	return false
 }

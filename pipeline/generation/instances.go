@@ -21,12 +21,12 @@ func (b *builder) buildVPC(vi int, attached *[2][]rangeItem, shared map[inet.Add
 		return rec, err
 	}
 	routing := b.buildRoutes(v)
-	rec = VPC{Slot: slot, Limit: uint32(v.PerVPC), Tags: uint32(len(routing.gateways))}
+	rec = VPC{Slot: slot, Limit: uint32(v.PerVPC), Weight: uint32(max(v.Weight, 1)), Tags: uint32(len(routing.gateways))}
 	var sources [2][]rangeItem
 	for i := range v.Instances {
 		in := &v.Instances[i]
 		index := uint32(len(b.Instances))
-		r, err := b.buildInstance(v, in, uint32(vi), routing)
+		r, err := b.buildInstance(v, in, uint32(vi), slot, routing)
 		if err != nil {
 			return rec, err
 		}
@@ -58,7 +58,7 @@ func familyOf(a netip.Addr) inet.Family {
 	return inet.V6
 }
 
-func (b *builder) buildInstance(v *config.VPC, in *config.Instance, vi uint32, r *routing) (rec Instance, err error) {
+func (b *builder) buildInstance(v *config.VPC, in *config.Instance, vi, vpc uint32, r *routing) (rec Instance, err error) {
 	rec = Instance{
 		Addr:       [2]inet.Addr{inet.FromNetip(in.Address4), inet.FromNetip(in.Address6)},
 		VPC:        vi,
@@ -68,7 +68,7 @@ func (b *builder) buildInstance(v *config.VPC, in *config.Instance, vi uint32, r
 		Neighbor:   [2]uint32{state.NoNeighbor, state.NoNeighbor},
 		At:         [2]attach.Word{attach.None, attach.None},
 	}
-	if rec.Slot, err = b.c.Instances.get(v.Name+"/"+in.Name, b.newInstances); err != nil {
+	if rec.Slot, err = b.c.Instances.get(IdentityOf(vpc, in), b.newInstances); err != nil {
 		return rec, err
 	}
 	for f, a := range []netip.Addr{in.Address4, in.Address6} {
@@ -78,6 +78,9 @@ func (b *builder) buildInstance(v *config.VPC, in *config.Instance, vi uint32, r
 		rec.Routes[f] = r.of(v, a)
 		by, hop := b.via(v, a)
 		mac := in.MAC
+		if t := v.Via(a); t != nil && len(t.NextHops) == 0 {
+			rec.MAC[f] = state.MACWord(mac)
+		}
 		if hop.Address.IsValid() {
 			mac = hop.MAC
 		} else {
@@ -85,6 +88,12 @@ func (b *builder) buildInstance(v *config.VPC, in *config.Instance, vi uint32, r
 		}
 		if rec.At[f], rec.Link[f] = by.at, by.link; by.at == attach.None {
 			continue
+		}
+		if t := v.Via(a); t.Encap != config.NoEncap {
+			if err := b.hosts(&rec, f, in, t); err != nil {
+				return rec, err
+			}
+			rec.Link[f] = b.Endpoints[rec.Hosts[f].First]
 		}
 		if rec.Neighbor[f], err = b.neighbor(by.at, inet.FromNetip(hop.Address), mac); err != nil {
 			return rec, err
@@ -102,24 +111,10 @@ func (b *builder) buildInstance(v *config.VPC, in *config.Instance, vi uint32, r
 	return rec, nil
 }
 
-// SNATAddresses returns how many different addresses SNAT uses in a configuration:
-// state.Sizes.Addresses.
-func SNATAddresses(cfg *config.Config) int {
-	all := map[netip.Addr]bool{}
-	for i := range cfg.VPCs {
-		for j := range cfg.VPCs[i].Instances {
-			for _, n := range cfg.VPCs[i].Instances[j].SNAT {
-				all[n.Address] = true
-			}
-		}
-	}
-	return len(all)
-}
-
 // addressSlot returns the slot that an SNAT address keeps over generations: its ports are counted
 // there.
 func (b *builder) addressSlot(a netip.Addr) (uint32, error) {
-	return b.c.Addresses.get(a.String(), b.newAddresses)
+	return b.c.Addresses.get(a, b.newAddresses)
 }
 
 // selectionFor compiles "floating before ephemeral before SNAT" for one instance address and
@@ -167,13 +162,10 @@ func (b *builder) selectionFor(in *config.Instance, private netip.Addr, gateway 
 		return s, nil
 	}
 	c := add(SelectSNAT, best)
-	c.Ranges.First = uint32(len(b.PortRanges))
-	for _, n := range in.SNAT {
-		if n.Address == best {
-			c.Ranges.Count++
-			b.PortRanges = append(b.PortRanges, session.PortRange{First: n.First, Last: n.Last})
-		}
+	for space := range c.Ranges {
+		c.Ranges[space] = b.addPortRanges(in, best, session.PortSpace(space))
 	}
+	c.Forwards = b.addForwards(in, best, 0, 65535, byPrivate)
 	c.Slot, err = b.addressSlot(best)
 	return s, err
 }

@@ -4,7 +4,6 @@ package generation
 
 import (
 	"fmt"
-	"maps"
 
 	"weir/config"
 	"weir/pipeline/session"
@@ -14,26 +13,21 @@ import (
 // Preview compiles cfg as the next generation would be, for questions about it. It touches neither
 // the state nor the compiler, and may run beside the compiler's own goroutine when c is a Clone.
 func (c *Compiler) Preview(cfg *config.Config) (*Generation, error) {
-	scratch, err := state.New(state.Sizes{Workers: 1, Instances: len(c.state.Instances)/2 + 1})
+	scratch, err := state.New(state.Sizes{Workers: 1})
 	if err != nil {
 		return nil, fmt.Errorf("preview: %w", err)
 	}
-	defer scratch.Segment.Close()
+	defer scratch.Close()
 	p := NewCompiler(scratch, nil)
-	p.Number = c.Number
-	p.VPCs.Known, p.VPCs.Current, p.VPCs.Next = maps.Clone(c.VPCs.Known), c.VPCs.Current, c.VPCs.Next
-	p.Instances.Known, p.Instances.Current, p.Instances.Next = maps.Clone(c.Instances.Known), c.Instances.Current, c.Instances.Next
-	p.Addresses = c.Addresses
-	p.Addresses.Known = maps.Clone(c.Addresses.Known)
+	p.Number, p.attachments = c.Number, c.attachments
+	p.VPCs, p.Instances, p.Addresses, p.scratch = c.VPCs.clone(), c.Instances.clone(), c.Addresses.clone(), true
 	return p.Compile(cfg)
 }
 
 // Clone returns a copy for Preview in another goroutine.
 func (c *Compiler) Clone() *Compiler {
 	d := *c
-	d.VPCs.Known, d.VPCs.Current = maps.Clone(c.VPCs.Known), maps.Clone(c.VPCs.Current)
-	d.Instances.Known, d.Instances.Current = maps.Clone(c.Instances.Known), maps.Clone(c.Instances.Current)
-	d.Addresses.Known, d.Addresses.Current = maps.Clone(c.Addresses.Known), maps.Clone(c.Addresses.Current)
+	d.VPCs, d.Instances, d.Addresses = c.VPCs.clone(), c.Instances.clone(), c.Addresses.clone()
 	return &d
 }
 
@@ -47,25 +41,21 @@ type Fate struct {
 // Add adds the counts of another Fate.
 func (f *Fate) Add(o Fate) { f.Keep, f.Drain, f.End = f.Keep+o.Keep, f.Drain+o.Drain, f.End+o.End }
 
-// Fates walks the live sessions and counts, by "VPC/instance", what generation g would do with
-// them. A session of an instance that the compiler does not know any more stands under "". The
-// workers go on meanwhile. Of a session that some of the changes concerns, t, unless nil, takes
-// note.
-func (c *Compiler) Fates(g *Generation, t *Tally) map[string]Fate {
+// Fates walks the live sessions and counts, by the names of their instances, what generation g
+// would do with them. A session of an instance that names has not, because it is gone, stands under
+// "". The workers go on meanwhile. Of a session that some of the changes concerns, t, unless nil,
+// takes note.
+func (c *Compiler) Fates(g *Generation, names map[uint32]string, t *Tally) map[string]Fate {
 	s := c.state
-	names := make(map[uint32]string, len(c.Instances.Known))
-	for name, slot := range c.Instances.Known {
-		names[slot] = name
-	}
 	fates := map[string]Fate{}
 	for w := range s.Workers() {
 		table := s.Table(w)
 		for ref := range uint32(table.Capacity()) {
-			e := table.At(ref)
-			if session.StateOf(e.Load()) == session.Free {
+			e, live := table.Read(ref)
+			if !live {
 				continue
 			}
-			copied := *e
+			copied := e
 			var one Fate
 			switch {
 			case !g.Recheck(&copied, 0):
@@ -79,7 +69,7 @@ func (c *Compiler) Fates(g *Generation, t *Tally) map[string]Fate {
 			f.Add(one)
 			fates[names[e.Instance]] = f
 			if t != nil {
-				copied = *e
+				copied = e
 				t.count(&copied, one)
 			}
 		}

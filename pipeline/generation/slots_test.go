@@ -10,7 +10,7 @@ import (
 // counts in it.
 func TestSlotsAreReclaimed(t *testing.T) {
 	sessions := map[uint32]int{}
-	s := newSlots("thing", 4, func(slot uint32) int { return sessions[slot] })
+	s := newSlots[string]("thing", 4, func(slot uint32) int { return sessions[slot] })
 	generation := func(names ...string) error {
 		taken := map[string]uint32{}
 		for _, n := range names {

@@ -28,9 +28,12 @@ type Responder struct {
 	macs  []config.MAC
 
 	attachments map[attach.Word]*config.Attachment // of VPCs
+	via         inet.Addr                          // the endpoint that the message in hand came from
+	now         int64                              // when it came
 
 	// Passive: neighbors count as resolved, so nobody is asked and nothing learned. For replays.
 	Passive bool
+	Assume  config.MAC // then: of neighbors that nobody resolved
 
 	probes map[probeKey]*probe
 	scan   int64 // when to look through the probes next
@@ -114,7 +117,7 @@ func (r *Responder) Configure(cfg *config.Config, g *generation.Generation) {
 // inherit takes over the neighbors that an earlier responder resolved: they are asked again one
 // after the other.
 func (r *Responder) inherit(named map[uint32]bool) {
-	for slot := range r.state.Neighbors.Entries {
+	for slot := range r.state.Neighbors.Len() {
 		now, _ := r.state.Neighbors.Get(uint32(slot))
 		if now == state.NeighborNone || now == state.NeighborStatic || now == state.NeighborIncomplete && named[uint32(slot)] {
 			continue
@@ -157,6 +160,7 @@ func (r *Responder) Handle(m *state.Message, now int64) {
 	if m.At.Port() >= len(r.macs) {
 		return
 	}
+	r.via, r.now = m.Addr, now
 	switch m.Kind {
 	case state.PuntResolve:
 		r.want(probeKey{m.At, m.Addr}, now)
@@ -187,27 +191,29 @@ func (r *Responder) Handle(m *state.Message, now int64) {
 
 // frame begins a frame of ours to dst in the responder's buffer.
 func (r *Responder) frame(dst header.MAC, at attach.Word, etherType uint16) []byte {
-	return header.AppendEthernet(r.buf[:0], dst, header.MAC(r.macs[at.Port()]), etherType)
+	return header.AppendEthernet(r.buf[:0], dst, r.mac(at), etherType)
 }
 
 // send hands a frame to a worker, any of which can transmit through every port.
 func (r *Responder) send(at attach.Word, b []byte) {
 	r.buf = b
-	if !r.state.Inject(0).Put(state.InjectFrame, at, drop.Pass, 0, inet.Addr{}, b) {
+	if b = r.wrap(at, b); b == nil || !r.state.Inject(0).Put(state.InjectFrame, at, drop.Pass, 0, inet.Addr{}, b) {
 		r.state.CountLost()
 	}
 }
 
 func (r *Responder) arp(at attach.Word, e header.Ethernet, now int64) {
+	// The sender's MAC may differ from the frame's source: a virtual router's address is at a
+	// virtual MAC (RFC 5798 §8.1.2).
 	a, ok := header.ParseARP(e.Payload())
-	if !ok || a.SenderMAC() != e.Src() || a.SenderMAC().IsGroup() || r.ours(at, a.Sender()) {
+	if !ok || a.SenderMAC() == (header.MAC{}) || a.SenderMAC().IsGroup() || r.ours(at, a.Sender()) {
 		return // malformed, or somebody claims one of our addresses
 	}
 	if a.Sender().IsValid() && !a.Sender().IsUnspecified() {
 		r.Learn(at, a.Sender(), a.SenderMAC(), now)
 	}
 	if a.Operation() == header.ARPRequest && r.answers(at, a.Target()) {
-		r.send(at, header.AppendARPReply(r.frame(a.SenderMAC(), at, header.EtherTypeARP), header.MAC(r.macs[at.Port()]), a))
+		r.send(at, header.AppendARPReply(r.frame(a.SenderMAC(), at, header.EtherTypeARP), r.mac(at), a))
 	}
 }
 
@@ -222,7 +228,7 @@ func (r *Responder) ipv6(at attach.Word, e header.Ethernet, ip header.IPv6, now 
 			if ip.Src().IsUnspecified() { // duplicate detection: all nodes shall hear it
 				to = header.MulticastMAC(netip.IPv6LinkLocalAllNodes())
 			}
-			r.send(at, header.AppendNeighborAdvertisement(r.frame(to, at, header.EtherTypeIPv6), header.MAC(r.macs[at.Port()]), flags, s.Target(), ip.Src(), s.Target()))
+			r.send(at, header.AppendNeighborAdvertisement(r.frame(to, at, header.EtherTypeIPv6), r.mac(at), flags, s.Target(), ip.Src(), s.Target()))
 		}
 		return
 	}
@@ -255,6 +261,9 @@ func (r *Responder) prefixes(at attach.Word) []netip.Prefix {
 	}
 	if a := r.attachments[at]; a != nil {
 		return a.Addresses
+	}
+	if at.Plain() { // where tunnels end
+		return p.Addresses
 	}
 	return nil
 }
@@ -354,6 +363,10 @@ func (r *Responder) ask(k probeKey, p *probe, now int64) {
 		delete(r.probes, k)
 		return
 	}
+	if k.at.Tunnel() { // guests tell of themselves: nobody is asked through a tunnel
+		p.tries, p.wanted, p.next = 0, false, now+ReaskInterval
+		return
+	}
 	if p.tries >= ProbeTries {
 		r.state.Neighbors.Set(k.at, k.addr, state.NeighborIncomplete, config.MAC{})
 		switch {
@@ -375,7 +388,7 @@ func (r *Responder) ask(k probeKey, p *probe, now int64) {
 	if !ok {
 		return
 	}
-	mac := header.MAC(r.macs[k.at.Port()])
+	mac := r.mac(k.at)
 	if target.Is4() {
 		r.send(k.at, header.AppendARPRequest(r.frame(header.Broadcast, k.at, header.EtherTypeARP), mac, src, target))
 		return
@@ -435,13 +448,15 @@ func (r *Responder) sendReset(m *state.Message, e header.Ethernet) {
 
 // errorSource returns the address that an error about a packet from src to dst speaks with: weir's
 // own on the attachment. No private one leaves through an outside port: there the external address
-// that the packet was for stands in.
+// that the packet was for stands in, or the private one that its sender, a partner, knows.
 func (r *Responder) errorSource(at attach.Word, src, dst netip.Addr) (netip.Addr, bool) {
 	own, ok := r.source(at, src)
 	if r.cfg.Ports[at.Port()].Side == config.Inside || ok && !own.IsPrivate() {
 		return own, ok
 	}
-	return dst, r.gen.Own(inet.FromNetip(dst))
+	a := inet.FromNetip(dst)
+	_, known := r.gen.PrivateOwner(a)
+	return dst, known || r.gen.Own(a)
 }
 
 // sendError answers a dropped packet with the ICMP error that its reason calls for, back the way it
@@ -458,7 +473,7 @@ func (r *Responder) sendError(m *state.Message) {
 		return
 	case drop.TTLExceeded:
 		kind = header.TimeExceeded
-	case drop.NoEligible, drop.SNATProtocol:
+	case drop.NoEligible, drop.SNATProtocol, drop.PrivateDestination:
 		kind = header.Prohibited
 	case drop.TooBig:
 		kind = header.PacketTooBig

@@ -46,7 +46,7 @@ const (
 	TCPPorts PortSpace = iota
 	UDPPorts
 	EchoIdentifiers
-	portSpaces
+	PortSpaces // how many there are
 )
 
 // States of a mapping's word.
@@ -79,7 +79,8 @@ const longestRest = 24 * 3600 * 1000
 type mappingsHeader struct {
 	Secret Secret
 	free   uint64 // how often it changed <<32 | 1 + index of the first free mapping
-	_      [7]uint64
+	room   uint64 // for how many addresses there is memory; control changes it
+	_      [6]uint64
 	live   uint64 // how many are not free
 	top    uint64 // none was ever used from here on
 	yields uint64 // 1 + index of the last one that yielded its port, and that the reaper has not seen
@@ -92,18 +93,19 @@ type MappingsRegion struct {
 	Capacity, Addresses                                             uint64
 }
 
-// ReserveMappings adds room for capacity mappings over so many external addresses to the layout of
-// a segment.
-func ReserveMappings(l *memory.Layout, capacity, addresses int) MappingsRegion {
+// ReserveMappings adds room for capacity mappings to the layout of a segment, and for their ports
+// on so many external addresses at most to that of one that grows: memory for them comes when
+// control grows it (see PortBytes), and then SetRoom.
+func ReserveMappings(l, growing *memory.Layout, capacity, addresses int) MappingsRegion {
 	return MappingsRegion{
 		Header:    memory.Add[mappingsHeader](l, 1),
 		Mappings:  memory.Add[Mapping](l, capacity),
 		Inside:    memory.Add[uint64](l, capacity/2+1),
 		Outside:   memory.Add[uint64](l, capacity/2+1),
-		Ports:     memory.Add[uint64](l, addresses*int(portSpaces)*wordsPerSpace),
-		Taken:     memory.Add[uint32](l, addresses*int(portSpaces)*groupsPerSpace),
-		Resting:   memory.Add[uint64](l, addresses*int(portSpaces)*wordsPerSpace),
-		InUse:     memory.Add[uint32](l, addresses),
+		Ports:     memory.Add[uint64](growing, addresses*int(PortSpaces)*wordsPerSpace),
+		Taken:     memory.Add[uint32](growing, addresses*int(PortSpaces)*groupsPerSpace),
+		Resting:   memory.Add[uint64](growing, addresses*int(PortSpaces)*wordsPerSpace),
+		InUse:     memory.Add[uint32](growing, addresses),
 		Capacity:  uint64(capacity),
 		Addresses: uint64(addresses),
 	}
@@ -128,18 +130,26 @@ type Mappings struct {
 	fresh               uint32 // 1 + index of the first in limbo that has no time yet
 }
 
-// OpenMappings returns a view of what lies at r. Fresh memory needs Init, used memory Rebuild.
-func OpenMappings(s *memory.Segment, r MappingsRegion) *Mappings {
+// What an external address takes in the sections Ports and InUse.
+const (
+	PortBytes  = uint64(PortSpaces) * wordsPerSpace * 8 // of those that are taken, and again of those that rest
+	TakenBytes = uint64(PortSpaces) * groupsPerSpace * 4
+	InUseBytes = 4
+)
+
+// OpenMappings returns a view of what lies at r in a segment and in one that grows. Fresh memory
+// needs Init, used memory Rebuild.
+func OpenMappings(s, growing *memory.Segment, r MappingsRegion) *Mappings {
 	n, addresses := int(r.Capacity), int(r.Addresses)
 	m := &Mappings{
 		h:        memory.At[mappingsHeader](s, r.Header),
 		mappings: memory.Slice[Mapping](s, r.Mappings, n),
 		inside:   memory.Slice[uint64](s, r.Inside, n/2+1),
 		outside:  memory.Slice[uint64](s, r.Outside, n/2+1),
-		ports:    memory.Slice[uint64](s, r.Ports, addresses*int(portSpaces)*wordsPerSpace),
-		taken:    memory.Slice[uint32](s, r.Taken, addresses*int(portSpaces)*groupsPerSpace),
-		resting:  memory.Slice[uint64](s, r.Resting, addresses*int(portSpaces)*wordsPerSpace),
-		inUse:    memory.Slice[uint32](s, r.InUse, addresses),
+		ports:    memory.Slice[uint64](growing, r.Ports, addresses*int(PortSpaces)*wordsPerSpace),
+		taken:    memory.Slice[uint32](growing, r.Taken, addresses*int(PortSpaces)*groupsPerSpace),
+		resting:  memory.Slice[uint64](growing, r.Resting, addresses*int(PortSpaces)*wordsPerSpace),
+		inUse:    memory.Slice[uint32](growing, r.InUse, addresses),
 	}
 	m.secret = m.h.Secret
 	return m
@@ -157,15 +167,16 @@ func (m *Mappings) Rebuild() {
 	m.secret = m.h.Secret
 	clear(m.inside)
 	clear(m.outside)
-	clear(m.ports)
-	clear(m.taken)
-	clear(m.resting)
-	clear(m.inUse)
+	room := m.Addresses()
+	clear(m.ports[:room*int(PortSpaces)*wordsPerSpace])
+	clear(m.taken[:room*int(PortSpaces)*groupsPerSpace])
+	clear(m.resting[:room*int(PortSpaces)*wordsPerSpace])
+	clear(m.inUse[:room])
 	m.h.free, m.h.live, m.h.yields = 0, 0, 0
 	m.limboHead, m.limboEnd, m.fresh, m.walk, m.yielded = 0, 0, 0, 0, 0
 	for i := len(m.mappings) - 1; i >= 0; i-- { // so that the list gives low indexes first
 		e, ref := &m.mappings[i], uint32(i)
-		if e.word&stateMask != mappingLive || int(e.Address) >= len(m.inUse) || e.Protocol >= portSpaces || !m.claim(e.Address, e.Protocol, e.ExternalPort) {
+		if e.word&stateMask != mappingLive || int(e.Address) >= room || e.Protocol >= PortSpaces || !m.claim(e.Address, e.Protocol, e.ExternalPort) {
 			e.word = mappingFree
 			e.outside = uint32(m.h.free)
 			m.h.free = uint64(ref + 1)
@@ -192,11 +203,19 @@ func (m *Mappings) Len() int { return int(atomic.LoadUint64(&m.h.live)) }
 // Capacity returns how many there can be.
 func (m *Mappings) Capacity() int { return len(m.mappings) }
 
-// Addresses returns how many SNAT addresses there is room for.
-func (m *Mappings) Addresses() int { return len(m.inUse) }
+// Addresses returns for how many SNAT addresses there is memory.
+func (m *Mappings) Addresses() int { return int(atomic.LoadUint64(&m.h.room)) }
+
+// SetRoom says for how many SNAT addresses there is memory.
+func (m *Mappings) SetRoom(addresses int) { atomic.StoreUint64(&m.h.room, uint64(addresses)) }
 
 // InUse returns how many mappings, resting ones too, an external address has.
-func (m *Mappings) InUse(address uint32) int { return int(atomic.LoadUint32(&m.inUse[address])) }
+func (m *Mappings) InUse(address uint32) int {
+	if int(address) >= m.Addresses() {
+		return 0
+	}
+	return int(atomic.LoadUint32(&m.inUse[address]))
+}
 
 // At returns mapping ref, which is held or was found in this turn.
 func (m *Mappings) At(ref uint32) *Mapping { return &m.mappings[ref] }
@@ -602,7 +621,8 @@ func (e *Mapping) take(w uint64) bool {
 	return atomic.CompareAndSwapUint64(&e.word, w, w&^stateMask&^holdsMask&^mappingRests|mappingGone)
 }
 
-// unlink takes ref out of a chain, whose head others may change meanwhile. What it leads to stays: somebody may stand on it.
+// unlink takes ref out of a chain, whose head others may change meanwhile. What it leads to stays:
+// somebody may stand on it.
 func (m *Mappings) unlink(chain *uint64, ref uint32, link func(*Mapping) *uint32) {
 	for {
 		head := atomic.LoadUint64(chain)

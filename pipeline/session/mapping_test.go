@@ -18,15 +18,16 @@ const testAddresses = 4
 func newMappings(t testing.TB, capacity int) (*Mappings, func() *Mappings) {
 	t.Helper()
 	var l memory.Layout
-	r := ReserveMappings(&l, capacity, testAddresses)
+	r := ReserveMappings(&l, &l, capacity, testAddresses)
 	s, err := memory.New("mappings", l.Size(), false)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
-	m := OpenMappings(s, r)
+	m := OpenMappings(s, s, r)
+	m.SetRoom(testAddresses)
 	m.Init(randomSecret(rand.New(rand.NewPCG(3, 4))))
-	return m, func() *Mappings { return OpenMappings(s, r) }
+	return m, func() *Mappings { return OpenMappings(s, s, r) }
 }
 
 func private(n int) inet.Addr { return inet.Addr{Lo: 0xffff_0a00_0000 + uint64(n)} }

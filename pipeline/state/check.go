@@ -12,7 +12,7 @@ import (
 // the limits' counts and the lists of unconfirmed sessions against the sessions. No worker may run
 // meanwhile. It is for tests and for finding faults.
 func (s *State) Check() error {
-	vpcs, instances := make([]Usage, len(s.VPCs)), make([]Usage, len(s.Instances))
+	vpcs, instances := make([]Usage, s.Room().VPCs), make([]Usage, s.Room().Instances)
 	holds := map[uint32]uint32{}
 	for w := range s.Workers() {
 		t := s.Table(w)

@@ -31,13 +31,37 @@ type Neighbor struct {
 }
 
 // Neighbors is the table of link-layer addresses, in shared memory: control writes, workers read.
-// It is an open hash table whose entries never move, so that a slot's number is good as long as its
-// entry lives.
+// It is a list of open hash tables, each eight times the one before it, whose entries never move,
+// so that a slot's number is good as long as its entry lives. One is enough until it is half full;
+// new entries go to the last.
 type Neighbors struct {
-	Entries []Neighbor
+	Entries []Neighbor // of all tables that there may be; those from Len on have no memory
 	secret  uint64
 	Used    int // control only
+
+	first  uint32        // entries of the first table, a power of two
+	tables atomic.Uint32 // that this process has mapped
 }
+
+// NewNeighbors returns the tables that lie in entries, of which tables have memory. The first has
+// so many entries: a power of two.
+func NewNeighbors(entries []Neighbor, first, tables int, secret uint64) *Neighbors {
+	n := &Neighbors{Entries: entries, secret: secret, first: uint32(first)}
+	n.tables.Store(uint32(tables))
+	return n
+}
+
+// before returns how many entries the first tables have together.
+func (n *Neighbors) before(tables uint32) uint32 { return n.first * (1<<(3*tables) - 1) / 7 }
+
+// Len returns how many entries have memory.
+func (n *Neighbors) Len() int { return int(n.before(n.tables.Load())) }
+
+// Live returns the entries that have memory.
+func (n *Neighbors) Live() []Neighbor { return n.Entries[:n.Len()] }
+
+// room returns how many entries there may be before the next table is wanted.
+func (n *Neighbors) room() int { return int(n.first<<(3*(n.tables.Load()-1))) / 2 }
 
 // is compares the address. Control may be between its two stores; but then word is 0, so a reader
 // who finds a word and asks once more has seen a whole address.
@@ -57,15 +81,26 @@ func (n *Neighbors) start(at attach.Word, a inet.Addr) uint32 {
 
 // Find returns the slot of a neighbor on an attachment, or NoNeighbor.
 func (n *Neighbors) Find(on attach.Word, a inet.Addr) uint32 {
-	mask := uint32(len(n.Entries) - 1)
-	at := n.start(on, a) & mask
+	hash := n.start(on, a)
+	for table := n.tables.Load(); table > 0; table-- {
+		if slot := n.findIn(table-1, hash, on, a); slot != NoNeighbor {
+			return slot
+		}
+	}
+	return NoNeighbor
+}
+
+// findIn is Find in one table.
+func (n *Neighbors) findIn(table, hash uint32, on attach.Word, a inet.Addr) uint32 {
+	base, mask := n.before(table), n.first<<(3*table)-1
+	at := hash & mask
 	for range maxNeighborProbe {
-		e := &n.Entries[at]
+		e := &n.Entries[base+at]
 		switch link := atomic.LoadUint32(&e.Link); {
 		case link == 0:
 			return NoNeighbor
 		case link == uint32(on)+1 && e.is(a) && atomic.LoadUint64(&e.Word) != 0 && e.is(a):
-			return at
+			return base + at
 		}
 		at = (at + 1) & mask
 	}
@@ -91,18 +126,21 @@ func (n *Neighbors) Set(on attach.Word, a inet.Addr, state NeighborState, mac co
 		atomic.StoreUint64(&n.Entries[slot].Word, word)
 		return slot, nil
 	}
-	mask := uint32(len(n.Entries) - 1)
-	at := n.start(on, a) & mask
-	for range maxNeighborProbe {
-		if e := &n.Entries[at]; atomic.LoadUint64(&e.Word) == 0 {
-			atomic.StoreUint64(&e.Addr.Hi, a.Hi)
-			atomic.StoreUint64(&e.Addr.Lo, a.Lo)
-			atomic.StoreUint32(&e.Link, uint32(on)+1)
-			atomic.StoreUint64(&e.Word, word)
-			n.Used++
-			return at, nil
+	hash := n.start(on, a)
+	for table := n.tables.Load(); table > 0; table-- {
+		base, mask := n.before(table-1), n.first<<(3*(table-1))-1
+		at := hash & mask
+		for range maxNeighborProbe {
+			if e := &n.Entries[base+at]; atomic.LoadUint64(&e.Word) == 0 {
+				atomic.StoreUint64(&e.Addr.Hi, a.Hi)
+				atomic.StoreUint64(&e.Addr.Lo, a.Lo)
+				atomic.StoreUint32(&e.Link, uint32(on)+1)
+				atomic.StoreUint64(&e.Word, word)
+				n.Used++
+				return base + at, nil
+			}
+			at = (at + 1) & mask
 		}
-		at = (at + 1) & mask
 	}
 	return NoNeighbor, fmt.Errorf("neighbor table: no room for %s on %v among %d entries", a.Netip(), on, n.Used)
 }
@@ -110,7 +148,7 @@ func (n *Neighbors) Set(on attach.Word, a inet.Addr, state NeighborState, mac co
 // Recount counts the entries that are in use, for a process that has just mapped them.
 func (n *Neighbors) Recount() {
 	n.Used = 0
-	for slot := range n.Entries {
+	for slot := range n.Len() {
 		if s, _ := n.Get(uint32(slot)); s != NeighborNone {
 			n.Used++
 		}
@@ -122,9 +160,13 @@ func (n *Neighbors) Remove(slot uint32) {
 	atomic.StoreUint64(&n.Entries[slot].Word, 0)
 	n.Used--
 	// Behind the last entry of a run nobody looks further: give empty places at its end back.
-	mask := uint32(len(n.Entries) - 1)
-	for at := slot; atomic.LoadUint32(&n.Entries[(at+1)&mask].Link) == 0; at = (at - 1) & mask {
-		e := &n.Entries[at]
+	table := uint32(0)
+	for n.before(table+1) <= slot {
+		table++
+	}
+	base, mask := n.before(table), n.first<<(3*table)-1
+	for at := slot - base; atomic.LoadUint32(&n.Entries[base+(at+1)&mask].Link) == 0; at = (at - 1) & mask {
+		e := &n.Entries[base+at]
 		if atomic.LoadUint64(&e.Word) != 0 || atomic.LoadUint32(&e.Link) == 0 {
 			return
 		}

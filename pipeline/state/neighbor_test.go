@@ -33,7 +33,7 @@ func randomNeighbor(r *rand.Rand) neighborKey {
 // The table agrees with a map over many additions, changes and removals, and an entry never moves.
 func TestNeighborsAgreeWithMap(t *testing.T) {
 	r := rand.New(rand.NewPCG(5, 5))
-	n := &Neighbors{Entries: make([]Neighbor, 512), secret: 7}
+	n := NewNeighbors(make([]Neighbor, 512), 512, 1, 7)
 	type value struct {
 		slot  uint32
 		state NeighborState
@@ -77,7 +77,7 @@ func TestNeighborsAgreeWithMap(t *testing.T) {
 }
 
 func TestNeighborsFull(t *testing.T) {
-	n := &Neighbors{Entries: make([]Neighbor, 256)}
+	n := NewNeighbors(make([]Neighbor, 256), 256, 1, 0)
 	made := 0
 	for i := range 300 {
 		if _, err := n.Set(0, inet.Addr{Lo: uint64(i)}, NeighborReachable, config.MAC{2}); err == nil {
@@ -97,7 +97,7 @@ func TestNeighborsFull(t *testing.T) {
 // A reader beside the writer always finds the entries that nobody touches. (The race detector says
 // the rest.)
 func TestNeighborsConcurrently(t *testing.T) {
-	n := &Neighbors{Entries: make([]Neighbor, 64), secret: 3}
+	n := NewNeighbors(make([]Neighbor, 64), 64, 1, 3)
 	fixed := neighborKey{2, inet.Addr{Hi: 1, Lo: 2}}
 	if _, err := n.Set(fixed.port, fixed.addr, NeighborStatic, config.MAC{2}); err != nil {
 		t.Fatal(err)
@@ -233,7 +233,7 @@ func TestMeaningOfSharedMemory(t *testing.T) {
 // back. An emptied table is as if new.
 func TestNeighborsGiveRoomBack(t *testing.T) {
 	r := rand.New(rand.NewPCG(9, 9))
-	n := &Neighbors{Entries: make([]Neighbor, 4096), secret: 7}
+	n := NewNeighbors(make([]Neighbor, 4096), 4096, 1, 7)
 	var live []uint32
 	for range 1_000_000 {
 		slot, err := n.Set(attach.Port(r.IntN(3)), inet.Addr{Hi: r.Uint64(), Lo: r.Uint64()}, NeighborReachable, config.MAC{2})

@@ -96,6 +96,6 @@ func TestOwnersShare(t *testing.T) {
 				t.Errorf("worker %d of %d owns %d of %d addresses", w, workers, n[w], addresses)
 			}
 		}
-		s.Segment.Close()
+		s.Close()
 	}
 }

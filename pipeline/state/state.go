@@ -1,31 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package state is the memory that both processes see and that outlives them: counters, session
-// tables, limits, neighbors and rings, in one flat segment. Workers write their own parts; control
-// writes neighbors and the rings to the workers. Nothing in it is a pointer, and no lock lies in
-// it: a process may die between any two stores.
+// tables, limits, neighbors and rings, flat, in two segments. Workers write their own parts;
+// control writes neighbors and the rings to the workers. Nothing in it is a pointer, and no lock
+// lies in it: a process may die between any two stores.
 package state
 
 import (
+	"cmp"
 	"crypto/rand"
 	"fmt"
-	"math/bits"
 	mathrand "math/rand/v2"
 	"slices"
 	"sync/atomic"
+
+	"golang.org/x/sys/unix"
 
 	"weir/config"
 	"weir/pipeline/memory"
 	"weir/pipeline/session"
 )
 
-// Sizes that are fixed for the life of a State.
-const (
-	maxWorkers   = config.MaxWorkers
-	VPCSlots     = 1 << 16
-	minInstances = 1 << 16
-	minAddresses = 256
-)
+const maxWorkers = config.MaxWorkers
 
 // stateHeader stands at the start of the state segment.
 type stateHeader struct {
@@ -33,11 +29,8 @@ type stateHeader struct {
 	Workers        uint64
 	Generation     uint64 // the published one's number
 	NeighborSecret uint64
-	Neighbors      uint64 // offsets
-	NeighborCount  uint64
-	VPCs           uint64
-	Instances      uint64
-	InstanceCount  uint64
+	Growing        growingSections
+	Room           Room
 	Ownership      ownership
 	Mappings       session.MappingsRegion
 	Worker         [maxWorkers]workerRegion
@@ -67,33 +60,37 @@ type Device struct {
 
 // workerRegion is where one worker's parts lie.
 type workerRegion struct {
-	Counters, Punt, Inject, Unconfirmed uint64
-	Table                               session.Region
+	Counters, Punt, Inject uint64
+	Table                  session.Region
 }
 
 // State is the memory that outlives both processes' turns: counters, sessions, limits, neighbors
-// and rings. It lies in one segment that control makes and the data plane maps.
+// and rings. It lies in two segments that control makes and the data plane maps: one of a fixed
+// size, and one for what grows with the configuration.
 type State struct {
 	Segment   *memory.Segment
 	Neighbors *Neighbors
 	h         *stateHeader
-	VPCs      []Usage
+	VPCs      []Usage // those from Room().VPCs on have no memory
 	Instances []Usage
+
+	growing *memory.Segment
+	mapped  Room  // what this process has mapped
+	nodes   []int // by worker, where what grows goes
+	refused error // why it may have gone elsewhere
 }
 
 // Sizes sizes a State.
 type Sizes struct {
-	Workers   int
-	Sessions  int       // all workers together
-	Instances int       // at the most, over all generations; a floor applies
-	Addresses int       // SNAT addresses of the first generation; there is room for a quarter more, and a floor
-	Nodes     []int     // by worker: the NUMA node that its part lies on, -1: any; nil: any for all
-	Huge      bool      // try huge pages
-	Seed      *[32]byte // nil: random secrets; else these, for tests and replays
+	Workers  int
+	Sessions int       // all workers together
+	Nodes    []int     // by worker: the NUMA node that its part lies on, -1: any; nil: any for all
+	Huge     bool      // try huge pages
+	Seed     *[32]byte // nil: random secrets; else these, for tests and replays
 }
 
 // stateLayout is the hash over everything that lies in a state segment.
-var stateLayout = memory.Hash(append(session.Types(), stateHeader{}, Usage{}, UnconfirmedList{}, Counters{}, Neighbor{}, ring{})...)
+var stateLayout = memory.Hash(append(session.Types(), stateHeader{}, Room{}, Share{}, Usage{}, UnconfirmedList{}, Counters{}, Neighbor{}, ring{})...)
 
 // New makes a fresh State.
 func New(c Sizes) (*State, error) {
@@ -107,18 +104,13 @@ func New(c Sizes) (*State, error) {
 	if len(nodes) != c.Workers {
 		return nil, fmt.Errorf("NUMA nodes of %d workers; expected %d", len(nodes), c.Workers)
 	}
-	instances := max(minInstances, 2*c.Instances)
-	neighbors := 1 << bits.Len(uint(4*instances-1))
-	var l memory.Layout
+	var l, growing memory.Layout
 	var h stateHeader
 	l.Place(nodes...) // what all share: by turns
 	memory.Add[stateHeader](&l, 1)
 	h.Workers = uint64(c.Workers)
-	h.NeighborCount, h.InstanceCount = uint64(neighbors), uint64(instances)
-	h.Neighbors = memory.Add[Neighbor](&l, neighbors)
-	h.VPCs = memory.Add[Usage](&l, VPCSlots)
-	h.Instances = memory.Add[Usage](&l, instances)
-	h.Mappings = session.ReserveMappings(&l, max(64, c.Sessions), c.Addresses+max(minAddresses, c.Addresses/4))
+	h.Growing = layGrowing(&growing, c.Workers)
+	h.Mappings = session.ReserveMappings(&l, &growing, max(64, c.Sessions), AddressSlots)
 	var byNode []int
 	for w := range c.Workers {
 		byNode = append(byNode, w)
@@ -131,16 +123,24 @@ func New(c Sizes) (*State, error) {
 			Punt:     memory.Add[ring](&l, 1),
 			Inject:   memory.Add[ring](&l, 1),
 			Table:    session.Reserve(&l, max(64, c.Sessions/c.Workers)),
-
-			Unconfirmed: memory.Add[UnconfirmedList](&l, instances),
 		}
 	}
 	s, err := l.New("state", c.Huge)
 	if err != nil {
 		return nil, err
 	}
+	grown, err := growing.NewSparse("growing")
+	if err != nil {
+		s.Close()
+		return nil, err
+	}
 	*memory.At[stateHeader](s, 0) = h
-	st := viewState(s)
+	st := viewState(s, grown)
+	st.nodes = c.Nodes
+	if err := cmp.Or(st.Reserve(1, 1, 1), st.ReserveNeighbors(1)); err != nil {
+		st.Close()
+		return nil, err
+	}
 	random := NewRandom(c.Seed).Uint64
 	st.h.NeighborSecret = random()
 	st.Neighbors.secret = st.h.NeighborSecret
@@ -148,10 +148,6 @@ func New(c Sizes) (*State, error) {
 		t := session.Open(s, h.Worker[w].Table)
 		t.Init(newSecret(random))
 		t.Fill()
-		list := st.Unconfirmed(w)
-		for i := range list {
-			list[i] = UnconfirmedList{session.None, session.None, 0}
-		}
 	}
 	st.Mappings().Init(newSecret(random))
 	o := &st.h.Ownership
@@ -161,6 +157,7 @@ func New(c Sizes) (*State, error) {
 	for i := range o.Owners {
 		o.Owners[i] = uint8(i % c.Workers)
 	}
+	grown.Seal(stateLayout)
 	s.Seal(stateLayout)
 	return st, nil
 }
@@ -183,27 +180,45 @@ func NewRandom(seed *[32]byte) *mathrand.ChaCha8 {
 	return mathrand.NewChaCha8(key)
 }
 
-// Attach maps the state segment behind fd and takes fd over, also when it fails.
-func Attach(fd int) (*State, error) {
-	s := new(memory.Segment)
+// Attach maps the state whose segments lie behind fd and growing, and takes both over, also when it
+// fails.
+func Attach(fd, growing int) (*State, error) {
+	s, g := new(memory.Segment), new(memory.Segment)
 	if err := s.Map(fd); err != nil {
+		unix.Close(growing)
 		return nil, err
 	}
 	if err := s.Check(stateLayout); err != nil {
 		s.Close()
+		unix.Close(growing)
 		return nil, err
 	}
-	return viewState(s), nil
+	if err := g.MapSparse(growing); err != nil {
+		s.Close()
+		return nil, err
+	}
+	if err := g.Check(stateLayout); err != nil {
+		s.Close()
+		g.Close()
+		return nil, err
+	}
+	st := viewState(s, g)
+	if err := st.Populate(); err != nil {
+		st.Close()
+		return nil, err
+	}
+	return st, nil
 }
 
-func viewState(s *memory.Segment) *State {
+func viewState(s, growing *memory.Segment) *State {
 	h := memory.At[stateHeader](s, 0)
 	return &State{
 		Segment:   s,
-		Neighbors: &Neighbors{Entries: memory.Slice[Neighbor](s, h.Neighbors, int(h.NeighborCount)), secret: h.NeighborSecret},
+		growing:   growing,
+		Neighbors: NewNeighbors(memory.Slice[Neighbor](growing, h.Growing.Neighbors, allNeighbors), firstNeighbors, 0, h.NeighborSecret),
 		h:         h,
-		VPCs:      memory.Slice[Usage](s, h.VPCs, VPCSlots),
-		Instances: memory.Slice[Usage](s, h.Instances, int(h.InstanceCount)),
+		VPCs:      memory.Slice[Usage](growing, h.Growing.VPCs, VPCSlots),
+		Instances: memory.Slice[Usage](growing, h.Growing.Instances, InstanceSlots),
 	}
 }
 
@@ -214,6 +229,9 @@ func (s *State) Workers() int { return int(s.h.Workers) }
 func (s *State) Counters(w int) *Counters {
 	return memory.At[Counters](s.Segment, s.h.Worker[w].Counters)
 }
+
+// Counts returns what worker w has counted, for whoever is not that worker.
+func (s *State) Counts(w int) Counters { return memory.Read(s.Counters(w)) }
 
 // Runtime and Device return what the data plane writes about itself; it alone writes.
 func (s *State) Runtime() *Runtime { return &s.h.Runtime }
@@ -238,7 +256,9 @@ func (s *State) Lost() uint64 { return atomic.LoadUint64(&s.h.Lost) }
 func (s *State) Table(w int) *session.Table { return session.Open(s.Segment, s.h.Worker[w].Table) }
 
 // Mappings returns a view of the mappings that all workers share. Each worker has its own view.
-func (s *State) Mappings() *session.Mappings { return session.OpenMappings(s.Segment, s.h.Mappings) }
+func (s *State) Mappings() *session.Mappings {
+	return session.OpenMappings(s.Segment, s.growing, s.h.Mappings)
+}
 
 // Seen returns the number of the generation that worker w has come to.
 func (s *State) Seen(w int) uint64 { return atomic.LoadUint64(&s.Counters(w).Generation) }

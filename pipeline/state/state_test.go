@@ -18,8 +18,8 @@ func TestStateKeepsNodesApart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer plain.Segment.Close()
-	if err := plain.Segment.PlacementRefused(); err != nil {
+	defer plain.Close()
+	if err := plain.PlacementRefused(); err != nil {
 		t.Errorf("nothing was asked, and refused: %v", err)
 	}
 	nodes := make([]int, workers)
@@ -31,8 +31,8 @@ func TestStateKeepsNodesApart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.Segment.Close()
-	if err := s.Segment.PlacementRefused(); err == nil || !strings.Contains(err.Error(), "[1020 1021 1022 1023]") {
+	defer s.Close()
+	if err := s.PlacementRefused(); err == nil || !strings.Contains(err.Error(), "[1020 1021 1022 1023]") {
 		t.Errorf("what is shared should lie on all four nodes, which this machine has not: %v", err)
 	}
 	if more := s.Segment.Size() - plain.Segment.Size(); more > 5*memory.HugePage {
@@ -42,11 +42,11 @@ func TestStateKeepsNodesApart(t *testing.T) {
 		begin, end uint64
 		node       int
 	}
-	shared := span{0, max(s.h.Neighbors, s.h.VPCs, s.h.Instances, s.h.Mappings.Ports), -2}
+	shared := span{0, max(s.h.Mappings.Header, s.h.Mappings.Mappings, s.h.Mappings.Inside, s.h.Mappings.Outside), -2}
 	spans := []span{shared}
 	for w := range workers {
 		r := s.h.Worker[w]
-		parts := []uint64{r.Counters, r.Punt, r.Inject, r.Unconfirmed, r.Table.Header, r.Table.Sessions, r.Table.Buckets, r.Table.Overflow, r.Table.Free}
+		parts := []uint64{r.Counters, r.Punt, r.Inject, r.Table.Header, r.Table.Sessions, r.Table.Buckets, r.Table.Overflow, r.Table.Free}
 		spans = append(spans, span{slices.Min(parts), slices.Max(parts), nodes[w]})
 	}
 	slices.SortFunc(spans, func(a, b span) int { return int(a.begin) - int(b.begin) })

@@ -12,12 +12,9 @@ import (
 // had in hand as dropped, empties the rings, and rebuilds index, mappings, limits and lists from
 // the sessions. No worker may run.
 func (s *State) Sweep() {
-	for i := range s.VPCs {
-		s.VPCs[i] = Usage{}
-	}
-	for i := range s.Instances {
-		s.Instances[i] = Usage{}
-	}
+	room := s.Room()
+	clear(s.VPCs[:room.VPCs])
+	clear(s.Instances[:room.Instances])
 	mappings := s.Mappings()
 	mappings.Rebuild()
 	var counters []*Counters
@@ -28,16 +25,14 @@ func (s *State) Sweep() {
 		s.Punt(w).Reset()
 		s.Inject(w).Reset()
 		lists := s.Unconfirmed(w)
-		for i := range lists {
-			lists[i] = UnconfirmedList{session.None, session.None, 0}
-		}
+		clearLists(lists[:room.Instances])
 		var waiting []uint32
 		t := s.Table(w)
 		t.Rebuild(func(ref uint32, e *session.Session) bool {
 			if e.State() == session.Unconfirmed {
 				e.Mapping = session.None
 			}
-			if e.VPC >= VPCSlots || int(e.Instance) >= len(s.Instances) || e.Mapping != session.None && !mappings.Adopt(e) {
+			if uint64(e.VPC) >= room.VPCs || uint64(e.Instance) >= room.Instances || e.Mapping != session.None && !mappings.Adopt(e) {
 				return false
 			}
 			s.Acquire(e.VPC, e.Instance)

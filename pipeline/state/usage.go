@@ -29,16 +29,33 @@ type Usage struct {
 // UnconfirmedList is the list of an instance's unconfirmed sessions that one worker has.
 type UnconfirmedList struct{ Oldest, Newest, N uint32 }
 
-// Unconfirmed returns worker w's lists of unconfirmed sessions, by slot of the instance.
+// Unconfirmed returns worker w's lists of unconfirmed sessions, by slot of the instance. Those from
+// Room().Instances on have no memory.
 func (s *State) Unconfirmed(w int) []UnconfirmedList {
-	return memory.Slice[UnconfirmedList](s.Segment, s.h.Worker[w].Unconfirmed, int(s.h.InstanceCount))
+	return memory.Slice[UnconfirmedList](s.growing, s.h.Growing.Unconfirmed[w], InstanceSlots)
+}
+
+// Shares returns what the VPCs have of worker w's table, by slot, emptied: the worker counts them.
+// Those from Room().VPCs on have no memory.
+func (s *State) Shares(w int) []Share {
+	shares := memory.Slice[Share](s.growing, s.h.Growing.Shares[w], VPCSlots)
+	clear(shares[:s.Room().VPCs])
+	return shares
 }
 
 // VPCSessions and InstanceSessions return how many sessions a slot has.
-func (s *State) VPCSessions(slot uint32) int { return int(atomic.LoadUint32(&s.VPCs[slot].Sessions)) }
+func (s *State) VPCSessions(slot uint32) int {
+	if uint64(slot) >= atomic.LoadUint64(&s.h.Room.VPCs) {
+		return 0
+	}
+	return int(atomic.LoadUint32(&s.VPCs[slot].Sessions))
+}
 
 // InstanceSessions returns how many sessions the instance in slot has.
 func (s *State) InstanceSessions(slot uint32) int {
+	if uint64(slot) >= atomic.LoadUint64(&s.h.Room.Instances) {
+		return 0
+	}
 	return int(atomic.LoadUint32(&s.Instances[slot].Sessions))
 }
 

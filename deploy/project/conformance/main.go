@@ -58,7 +58,8 @@ func page(sections []Section, outcomes Outcomes) []byte {
 The requirements for weir, and the tests that show each of them. ` + "`make conformance`" + ` writes this page from
 ` + "[requirements.yaml](../" + tablePath + ")" + ` and from the results of the tests; do not edit it by hand. Requirements are
 in our words; the RFCs' words are binding. Every deviation has a reason. ` + "`pipeline.TestCases/NAME`" + ` is the folder
-` + "`pipeline/testdata/cases/NAME`" + `: a configuration, packets in, and all packets that must leave.
+` + "`pipeline/testdata/cases/NAME`" + `: a configuration, packets in, and all packets that must leave. "Read again" is the day on
+which somebody who wrote neither the row nor its tests held both against the RFC's own words.
 
 `)
 	fmt.Fprintf(&b, "%s.\n\n", count(sections, outcomes))
@@ -70,9 +71,9 @@ in our words; the RFCs' words are binding. Every deviation has a reason. ` + "`p
 		if s.Intro != "" {
 			fmt.Fprintf(&b, "%s\n\n", s.Intro)
 		}
-		b.WriteString("| # | level | requires | weir | tests | result |\n|---|---|---|---|---|---|\n")
+		b.WriteString("| # | level | requires | weir | tests | result | read again |\n|---|---|---|---|---|---|---|\n")
 		for _, r := range s.Rows {
-			fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s |\n", r.ID, r.Level, cell(r.Requires), cell(r.does()), r.testCell(), r.result(outcomes))
+			fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s |\n", r.ID, r.Level, cell(r.Requires), cell(r.does()), r.testCell(), r.result(outcomes), r.Read)
 		}
 	}
 	return b.Bytes()

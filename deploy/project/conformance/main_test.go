@@ -69,6 +69,7 @@ func TestFaults(t *testing.T) {
 		{"no level", strings.Replace(row, "level: MUST, ", "", 1), `level ""`},
 		{"nothing said", strings.Replace(row, "weir: w, ", "", 1), "say what weir does"},
 		{"no id", strings.Replace(row, "id: A, ", "", 1), "no title, id or requires"},
+		{"a reading without a day", strings.Replace(row, "weir: w,", "weir: w, read: yes,", 1), "expected the day of the reading"},
 		{"an id twice", row + "  - {id: A, level: MAY, requires: r, weir: w}\n", "twice"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -112,7 +113,9 @@ func TestJudge(t *testing.T) {
 		fault      string
 		result     string
 	}{
-		{"pass", fmt.Sprintf(row, "p.TestA"), Outcomes{"p.TestA": true}, "", "| pass |"},
+		{"pass", fmt.Sprintf(row, "p.TestA"), Outcomes{"p.TestA": true}, "", "| pass |  |"},
+		{"read again", strings.Replace(fmt.Sprintf(row, "p.TestA"), "weir: w,", "weir: w, read: 2026-11-30,", 1), Outcomes{"p.TestA": true}, "", "| pass | 2026-11-30 |"},
+		{"readings are counted", strings.Replace(fmt.Sprintf(row, "p.TestA"), "weir: w,", "weir: w, read: 2026-11-30,", 1), Outcomes{"p.TestA": true}, "", "1 pass; 1 rows were read again"},
 		{"fail", fmt.Sprintf(row, "p.TestA, p.TestB"), Outcomes{"p.TestA": true, "p.TestB": false}, "p.TestB does not pass", "**FAIL**"},
 		{"not run", fmt.Sprintf(row, "p.TestA/x"), Outcomes{"p.TestA": true}, "no test p.TestA/x", "**FAIL**"},
 		{"not shown", fmt.Sprintf(row, ""), nil, "no test shows it", "**not shown**"},

@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"gopkg.in/yaml.v3"
 )
@@ -28,6 +29,7 @@ type Row struct {
 	Weir      string   `yaml:"weir"`      // what weir does
 	Deviation string   `yaml:"deviation"` // why it does otherwise
 	Tests     []string `yaml:"tests"`     // FOLDER.TestName/subtest, as go test -v names it
+	Read      string   `yaml:"read"`      // the day on which somebody else read it again; empty: nobody did
 }
 
 // levels are what Level may be; "attack" and "fault" rows are no RFC's.
@@ -68,11 +70,19 @@ func load(path string) ([]Section, error) {
 				fault("level %q; expected one of %q", r.Level, levels)
 			case r.Weir == "" && r.Deviation == "":
 				fault("neither weir nor deviation; say what weir does")
+			case r.Read != "" && !isDay(r.Read):
+				fault("read %q; expected the day of the reading, such as 2026-11-30", r.Read)
 			}
 			seen[r.ID] = true
 		}
 	}
 	return sections, errors.Join(faults...)
+}
+
+// isDay says whether text is a day as ISO 8601 writes it.
+func isDay(text string) bool {
+	_, err := time.Parse(time.DateOnly, text)
+	return err == nil
 }
 
 // judge returns what is wrong with the rows and their outcomes.
@@ -113,12 +123,15 @@ func (r *Row) result(outcomes Outcomes) string {
 // count sums the results up.
 func count(sections []Section, outcomes Outcomes) string {
 	n := map[string]int{}
-	rows, musts, shown := 0, 0, 0
+	rows, musts, shown, read := 0, 0, 0, 0
 	for _, s := range sections {
 		for _, r := range s.Rows {
 			result := r.result(outcomes)
 			rows++
 			n[result]++
+			if r.Read != "" {
+				read++
+			}
 			if r.must() {
 				musts++
 				if result == "pass" {
@@ -131,7 +144,7 @@ func count(sections []Section, outcomes Outcomes) string {
 	if bad := rows - n["pass"] - n["deviation"]; bad > 0 {
 		text += fmt.Sprintf(", %d not shown", bad)
 	}
-	return text + fmt.Sprintf("; of %d rows with MUST or MUST NOT, %d pass", musts, shown)
+	return text + fmt.Sprintf("; of %d rows with MUST or MUST NOT, %d pass; %d rows were read again", musts, shown, read)
 }
 
 // does is what weir does, and why it does otherwise where it does.
