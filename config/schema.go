@@ -929,14 +929,3 @@ func (r *reader) requireKey(v value, key string) {
 	}
 	r.faults.add(v.spot, "has no %s; expected one", key)
 }
-
-// values returns the well-formed values of a list.
-func values[T any](list []at[T]) []T {
-	var all []T
-	for _, a := range list {
-		if a.ok {
-			all = append(all, a.value)
-		}
-	}
-	return all
-}
