@@ -25,7 +25,7 @@ func TestEALArgs(t *testing.T) {
 }
 
 // Control opens devices that whoever started the data plane named, and no others.
-func TestDevices(t *testing.T) {
+func TestDeviceBounds(t *testing.T) {
 	b := Bounds{Devices: []string{"0000:3b:00.", "net_af_packet0,iface=inside,", "net_tap"}}
 	for device, good := range map[string]bool{
 		"0000:3b:00.0": true, "3b:00.1": true, "0000:3B:00.1,arg=1": true, "0000:3b:01.0": false, "0001:3b:00.0": false,
