@@ -118,6 +118,7 @@ func (p *Parser) read(ctx context.Context, files []File) []*fragment {
 // join merges what the files say, in their order. It does not modify the fragments.
 func join(all []*fragment) (doc *document, faults findings, whole bool) {
 	doc, whole = newDocument(), true
+	doc.first = &spot{file: all[0].name, line: 1}
 	for _, f := range all {
 		whole = whole && f.whole
 		faults.join(f.faults.list)
@@ -164,6 +165,8 @@ func (d *document) take(key string, from *document) {
 		d.config.Dataplane = from.config.Dataplane
 	case "sessions":
 		d.config.Sessions, d.sessions = from.config.Sessions, from.sessions
+	case "warnings":
+		d.config.Warnings = from.config.Warnings
 	case "reload":
 		d.config.Reload = from.config.Reload
 	}

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -354,6 +355,15 @@ func deviceName(device string) string {
 func parseArgument(s string) (string, error) {
 	if s == "" || strings.ContainsFunc(s, func(c rune) bool { return c < ' ' || c == 0x7f }) {
 		return s, errors.New("is not a valid argument; expected text without control characters")
+	}
+	return s, nil
+}
+
+// parseIgnored reads the name and the object of a warning.
+func parseIgnored(s string) (string, error) {
+	name, object, _ := strings.Cut(s, ":")
+	if !slices.Contains(warningNames, name) || object == "" {
+		return s, errors.New("is no warning; expected NAME:OBJECT as weir check prints it, such as no-address-for-route:blue/web-2, or no-address-for-route:* for all objects")
 	}
 	return s, nil
 }

@@ -17,6 +17,7 @@ import (
 
 // document is what a file says, or what all files say, merged: lists in the order of the files.
 type document struct {
+	first     *spot            // the beginning of the first file
 	config    Config           // the sections that refer to nothing, with defaults
 	sessions  translationText  // the translation keys of that section
 	sections  map[string]*spot // where each of them is
@@ -133,7 +134,7 @@ type snatText struct {
 
 // The keys of each object, in the order in which messages list them.
 var (
-	rootKeys       = []string{"version", "api", "metrics", "log", "dataplane", "ports", "pools", "gateways", "sessions", "reload", "vpcs", "instances"}
+	rootKeys       = []string{"version", "api", "metrics", "log", "dataplane", "ports", "pools", "gateways", "sessions", "reload", "warnings", "vpcs", "instances"}
 	apiKeys        = []string{"listen", "socket"}
 	metricsKeys    = []string{"tenants"}
 	logKeys        = []string{"level", "format"}
@@ -147,6 +148,7 @@ var (
 	limitsKeys     = []string{"per_instance", "per_vpc"}
 	instanceLimits = []string{"per_instance"}
 	timeoutsKeys   = []string{"tcp_partially_open", "tcp_established", "tcp_closing", "udp", "udp_ports", "icmp", "other"}
+	warningsKeys   = []string{"ignore"}
 	reloadKeys     = []string{"max_shrink"}
 	vpcKeys        = []string{"name", "attach", "subnets", "routes", "instances", "limits"}
 	attachKeys     = []string{"port", "vlan", "pcp", "encap", "vni", "peers", "mac", "udp_port", "dscp", "udp_checksum", "addresses", "next_hops"}
@@ -198,7 +200,7 @@ func (r *reader) file(f File) bool {
 	}
 	for key, v := range r.object(root, rootKeys) {
 		switch key {
-		case "api", "metrics", "log", "dataplane", "sessions", "reload":
+		case "api", "metrics", "log", "dataplane", "sessions", "reload", "warnings":
 			r.section(key, v)
 		case "ports":
 			for e := range r.list(v, "ports") {
@@ -226,7 +228,7 @@ func (r *reader) file(f File) bool {
 }
 
 // sectionKeys are the keys that only one file may have.
-var sectionKeys = []string{"api", "metrics", "log", "dataplane", "sessions", "reload"}
+var sectionKeys = []string{"api", "metrics", "log", "dataplane", "sessions", "reload", "warnings"}
 
 // section reads one of them.
 func (r *reader) section(key string, v value) {
@@ -246,6 +248,11 @@ func (r *reader) section(key string, v value) {
 		r.sessions(v)
 	case "reload":
 		r.reload(v)
+	case "warnings":
+		for _, v := range r.object(v, warningsKeys) {
+			r.doc.config.Warnings.Ignore = values(texts(r, v, "warnings", parseIgnored))
+			slices.Sort(r.doc.config.Warnings.Ignore)
+		}
 	}
 }
 
