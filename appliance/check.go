@@ -53,8 +53,8 @@ func (p printable) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// escapeJSON is config.Printable for JSON, which has all that is not printable in strings, and means
-// the same afterwards.
+// escapeJSON is config.Printable for JSON, which has all that is not printable in strings, and
+// means the same afterwards.
 func escapeJSON(line string) string {
 	var b strings.Builder
 	for _, c := range line {

@@ -14,8 +14,8 @@ const (
 	GenevePort = 6081 // RFC 8926 section 3.3
 )
 
-// TunnelOverhead is what a tunnel adds to an IP packet: the inner Ethernet header, that of VXLAN or Geneve without options,
-// UDP's and the outer IP header.
+// TunnelOverhead is what a tunnel adds to an IP packet: the inner Ethernet header, that of VXLAN or
+// Geneve without options, UDP's and the outer IP header.
 func TunnelOverhead(outer6 bool) int {
 	if outer6 {
 		return 14 + 8 + 8 + 40
@@ -85,6 +85,9 @@ func (c *checker) checkDevices() {
 
 // inside checks what an inside port has: weir's own addresses in the network that tunnels go over.
 func (c *checker) inside(i int, p *portText, port *Port) {
+	if len(p.privateSources) > 0 {
+		c.faults.add(p.privateSources[0].spot, "private_sources on an inside port; expected them on outside ports, where private addresses are strange")
+	}
 	if p.answer.given() {
 		c.faults.add(p.answer.spot, "an inside port answers for no external address; expected answer on outside ports only")
 	}
@@ -206,7 +209,8 @@ type udpPortOf struct {
 	spot *spot
 }
 
-// Via returns which of the attachments leads to an address of the VPC, or nil: the one with its prefix, else the first.
+// Via returns which of the attachments leads to an address of the VPC, or nil: the one with its
+// prefix, else the first.
 func (v *VPC) Via(a netip.Addr) *Attachment {
 	for i := range v.Attach {
 		t := &v.Attach[i]

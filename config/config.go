@@ -13,11 +13,15 @@
 //   - prefixes are canonical, pool ranges do not overlap, every external address lies in exactly
 //     one pool and belongs to one instance (an SNAT address: to one owner per port, never also to a
 //     1:1 address);
+//   - a forward lies in one of its instance's shares, and an instance has no two of one address
+//     and protocol with the same Port or the same ToPort;
 //   - an attached prefix lies in one pool and overlaps no external address and no other attached
 //     prefix;
 //   - an instance with an external address or attached prefix has a private address of that family;
 //   - subnets of one VPC do not overlap, every instance address lies in one of them, no two
 //     instances of a VPC share an address, and none has one of weir's addresses;
+//   - no two VPCs have one private address in subnets that leave untranslated, and none of those
+//     subnets meets a pool or the network of an outside port;
 //   - a route and its target are of one family, and no two routes of a VPC have the same To, From
 //     and Class.
 //
@@ -27,6 +31,7 @@ package config
 import (
 	"encoding/hex"
 	"fmt"
+	"iter"
 	"net"
 	"net/netip"
 	"slices"
@@ -46,6 +51,7 @@ const (
 
 	MaxInstances     = 1 << 20 // of all VPCs
 	MaxSNATAddresses = 1 << 16 // different ones
+	MaxWeight        = 1000    // of a VPC
 
 	MinSessions = 1 << 10
 	MaxSessions = 1 << 27
@@ -53,6 +59,8 @@ const (
 	MaxMemory   = 1 << 40
 	MaxMTU      = 9600
 	MaxUDPPorts = 254 // UDP ports with their own timeouts
+
+	MaxZeroPorts = 64 // UDP ports of sessions.allow_udp6_zero
 )
 
 // DefaultConfig is what holds for the keys that a configuration leaves out. It is read-only.
@@ -70,7 +78,7 @@ var DefaultConfig = Config{
 		DrainTimeout: 10 * time.Minute,
 		PortRest:     2 * time.Minute,
 		MSSClamp:     MSSClampAuto,
-		UnknownTCP:   UnknownTCPDrop,
+		UnknownTCP:   UnknownTCPReset,
 		PerInstance:  65536,
 		Timeouts: Timeouts{
 			TCPPartiallyOpen: 4 * time.Minute,
@@ -161,16 +169,17 @@ func (m MAC) String() string { return net.HardwareAddr(m[:]).String() }
 
 // Port is one network port.
 type Port struct {
-	Name      string
-	Device    string // a PCI address or a vdev string, as DPDK takes it
-	Side      Side
-	MTU       int            // bytes of an IP packet
-	MAC       MAC            // zero: the device's own
-	Addresses []netip.Prefix // weir's: the address and its on-link prefix, not masked; inside: where tunnels end
-	VLAN      VLAN           // outside only: inside, attachments have VLANs
-	PCP       PCP            // likewise
-	NextHops  []NextHop      // inside: the routers of the network that tunnels go over
-	Answer    Answer         // outside only
+	Name           string
+	Device         string // a PCI address or a vdev string, as DPDK takes it
+	Side           Side
+	MTU            int            // bytes of an IP packet
+	MAC            MAC            // zero: the device's own
+	Addresses      []netip.Prefix // weir's: the address and its on-link prefix, not masked; inside: where tunnels end
+	VLAN           VLAN           // outside only: inside, attachments have VLANs
+	PCP            PCP            // likewise
+	NextHops       []NextHop      // inside: the routers of the network that tunnels go over
+	PrivateSources []netip.Prefix // outside only; sorted, masked: private networks that flows may begin from
+	Answer         Answer         // outside only
 }
 
 // VLAN is the tag of a frame, or its two tags: the VLAN IDs, zero where there is none.
@@ -179,7 +188,8 @@ type VLAN struct{ Outer, Inner uint16 }
 // PCP says which priority tagged frames leave with.
 type PCP uint8
 
-// KeepPCP keeps the priority and drop eligibility that a packet came with; any other PCP is 1 + the priority that is set.
+// KeepPCP keeps the priority and drop eligibility that a packet came with; any other PCP is 1 + the
+// priority that is set.
 const KeepPCP PCP = 0
 
 // Encap is how packets of an attachment travel.
@@ -226,9 +236,10 @@ type Pool struct {
 
 // Translation is how sessions over an address of a pool are translated.
 type Translation struct {
-	Mapping   Mapping
-	Filtering Filtering
-	Fragments Fragments
+	Mapping        Mapping
+	Filtering      Filtering
+	Fragments      Fragments
+	InboundRefresh InboundRefresh
 }
 
 // Mapping says which flows of an internal endpoint share an external one (RFC 4787 §4.1). It
@@ -247,6 +258,14 @@ const (
 	AddressDependentFiltering        Filtering = iota // remote addresses that the mapping has a session with
 	EndpointIndependentFiltering                      // anybody
 	AddressAndPortDependentFiltering                  // remote endpoints that the mapping has a session with
+)
+
+// InboundRefresh says whether packets from outside refresh sessions (RFC 7857 §7).
+type InboundRefresh uint8
+
+const (
+	RefreshOff InboundRefresh = iota
+	RefreshOn
 )
 
 // Fragments says what becomes of fragments of translated packets.
@@ -295,16 +314,17 @@ const (
 
 // Sessions holds the defaults of session handling.
 type Sessions struct {
-	Spread       Spread
-	OnMove       OnMove
-	DrainTimeout time.Duration
-	Translation                // already in Pool.Sessions where nothing overrides it
-	PortRest     time.Duration // before another internal endpoint gets a port; whole milliseconds
-	MSSClamp     int           // bytes, MSSClampAuto or MSSClampOff
-	UnknownTCP   UnknownTCP
-	PerInstance  int // sessions; 0: no limit. Already in Instance.PerInstance where nothing overrides it
-	PerVPC       int // sessions; 0: no limit. Already in VPC.PerVPC where nothing overrides it
-	Timeouts     Timeouts
+	Spread        Spread
+	OnMove        OnMove
+	DrainTimeout  time.Duration
+	Translation                 // already in Pool.Sessions where nothing overrides it
+	PortRest      time.Duration // before another internal endpoint gets a port; whole milliseconds
+	MSSClamp      int           // bytes, MSSClampAuto or MSSClampOff
+	UnknownTCP    UnknownTCP
+	AllowUDP6Zero []uint16 // sorted: ports of UDP over IPv6 that is translated without a checksum
+	PerInstance   int      // sessions; 0: no limit. Already in Instance.PerInstance where nothing overrides it
+	PerVPC        int      // sessions; 0: no limit. Already in VPC.PerVPC where nothing overrides it
+	Timeouts      Timeouts
 }
 
 // Values of Sessions.MSSClamp that are not sizes.
@@ -351,6 +371,7 @@ type VPC struct {
 	Routes    []Route
 	Instances []Instance
 	PerVPC    int // sessions of the whole VPC; 0: no limit
+	Weight    int // of its share of a session table that is nearly full
 }
 
 // Attachment is where a VPC's packets come and go.
@@ -364,8 +385,8 @@ type Attachment struct {
 	NextHops  []NextHop
 }
 
-// AttachmentSet is a text that two VPCs, of one or of two configurations with the same ports, share when their packets come and go at the
-// same places.
+// AttachmentSet is a text that two VPCs, of one or of two configurations with the same ports, share
+// when their packets come and go at the same places.
 func (v *VPC) AttachmentSet() string {
 	places := make([]string, len(v.Attach))
 	for i := range v.Attach {
@@ -427,6 +448,20 @@ type Route struct {
 	Gateway int // index into Config.Gateways or UnnamedGateway; TargetGateway only
 	Address netip.Addr
 	Subnet  netip.Prefix
+
+	Untranslated bool // TargetGateway only: those in To know the VPC's addresses
+}
+
+// Untranslated yields the subnets whose addresses leave as they are by a route with Untranslated:
+// From, or all of its family.
+func (v *VPC) Untranslated(r *Route) iter.Seq[netip.Prefix] {
+	return func(yield func(netip.Prefix) bool) {
+		for _, s := range v.Subnets {
+			if s.Addr().BitLen() == r.To.Addr().BitLen() && (!r.From.IsValid() || r.From == s) && !yield(s) {
+				return
+			}
+		}
+	}
 }
 
 // Instance is a guest of a VPC.
@@ -440,11 +475,13 @@ type Instance struct {
 	Floating    []netip.Addr
 	Ephemeral   []netip.Addr // at most one per family
 	SNAT        []SNAT
+	Forwards    []Forward
 	Attached    []netip.Prefix
 	PerInstance int // sessions; 0: no limit
 }
 
-// Identity returns the address that the instance is known by within its VPC: the IPv4 one, else the IPv6 one. Its name is a label.
+// Identity returns the address that the instance is known by within its VPC: the IPv4 one, else the
+// IPv6 one. Its name is a label.
 func (i *Instance) Identity() netip.Addr {
 	if i.Address4.IsValid() {
 		return i.Address4
@@ -456,4 +493,27 @@ func (i *Instance) Identity() netip.Addr {
 type SNAT struct {
 	Address     netip.Addr
 	First, Last uint16
+}
+
+// Forward is a port of an instance's share that always leads to it: what comes to Port of Address
+// goes to the instance's ToPort.
+type Forward struct {
+	Address      netip.Addr
+	Protocol     Protocol
+	Port, ToPort uint16
+}
+
+// Protocol is the number of an IP protocol with ports.
+type Protocol uint8
+
+const (
+	TCP Protocol = 6
+	UDP Protocol = 17
+)
+
+func (p Protocol) String() string {
+	if p == TCP {
+		return "TCP"
+	}
+	return "UDP"
 }

@@ -249,6 +249,7 @@ func TestExample(t *testing.T) {
 		{Name: "private", ID: id(3), Pools: []int{2}, VPC: 0},
 	}
 	want.VPCs = []VPC{{
+		Weight:  1,
 		Name:    "blue",
 		Attach:  []Attachment{{Port: 0, Addresses: []netip.Prefix{p("172.30.0.1/22"), p("fd00:1::1/64")}}},
 		Subnets: []netip.Prefix{p("172.30.0.0/22"), p("172.30.4.0/22"), p("fd00:1::/64")},
@@ -265,6 +266,7 @@ func TestExample(t *testing.T) {
 			Floating:    []netip.Addr{a("192.0.2.2"), a("192.0.2.3"), a("203.0.113.20"), a("2001:db8:1::5")},
 			Ephemeral:   []netip.Addr{a("192.0.2.1")},
 			SNAT:        []SNAT{{a("192.0.2.14"), 1024, 17407}},
+			Forwards:    []Forward{{a("192.0.2.14"), TCP, 8022, 22}},
 			PerInstance: 65536,
 		}},
 	}}
@@ -432,7 +434,7 @@ func TestEveryKeyIsTried(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, keys := range [][]string{rootKeys, apiKeys, metricsKeys, logKeys, dataplaneKeys, portKeys, nextHopKeys, poolKeys, gatewayKeys, sessionsKeys,
-		poolSessions, limitsKeys, timeoutsKeys, reloadKeys, warningsKeys, vpcKeys, attachKeys, routeKeys, placedKeys, externalKeys, snatKeys} {
+		poolSessions, limitsKeys, timeoutsKeys, reloadKeys, warningsKeys, vpcKeys, attachKeys, routeKeys, placedKeys, externalKeys, snatKeys, forwardKeys} {
 		for _, key := range keys {
 			if !regexp.MustCompile(`\b`+key+`: *\S`).Match(text.Bytes()) && !regexp.MustCompile(`(?m)\b`+key+`:$`).Match(text.Bytes()) {
 				t.Errorf("no test has the key %q", key)
@@ -716,7 +718,7 @@ func checkGuarantees(t testing.TB, c *Config) {
 	for i, p := range c.Ports {
 		check(i == 0 || p.Name != c.Ports[i-1].Name, "port names are unique")
 		check(p.MTU >= 68 && p.MTU <= MaxMTU && p.Device != "", "port %+v", p)
-		check(p.Side == Outside || p.Addresses == nil && p.NextHops == nil && p.Answer == 0, "inside port %+v", p)
+		check(p.Side == Outside || p.Addresses == nil && p.NextHops == nil && p.PrivateSources == nil && p.Answer == 0, "inside port %+v", p)
 		for _, hop := range p.NextHops {
 			check(slices.ContainsFunc(p.Addresses, func(own netip.Prefix) bool {
 				return own.Contains(hop.Address) && own.Addr() != hop.Address
@@ -760,6 +762,7 @@ func checkGuarantees(t testing.TB, c *Config) {
 	holders := map[netip.Addr]string{}
 	var shares []SNAT
 	var attached []netip.Prefix
+	untranslated := map[netip.Prefix]string{}
 	attachments := map[attachKey]bool{}
 	for i, v := range c.VPCs {
 		check(i == 0 || v.Name != c.VPCs[i-1].Name, "VPC names are unique")
@@ -800,6 +803,22 @@ func checkGuarantees(t testing.TB, c *Config) {
 				check(r.To != other.To || r.From != other.From || r.Class != other.Class, "routes %+v and %+v", r, other)
 			}
 		}
+		for _, r := range v.Routes {
+			check(!r.Untranslated || r.Target == TargetGateway, "route %+v", r)
+			if !r.Untranslated {
+				continue
+			}
+			for s := range v.Untranslated(&r) {
+				check(untranslated[s] == "" || untranslated[s] == v.Name, "subnet %v leaves untranslated from one VPC", s)
+				for other, of := range untranslated {
+					check(of == v.Name || !other.Overlaps(s), "subnets %v and %v are apart", s, other)
+				}
+				for _, pool := range ranges {
+					check(!rangeOf(s).meets(pool), "subnet %v lies in no pool", s)
+				}
+				untranslated[s] = v.Name
+			}
+		}
 		for j, in := range v.Instances {
 			check(j == 0 || v.Instances[j-1].Name < in.Name, "instances are sorted, each name once")
 			check(in.Address4.IsValid() || in.Address6.IsValid(), "instance %s has an address", in.Name)
@@ -822,6 +841,12 @@ func checkGuarantees(t testing.TB, c *Config) {
 				check(pools(s.Address) == 1 && s.First >= 1 && s.First <= s.Last && has(s.Address), "%+v of instance %s", s, in.Name)
 			}
 			shares = append(shares, in.SNAT...)
+			for k, f := range in.Forwards {
+				check(slices.ContainsFunc(in.SNAT, func(s SNAT) bool { return s.Address == f.Address && s.First <= f.Port && f.Port <= s.Last }), "%+v lies in a share of %s", f, in.Name)
+				for _, other := range in.Forwards[:k] {
+					check(f.Address != other.Address || f.Protocol != other.Protocol || f.Port > other.Port && f.ToPort != other.ToPort, "forwards %+v and %+v", other, f)
+				}
+			}
 			for _, p := range in.Attached {
 				check(p == p.Masked() && has(p.Addr()), "attached %v", p)
 				check(slices.ContainsFunc(ranges, func(r Range) bool { return r.Contains(p.Addr()) && r.Contains(rangeOf(p).To) }), "%v is in one pool", p)

@@ -94,8 +94,8 @@ func Changes(old, new *Config) []Change {
 }
 
 // RestartOnly names the keys that differ and that are read at start only: the API's, the log's and
-// the data plane's, the set of ports and each port's device, side, VLAN, MTU and MAC. A reload leaves
-// them as they are.
+// the data plane's, the set of ports and each port's device, side, VLAN, MTU and MAC. A reload
+// leaves them as they are.
 func RestartOnly(old, new *Config) []string {
 	var keys []string
 	only := func(key string, a, b any) {
@@ -189,14 +189,14 @@ type comparison[T any] struct {
 // pair is one object in both lists: its indexes, -1 where it is in one only.
 type pair struct{ old, new int }
 
-// compare adds a change for each object that is in one list only or differs: those removed or changed first. order goes by what
-// identifies an object.
+// compare adds a change for each object that is in one list only or differs: those removed or
+// changed first. order goes by what identifies an object.
 func compare[T any](d *diff, c comparison[T], order func(a, b *T) int) {
 	report(d, c, pairs(c.old, c.new, order, nil), nil)
 }
 
-// pairs finds the same objects in both lists. Of those whose name is in one list only, two with the same identity, if that is asked for
-// and not empty, are one that was renamed.
+// pairs finds the same objects in both lists. Of those whose name is in one list only, two with the
+// same identity, if that is asked for and not empty, are one that was renamed.
 func pairs[T any](old, new []T, order func(a, b *T) int, identity func(*T) string) (list []pair) {
 	var removed, added []int // places in list
 	merge(old, new, order, func(i, j int) {
@@ -232,7 +232,8 @@ func pairs[T any](old, new []T, order func(a, b *T) int, identity func(*T) strin
 	return kept
 }
 
-// report adds the changes of pairs. label is the name of an object that may be renamed, for all that is compared except the name.
+// report adds the changes of pairs. label is the name of an object that may be renamed, for all
+// that is compared except the name.
 func report[T any](d *diff, c comparison[T], list []pair, label func(*T) *string) {
 	var added []Change
 	for _, p := range list {
@@ -277,7 +278,8 @@ func (d *diff) places(v *VPC) string {
 	return v.AttachmentSet()
 }
 
-// The methods below compare objects with names in place of indexes, which shift when a neighbor comes or goes.
+// The methods below compare objects with names in place of indexes, which shift when a neighbor
+// comes or goes.
 
 func (d *diff) samePool(a, b *Pool) bool {
 	x, y := *a, *b
@@ -302,7 +304,7 @@ func (d *diff) sameGateway(a, b *Gateway) bool {
 
 // sameNetwork compares VPCs without their routes and instances.
 func (d *diff) sameNetwork(a, b *VPC) bool {
-	if d.stablePorts && shared(a.Attach, b.Attach) && shared(a.Subnets, b.Subnets) && a.PerVPC == b.PerVPC {
+	if d.stablePorts && shared(a.Attach, b.Attach) && shared(a.Subnets, b.Subnets) && a.PerVPC == b.PerVPC && a.Weight == b.Weight {
 		return true
 	}
 	x, y := *a, *b

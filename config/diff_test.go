@@ -59,11 +59,13 @@ func TestDiff(t *testing.T) {
 		{"an attachment", "172.30.0.1/22, ", "172.30.0.2/22, ", []string{`vpc "blue" changed`}, nil},
 		{"a limit", "per_vpc: 0", "per_vpc: 9", []string{"sessions changed", `vpc "blue" changed`}, nil},
 		{"a route's target", "gateway: sv2}", "gateway: private}", []string{`route to 45.154.216.0/24 of vpc "blue" changed`}, nil},
+		{"a route's translation", "gateway: sv2}", "gateway: sv2, translate: false}", []string{`route to 45.154.216.0/24 of vpc "blue" changed`}, nil},
 		{"a route's class", "drop: true}", "drop: true, class: system}", []string{
 			`route to 100.64.0.0/10 of vpc "blue" removed`, `system route to 100.64.0.0/10 of vpc "blue" added`}, nil},
 		{"a route's from", ", from: 172.30.4.0/22", "", []string{
 			`route to 8.8.8.0/24 from 172.30.4.0/22 of vpc "blue" removed`, `route to 8.8.8.0/24 of vpc "blue" added`}, nil},
 		{"a route's next hop", "172.30.0.9", "172.30.0.10", []string{`route to 10.8.0.0/16 of vpc "blue" changed`}, nil},
+		{"an instance's forwards", "to_port: 22", "to_port: 23", []string{`instance "web-1" of vpc "blue" changed`}, nil},
 		{"an instance's name", "web-1", "web-2", []string{`instance "web-1" of vpc "blue" renamed "web-2"`}, nil},
 		{"an instance's name and a port", "name: web-1", "name: web-2\n        limits: {per_instance: 7}", []string{`instance "web-1" of vpc "blue" renamed "web-2" and changed`}, nil},
 		{"an instance's name and IPv6 address", "name: web-1\n        addresses: [172.30.0.5, \"fd00:1::5\"]", "name: web-2\n        addresses: [172.30.0.5, \"fd00:1::6\"]", []string{`instance "web-1" of vpc "blue" renamed "web-2" and changed`}, nil},
@@ -92,7 +94,8 @@ func TestDiff(t *testing.T) {
 	}
 }
 
-// A VPC whose name is new, where another one with the same attachments is gone, has been renamed: what differs within it is said as well.
+// A VPC whose name is new, where another one with the same attachments is gone, has been renamed:
+// what differs within it is said as well.
 func TestDiffOfRenamedVPC(t *testing.T) {
 	data, err := os.ReadFile("testdata/example.yaml")
 	if err != nil {
@@ -129,8 +132,8 @@ func TestDiffOfRenamedVPC(t *testing.T) {
 	}
 }
 
-// A change of any one value anywhere in a Config is no longer Equal, and Diff has words for it: a field added to
-// the types cannot be forgotten in either.
+// A change of any one value anywhere in a Config is no longer Equal, and Diff has words for it: a
+// field added to the types cannot be forgotten in either.
 func TestEveryFieldCounts(t *testing.T) {
 	reference := load(t, "testdata/example.yaml")
 	c := load(t, "testdata/example.yaml")

@@ -24,6 +24,8 @@ type claims struct {
 	shared   []claim // SNAT
 	attached spans   // index: into owners
 	owners   []claim
+
+	untranslated spans // private subnets that a route without translation is for; index: the VPC
 }
 
 // claim checks what one instance holds by itself and notes it for checkExternal.
@@ -42,6 +44,7 @@ func (v *vpcChecker) claim(t *instanceText, i *Instance) {
 		}
 	}
 	i.SNAT = joinSNAT(i.SNAT)
+	v.forwards(t, i)
 	for _, p := range t.attached {
 		if !p.ok {
 			continue
@@ -54,6 +57,51 @@ func (v *vpcChecker) claim(t *instanceText, i *Instance) {
 		i.Attached = append(i.Attached, p.value)
 	}
 	slices.SortFunc(i.Attached, comparePrefix)
+}
+
+// forwards checks the ports that always lead to the instance. A share has them to itself, so
+// instances cannot disagree about one.
+func (v *vpcChecker) forwards(t *instanceText, i *Instance) {
+	type key struct {
+		address  netip.Addr
+		protocol Protocol
+		port     uint16
+		inside   bool
+	}
+	seen := map[key]*spot{}
+	first := func(k key, s *spot) *spot {
+		if other := seen[k]; other != nil {
+			return other
+		}
+		seen[k] = s
+		return nil
+	}
+	for _, s := range t.snat {
+		for _, f := range s.forwards {
+			if !s.address.ok || !s.ports.ok || !f.protocol.ok || !f.port.ok || !f.toPort.ok {
+				continue
+			}
+			n := Forward{s.address.value, f.protocol.value, uint16(f.port.value), uint16(f.toPort.value)}
+			if n.Port < s.ports.value.first || n.Port > s.ports.value.last {
+				v.faults.add(f.port.spot, "port %d is outside %d-%d, the share at %v; expected a port of this share", n.Port,
+					s.ports.value.first, s.ports.value.last, s.ports.spot)
+				continue
+			}
+			if o := first(key{n.Address, n.Protocol, n.Port, false}, f.port.spot); o != nil {
+				v.faults.add(f.port.spot, "%v port %d of %v is already forwarded at %v; expected each port once", n.Protocol, n.Port, n.Address, o)
+				continue
+			}
+			if o := first(key{n.Address, n.Protocol, n.ToPort, true}, f.toPort.spot); o != nil {
+				v.faults.add(f.toPort.spot, "another port of %v already leads to %v port %d of instance %q at %v; expected one, which is also what the instance sends from",
+					n.Address, n.Protocol, n.ToPort, i.Name, o)
+				continue
+			}
+			i.Forwards = append(i.Forwards, n)
+		}
+	}
+	slices.SortFunc(i.Forwards, func(a, b Forward) int {
+		return cmp.Or(a.Address.Compare(b.Address), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
+	})
 }
 
 // whole checks addresses that only one instance has, at most limit of each family.
@@ -138,9 +186,40 @@ func (c *checker) checkExternal() {
 		}
 	}
 	c.checkDistinct()
+	c.checkUntranslated()
 	for address, o := range c.own {
 		if r, in := x.attached.find(address); in {
 			c.faults.add(r.spot, "%v of %s contains %v of %v; expected a prefix without it", r.Range, c.instance(x.owners[r.index]), address, o)
+		}
+	}
+}
+
+// checkUntranslated checks that the private addresses that others outside know are one VPC's, and
+// nothing else out there.
+func (c *checker) checkUntranslated() {
+	list := c.external.untranslated
+	list.sort()
+	for a, b := range list.overlaps() {
+		if a.index != b.index {
+			c.faults.add(b.spot, "subnet %v of VPC %q leaves untranslated, and overlaps %v of VPC %q, which does so at %v; expected subnets that do not overlap, or a translation",
+				b.Range, c.config.VPCs[b.index].Name, a.Range, c.config.VPCs[a.index].Name, a.spot)
+		}
+	}
+	for _, s := range list {
+		vpc := c.config.VPCs[s.index].Name
+		for _, r := range c.ranges {
+			if s.meets(r.Range) {
+				c.faults.add(s.spot, "subnet %v of VPC %q leaves untranslated, and overlaps %v of pool %q at %v; expected a subnet outside the pools, or a translation",
+					s.Range, vpc, r.Range, c.config.Pools[r.index].Name, r.spot)
+			}
+		}
+		for i := range c.doc.ports {
+			for _, a := range c.doc.ports[i].addresses {
+				if a.ok && c.config.Ports[i].Side == Outside && s.meets(rangeOf(a.value.Masked())) {
+					c.faults.add(s.spot, "subnet %v of VPC %q leaves untranslated, and overlaps %v, the network of outside port %q at %v; expected another subnet, or a translation",
+						s.Range, vpc, a.value.Masked(), c.config.Ports[i].Name, a.spot)
+				}
+			}
 		}
 	}
 }

@@ -2,8 +2,8 @@
 
 package config
 
-// checkAmounts checks that there is no more of anything than the memory that grows with the configuration has places for. There is no other bound: a
-// gateway that began with less grows.
+// checkAmounts checks that there is no more of anything than the memory that grows with the
+// configuration has places for. There is no other bound: a gateway that began with less grows.
 func (c *checker) checkAmounts() {
 	instances := 0
 	for i := range c.config.VPCs {

@@ -237,9 +237,11 @@ func (c *checker) follow(before, now []*fragment) *checker {
 	for _, i := range order {
 		n.config.VPCs[i] = n.checkVPC(i).share(&c.config.VPCs[i])
 	}
-	if len(n.external.attached)+len(c.external.attached) > 0 {
+	if len(n.external.attached)+len(c.external.attached)+len(n.external.untranslated) > 0 ||
+		slices.ContainsFunc(c.external.untranslated, func(s span) bool { return dirty[s.index] }) {
 		return nil
 	}
+	n.external.untranslated = c.external.untranslated
 	for _, h := range slices.Concat(n.external.whole, n.external.shared) {
 		n.notOwn(h)
 	}

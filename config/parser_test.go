@@ -79,7 +79,7 @@ func (s scribe) file(n int) string {
 				attach = "[]"
 			}
 			fmt.Fprintf(&b, "  - name: v%d\n    attach: %s\n    subnets: [10.0.0.0/24]\n    routes: [{to: 0.0.0.0/0, gateway: %s}, {to: 10.1.0.0/16, drop: true}%s]\n",
-				v, attach, s.any("g", "h", "unnamed", "g", "g", "h", "h"), s.any("", ", {to: 8.8.8.0/24, gateway: h}"))
+				v, attach, s.any("g", "h", "unnamed", "g", "g", "h", "h"), s.any("", ", {to: 8.8.8.0/24, gateway: h}")+map[bool]string{true: ", {to: 100.64.0.0/10, gateway: g, translate: false}"}[s.IntN(20) == 0])
 			if s.IntN(3) > 0 {
 				b.WriteString("    instances:\n")
 				for i := range s.IntN(3) + 1 {

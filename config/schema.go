@@ -31,17 +31,18 @@ type document struct {
 func newDocument() *document { return &document{config: DefaultConfig, sections: map[string]*spot{}} }
 
 type portText struct {
-	spot      *spot
-	name      at[string]
-	device    at[string]
-	side      at[Side]
-	vlan      at[VLAN]
-	pcp       at[PCP]
-	mtu       at[int]
-	mac       at[MAC]
-	addresses []at[netip.Prefix]
-	nextHops  []nextHopText
-	answer    at[Answer]
+	spot           *spot
+	name           at[string]
+	device         at[string]
+	side           at[Side]
+	vlan           at[VLAN]
+	pcp            at[PCP]
+	mtu            at[int]
+	mac            at[MAC]
+	addresses      []at[netip.Prefix]
+	nextHops       []nextHopText
+	privateSources []at[netip.Prefix]
+	answer         at[Answer]
 }
 
 type nextHopText struct {
@@ -61,6 +62,7 @@ type translationText struct {
 	mapping   at[Mapping]
 	filtering at[Filtering]
 	fragments at[Fragments]
+	refresh   at[InboundRefresh]
 }
 
 type gatewayText struct {
@@ -82,6 +84,7 @@ type vpcText struct {
 	routes    []routeText
 	instances []instanceText
 	limits    limitsText
+	weight    at[int]
 }
 
 type attachmentText struct {
@@ -109,6 +112,8 @@ type routeText struct {
 	gateway at[string]
 	address at[netip.Addr]
 	subnet  at[netip.Prefix]
+
+	translate at[bool]
 }
 
 type instanceText struct {
@@ -127,9 +132,17 @@ type instanceText struct {
 }
 
 type snatText struct {
-	spot    *spot
-	address at[netip.Addr]
-	ports   at[ports]
+	spot     *spot
+	address  at[netip.Addr]
+	ports    at[ports]
+	forwards []forwardText
+}
+
+type forwardText struct {
+	spot     *spot
+	protocol at[Protocol]
+	port     at[int]
+	toPort   at[int]
 }
 
 // The keys of each object, in the order in which messages list them.
@@ -139,24 +152,25 @@ var (
 	metricsKeys    = []string{"tenants"}
 	logKeys        = []string{"level", "format"}
 	dataplaneKeys  = []string{"workers", "memory", "idle", "sessions", "eal_args"}
-	portKeys       = []string{"name", "device", "side", "vlan", "pcp", "mtu", "mac", "addresses", "next_hops", "answer"}
+	portKeys       = []string{"name", "device", "side", "vlan", "pcp", "mtu", "mac", "addresses", "next_hops", "private_sources", "answer"}
 	nextHopKeys    = []string{"address", "mac"}
 	poolKeys       = []string{"name", "ranges", "ports", "sessions"}
 	gatewayKeys    = []string{"name", "id", "pools", "addresses", "vpc"}
-	sessionsKeys   = []string{"spread", "on_move", "drain_timeout", "mapping", "filtering", "port_rest", "mss_clamp", "unknown_tcp", "fragments", "limits", "timeouts", "rfc_unsafe"}
-	poolSessions   = []string{"mapping", "filtering", "fragments"}
+	sessionsKeys   = []string{"spread", "on_move", "drain_timeout", "mapping", "filtering", "inbound_refresh", "port_rest", "mss_clamp", "unknown_tcp", "fragments", "allow_udp6_zero", "limits", "timeouts", "rfc_unsafe"}
+	poolSessions   = []string{"mapping", "filtering", "inbound_refresh", "fragments"}
 	limitsKeys     = []string{"per_instance", "per_vpc"}
 	instanceLimits = []string{"per_instance"}
 	timeoutsKeys   = []string{"tcp_partially_open", "tcp_established", "tcp_closing", "udp", "udp_ports", "icmp", "other"}
 	warningsKeys   = []string{"ignore"}
 	reloadKeys     = []string{"max_shrink"}
-	vpcKeys        = []string{"name", "attach", "subnets", "routes", "instances", "limits"}
+	vpcKeys        = []string{"name", "attach", "subnets", "routes", "instances", "limits", "weight"}
 	attachKeys     = []string{"port", "vlan", "pcp", "encap", "vni", "peers", "mac", "udp_port", "dscp", "udp_checksum", "addresses", "next_hops"}
-	routeKeys      = []string{"to", "from", "class", "drop", "gateway", "address", "subnet"}
+	routeKeys      = []string{"to", "from", "class", "drop", "gateway", "address", "subnet", "translate"}
 	instanceKeys   = []string{"name", "addresses", "mac", "host", "transit", "external", "limits"}
 	placedKeys     = append([]string{"vpc"}, instanceKeys...) // of instances outside their VPC
 	externalKeys   = []string{"floating", "ephemeral", "snat", "attached"}
-	snatKeys       = []string{"address", "ports"}
+	snatKeys       = []string{"address", "ports", "forward"}
+	forwardKeys    = []string{"protocol", "port", "to_port"}
 	addressKeys    = []string{"address"}
 )
 
@@ -172,10 +186,12 @@ var (
 	parseMapping = oneOf(choice[Mapping]{"endpoint-independent", EndpointIndependentMapping}, choice[Mapping]{"address-and-port-dependent", AddressAndPortDependentMapping})
 	parseFilter  = oneOf(choice[Filtering]{"endpoint-independent", EndpointIndependentFiltering}, choice[Filtering]{"address-dependent", AddressDependentFiltering},
 		choice[Filtering]{"address-and-port-dependent", AddressAndPortDependentFiltering})
-	parsePieces = oneOf(choice[Fragments]{"track", TrackFragments}, choice[Fragments]{"drop", DropFragments})
-	parseClamp  = oneOf(choice[int]{"auto", MSSClampAuto}, choice[int]{"off", MSSClampOff})
-	parseEncap  = oneOf(choice[Encap]{"vxlan", VXLAN}, choice[Encap]{"geneve", Geneve})
-	parseZero   = oneOf(choice[bool]{"full", false}, choice[bool]{"zero", true})
+	parseProtocol = oneOf(choice[Protocol]{"tcp", TCP}, choice[Protocol]{"udp", UDP})
+	parseRefresh  = oneOf(choice[InboundRefresh]{"off", RefreshOff}, choice[InboundRefresh]{"on", RefreshOn})
+	parsePieces   = oneOf(choice[Fragments]{"track", TrackFragments}, choice[Fragments]{"drop", DropFragments})
+	parseClamp    = oneOf(choice[int]{"auto", MSSClampAuto}, choice[int]{"off", MSSClampOff})
+	parseEncap    = oneOf(choice[Encap]{"vxlan", VXLAN}, choice[Encap]{"geneve", Geneve})
+	parseZero     = oneOf(choice[bool]{"full", false}, choice[bool]{"zero", true})
 )
 
 // read returns what a file says. False: nothing of it could be read.
@@ -336,7 +352,7 @@ func (r *reader) sessions(v value) {
 			if d := r.duration(v); d.ok {
 				c.DrainTimeout = d.value
 			}
-		case "mapping", "filtering", "fragments":
+		case "mapping", "filtering", "inbound_refresh", "fragments":
 			r.translation(&r.doc.sessions, key, v)
 		case "port_rest":
 			if d := r.duration(v); d.ok {
@@ -346,6 +362,8 @@ func (r *reader) sessions(v value) {
 			c.MSSClamp = r.clamp(v)
 		case "unknown_tcp":
 			c.UnknownTCP = text(r, v, parseTCP).value
+		case "allow_udp6_zero":
+			c.AllowUDP6Zero = r.zeroPorts(v)
 		case "limits":
 			l := r.limits(v, limitsKeys)
 			c.PerInstance, c.PerVPC = l.perInstance.or(c.PerInstance), l.perVPC.or(c.PerVPC)
@@ -369,6 +387,8 @@ func (r *reader) translation(t *translationText, key string, v value) {
 		t.filtering = text(r, v, parseFilter)
 	case "fragments":
 		t.fragments = text(r, v, parsePieces)
+	case "inbound_refresh":
+		t.refresh = text(r, v, parseRefresh)
 	}
 }
 
@@ -406,6 +426,17 @@ var timeoutRules = map[string]struct {
 	"other":              {func(t *Timeouts) *time.Duration { return &t.Other }, minTimeout, ""},
 }
 
+// TimeoutFloors returns the least times that the RFCs let a NAT wait. For what they say nothing of
+// there is none.
+func TimeoutFloors() (t Timeouts) {
+	for key, rule := range timeoutRules {
+		if key != "other" {
+			*rule.field(&t) = rule.floor
+		}
+	}
+	return t
+}
+
 // minTimeout is the least idle time of a session, rfc_unsafe or not.
 const minTimeout = time.Second
 
@@ -435,6 +466,25 @@ func (r *reader) timeout(v value, floor time.Duration, rule string, unsafe bool)
 		d.ok = false
 	}
 	return d
+}
+
+// zeroPorts reads the ports of UDP that needs no checksum.
+func (r *reader) zeroPorts(v value) (list []uint16) {
+	for e := range r.list(v, "UDP ports") {
+		port := r.integer(e, 1, 65535)
+		switch {
+		case !port.ok:
+		case slices.Contains(list, uint16(port.value)):
+			r.faults.add(e.spot, "port %d stands already in the list; expected it once", port.value)
+		default:
+			list = append(list, uint16(port.value))
+		}
+	}
+	if len(list) > MaxZeroPorts {
+		r.faults.add(v.spot, "there are %d UDP ports; expected at most %d", len(list), MaxZeroPorts)
+	}
+	slices.Sort(list)
+	return list
 }
 
 // portTimeouts reads a mapping of remote UDP ports to timeouts. Those of well-known ports may be
@@ -523,6 +573,8 @@ func (r *reader) port(v value) portText {
 			p.addresses = texts(r, v, "addresses with their prefix lengths", parseInterface)
 		case "next_hops":
 			p.nextHops = r.nextHops(v)
+		case "private_sources":
+			p.privateSources = texts(r, v, "prefixes", parsePrefix)
 		case "answer":
 			p.answer = text(r, v, parseAnswer)
 		}
@@ -671,6 +723,8 @@ func (r *reader) vpc(v value) vpcText {
 			}
 		case "limits":
 			p.limits = r.limits(v, limitsKeys)
+		case "weight":
+			p.weight = r.integer(v, 1, MaxWeight)
 		}
 	}
 	require(r, v, p.name, "name")
@@ -732,6 +786,8 @@ func (r *reader) route(v value) routeText {
 			t.address = text(r, v, parseAddress)
 		case "subnet":
 			t.subnet = text(r, v, parsePrefix)
+		case "translate":
+			t.translate = r.truth(v)
 		}
 	}
 	require(r, v, t.to, "to")
@@ -778,7 +834,7 @@ func (r *reader) external(v value, i *instanceText) {
 		case "ephemeral":
 			i.ephemeral = r.externalAddresses(v)
 		case "snat":
-			for e := range r.list(v, "{address, ports}") {
+			for e := range r.list(v, "{address, ports, forward}") {
 				i.snat = append(i.snat, r.snat(e))
 			}
 		case "attached":
@@ -813,11 +869,35 @@ func (r *reader) snat(v value) snatText {
 			s.address = text(r, v, parseAddress)
 		case "ports":
 			s.ports = text(r, v, parsePorts)
+		case "forward":
+			for e := range r.list(v, "{protocol, port, to_port}") {
+				s.forwards = append(s.forwards, r.forward(e))
+			}
 		}
 	}
 	require(r, v, s.address, "address")
 	require(r, v, s.ports, "ports")
 	return s
+}
+
+func (r *reader) forward(v value) forwardText {
+	f := forwardText{spot: v.spot}
+	for key, v := range r.object(v, forwardKeys) {
+		switch key {
+		case "protocol":
+			f.protocol = text(r, v, parseProtocol)
+		case "port":
+			f.port = r.integer(v, 1, 65535)
+		case "to_port":
+			f.toPort = r.integer(v, 1, 65535)
+		}
+	}
+	require(r, v, f.protocol, "protocol")
+	require(r, v, f.port, "port")
+	if !f.toPort.given() {
+		f.toPort = f.port
+	}
+	return f
 }
 
 // require reports a key that an object lacks.

@@ -142,7 +142,37 @@ func (c *checker) port(i int, p *portText) Port {
 		c.faults.add(p.pcp.spot, "a port without vlan has no tag to write a priority in; expected pcp beside vlan")
 	}
 	port.NextHops = c.nextHops(p.nextHops, p.addresses, "the port's")
+	port.PrivateSources = c.privateSources(p)
 	return port
+}
+
+// privateNetworks are those of RFC 1918 and RFC 4193.
+var privateNetworks = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("172.16.0.0/12"), netip.MustParsePrefix("192.168.0.0/16"), netip.MustParsePrefix("fc00::/7")}
+
+// covered reports whether one of a list of prefixes holds all of p.
+func covered(list []netip.Prefix, p netip.Prefix) bool {
+	return slices.ContainsFunc(list, func(q netip.Prefix) bool { return q.Bits() <= p.Bits() && q.Contains(p.Addr()) })
+}
+
+// privateSources returns the private networks that flows may begin from outside, sorted.
+func (c *checker) privateSources(t *portText) (list []netip.Prefix) {
+	for i, a := range t.privateSources {
+		switch {
+		case !a.ok:
+			continue
+		case !covered(privateNetworks, a.value):
+			c.faults.add(a.spot, "%v is no private network: flows may begin there anyway; expected prefixes within 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 or fc00::/7", a.value)
+			continue
+		}
+		for _, o := range t.privateSources[:i] {
+			if o.ok && o.value.Overlaps(a.value) {
+				c.faults.add(a.spot, "%v overlaps %v at %v; expected prefixes apart", a.value, o.value, o.spot)
+			}
+		}
+		list = append(list, a.value)
+	}
+	slices.SortFunc(list, comparePrefix)
+	return list
 }
 
 // wide6 reports a port that carries IPv6, as the value at s says, with too small an MTU (RFC 8200
@@ -210,7 +240,7 @@ func (c *checker) checkPools() {
 // remote endpoints at once, only the endpoint says which instance owns a packet, so such a mapping
 // filters by it.
 func (c *checker) translation(t *translationText, def Translation) Translation {
-	n := Translation{t.mapping.or(def.Mapping), t.filtering.or(def.Filtering), t.fragments.or(def.Fragments)}
+	n := Translation{t.mapping.or(def.Mapping), t.filtering.or(def.Filtering), t.fragments.or(def.Fragments), t.refresh.or(def.InboundRefresh)}
 	if n.Mapping == AddressAndPortDependentMapping && n.Filtering != AddressAndPortDependentFiltering {
 		if t.filtering.ok {
 			c.faults.add(t.filtering.spot, "mapping address-and-port-dependent requires filtering by address and port; expected filtering: address-and-port-dependent, or another mapping")
@@ -332,6 +362,11 @@ type span struct {
 	Range
 	spot  *spot
 	index int // of its owner
+}
+
+// meets reports whether the two ranges have an address in common.
+func (r Range) meets(o Range) bool {
+	return r.From.BitLen() == o.From.BitLen() && r.From.Compare(o.To) <= 0 && o.From.Compare(r.To) <= 0
 }
 
 // spans is a list of ranges, sorted by their beginnings.

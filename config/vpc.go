@@ -55,6 +55,7 @@ func (c *checker) checkVPC(i int) VPC {
 	t := &c.doc.vpcs[i]
 	v := vpcChecker{checker: c, index: i, text: t, taken: map[netip.Addr]owner{}, transit: map[netip.Prefix]owner{}}
 	v.vpc.Name = t.name.value
+	v.vpc.Weight = t.weight.or(1)
 	v.vpc.PerVPC = t.limits.perVPC.or(c.config.Sessions.PerVPC)
 	v.checkSubnets()
 	for j := range t.attach {
@@ -160,6 +161,25 @@ func (v *vpcChecker) checkRoutes() {
 		}
 		seen[k] = t.spot
 	}
+	v.claimUntranslated()
+}
+
+// claimUntranslated notes the subnets that leave untranslated, for the check across VPCs: each with
+// the first route that says so.
+func (v *vpcChecker) claimUntranslated() {
+	claimed := map[netip.Prefix]bool{}
+	for i := range v.vpc.Routes {
+		r := &v.vpc.Routes[i]
+		if !r.Untranslated || !v.text.routes[i].to.ok {
+			continue
+		}
+		for s := range v.vpc.Untranslated(r) {
+			if !claimed[s] {
+				claimed[s] = true
+				v.external.untranslated = append(v.external.untranslated, span{rangeOf(s), v.text.routes[i].spot, v.index})
+			}
+		}
+	}
 }
 
 // comparePrefix orders prefixes by address, shorter ones first.
@@ -192,6 +212,12 @@ func (v *vpcChecker) route(t *routeText) Route {
 	}
 	if targets != 1 {
 		v.faults.add(t.spot, "the route has %d targets; expected exactly one of drop: true, gateway, address, subnet", targets)
+	}
+	if t.translate.ok {
+		if targets == 1 && r.Target != TargetGateway {
+			v.faults.add(t.translate.spot, "translate is for routes to a gateway: nothing inside a VPC is translated; expected it with gateway only")
+		}
+		r.Untranslated = r.Target == TargetGateway && !t.translate.value
 	}
 	if t.address.ok {
 		v.sameFamily(t, t.address.spot, "target", t.address.value)

@@ -72,6 +72,9 @@ func (c *checker) warner() *warner {
 	w.warnAPI()
 	w.warnPorts()
 	w.warnPools()
+	if s := c.config.Sessions; s.PerVPC > 0 || s.PerInstance != DefaultConfig.Sessions.PerInstance { // not where it is left out
+		w.warnLimits("sessions", limitsText{at[int]{s.PerInstance, c.doc.sections["sessions"], true}, at[int]{s.PerVPC, c.doc.sections["sessions"], true}})
+	}
 	c.warned.general = w.found.list
 	return w
 }
@@ -182,12 +185,32 @@ func (w *warner) warnPools() {
 	}
 }
 
+// warnLimits warns of limits of what that are more than the session table holds: others refuse
+// flows long before.
+func (w *warner) warnLimits(what string, l limitsText) {
+	table := w.config.Dataplane.Sessions
+	for _, limit := range []struct {
+		name string
+		at[int]
+	}{{"per_instance", l.perInstance}, {"per_vpc", l.perVPC}} {
+		if limit.ok && limit.value > table {
+			w.add("limit-beyond-table", strings.ReplaceAll(strings.TrimPrefix(what, "VPC "), `"`, ""), limit.spot, "%s: %s of %d is more than the table has (dataplane.sessions: %d): it limits nothing; expected less, or a larger table",
+				what, limit.name, limit.value, table)
+		}
+	}
+}
+
 // tag is a gateway that routes of a VPC lead to, by family and source.
 type tag struct {
 	gateway int // len(gateways): the unnamed one
 	family  int
 	from    netip.Prefix
 	route   *spot
+}
+
+// beginsAt reports whether an outside port lists private sources that hold all of p.
+func (w *warner) beginsAt(p netip.Prefix) bool {
+	return slices.ContainsFunc(w.config.Ports, func(o Port) bool { return covered(o.PrivateSources, p) })
 }
 
 // warnVPC returns the warnings about one VPC.
@@ -199,6 +222,13 @@ func (w *warner) warnVPC(index int) []Warning {
 		if r.Target != TargetGateway {
 			continue
 		}
+		if r.Untranslated {
+			w.warnUntranslated(w.config.VPCs[index].Name, &r, w.doc.vpcs[index].routes[i].spot)
+			continue
+		}
+		if r.To.Bits() > 0 && covered(privateNetworks, r.To) && !w.beginsAt(r.To) {
+			w.add("private-destination", w.config.VPCs[index].Name+"/"+r.To.String(), w.doc.vpcs[index].routes[i].spot, "route to %v leads outside, to private addresses that no outside port has under private_sources: from there only packets of sessions come in", r.To)
+		}
 		g := tag{r.Gateway, family(r.To.Addr()), r.From, w.doc.vpcs[index].routes[i].spot}
 		if g.gateway == UnnamedGateway {
 			g.gateway = len(w.config.Gateways)
@@ -209,6 +239,7 @@ func (w *warner) warnVPC(index int) []Warning {
 	if t := &w.doc.vpcs[index]; len(t.instances) > 0 && len(t.attach) == 0 {
 		w.add("vpc-without-attachment", w.config.VPCs[index].Name, t.spot, "VPC %q has instances (%v) but no attachment: nothing reaches them; expected at least one under attach", w.config.VPCs[index].Name, t.instances[0].spot)
 	}
+	w.warnLimits(fmt.Sprintf("VPC %q", w.config.VPCs[index].Name), w.doc.vpcs[index].limits)
 	marks := make([][2]int, len(w.config.Gateways)+1) // the last instance, from 1, with something eligible there
 	for i := range w.config.VPCs[index].Instances {
 		w.warnInstance(index, i, tags, unnamedRoute, marks)
@@ -260,9 +291,28 @@ func (w *warner) warnNetwork(index int) {
 	}
 }
 
+// warnUntranslated warns of a route by which nothing leaves: the pools of its gateway say by which
+// ports.
+func (w *warner) warnUntranslated(vpc string, r *Route, s *spot) {
+	for p := range w.config.Pools {
+		of := w.poolGateways[p]
+		if r.Gateway == UnnamedGateway && len(of) == 0 || slices.Contains(of, r.Gateway) {
+			return
+		}
+	}
+	name := unnamed
+	if r.Gateway != UnnamedGateway {
+		if name = w.config.Gateways[r.Gateway].Name; len(w.config.Gateways[r.Gateway].Addresses) > 0 {
+			return
+		}
+	}
+	w.add("untranslated-without-pool", vpc+"/"+r.To.String(), s, "gateway %q has no pool, whose ports untranslated packets would leave by: they are dropped; expected a gateway with a pool", name)
+}
+
 func (w *warner) warnInstance(vpc, index int, tags []tag, unnamedRoute [2]bool, marks [][2]int) {
 	i, t := &w.config.VPCs[vpc].Instances[index], &w.doc.vpcs[vpc].instances[index]
 	serial := index + 1
+	w.warnLimits(fmt.Sprintf("instance %q", i.Name), t.limits)
 	held := 0
 	hold := func(a netip.Addr, s *spot) {
 		held++
@@ -376,8 +426,8 @@ func (w *warner) ignored(name, object string) bool {
 }
 
 // warningNames are the names that warnings.ignore takes.
-var warningNames = []string{"address-without-gateway", "attachment-outside-subnets", "few-ports", "interface-mtu", noAddressForRoute, "no-next-hop", "no-ports",
-	"open-api", "pool-without-gateway", "port-without-vpc", "private-pool", "route-without-match", "vpc-without-attachment"}
+var warningNames = []string{"address-without-gateway", "attachment-outside-subnets", "few-ports", "interface-mtu", "limit-beyond-table", noAddressForRoute, "no-next-hop", "no-ports",
+	"open-api", "pool-without-gateway", "port-without-vpc", "private-destination", "private-pool", "route-without-match", "untranslated-without-pool", "vpc-without-attachment"}
 
 // warnSNAT warns of addresses on which an instance has few ports.
 func (w *warner) warnSNAT(vpc string, i *Instance, t *instanceText) {

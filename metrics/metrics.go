@@ -103,8 +103,8 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	var sum state.Counters
 	for w := range c.state.Workers() {
-		k := c.state.Counters(w)
-		sum.Add(k)
+		k := c.state.Counts(w)
+		sum.Add(&k)
 		name := strconv.Itoa(w)
 		count(polls, k.Polls, name)
 		count(emptyPolls, k.EmptyPolls, name)
@@ -112,7 +112,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		gauge(live, float64(k.Sessions), name)
 		count(adopted, k.Adopted, name)
 		gauge(pressed, float64(k.Pressed), name)
-		ch <- turnHistogram(k, name)
+		ch <- turnHistogram(&k, name)
 	}
 	for i, name := range c.ports {
 		count(rxPackets, sum.Received[i], name)

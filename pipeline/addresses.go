@@ -30,11 +30,10 @@ func martian(a inet.Addr) bool {
 	return false
 }
 
-// private reports whether a is for private networks (RFC 1918, RFC 4193).
-func private(a inet.Addr) bool {
+// linkLocal reports whether a has the scope of one link (RFC 3927, RFC 4291 §2.5.6).
+func linkLocal(a inet.Addr) bool {
 	if a.Is4() {
-		n := a.Uint32()
-		return n>>24 == 10 || n>>20 == 0xac1 || n>>16 == 0xc0a8
+		return a.Uint32()>>16 == 0xa9fe
 	}
-	return a.Hi>>57 == 0xfc>>1
+	return a.Hi>>54 == 0xfe80>>6
 }

@@ -23,6 +23,8 @@ func (w *Worker) apply(b *Burst, first int) {
 			continue
 		}
 		switch {
+		case !b.inside && w.astray(s, p):
+			w.end(ref) // the port is nobody's, or another endpoint's, whose filtering decides
 		case !b.inside:
 			if !p.uninvited(s) {
 				w.fromOutside(s, p)
@@ -96,7 +98,7 @@ func (w *Worker) confirm(ref uint32, s *session.Session, p *Packet) bool {
 		return true
 	}
 	mapping := session.None
-	if s.Flags&session.SNAT != 0 {
+	if s.Flags&(session.SNAT|session.Forward) == session.SNAT {
 		h := w.gen.Host(0, s.External)
 		space, ok := p.portSpace()
 		if h == nil || !ok {
@@ -122,11 +124,20 @@ func (w *Worker) fromOutside(s *session.Session, p *Packet) {
 		p.act = actReset
 		return
 	}
+	// What filtering has refused does not come here, and who began a session does not keep it alive
+	// alone (RFC 7857 §7). An opening and a closing connection have their time from inside only.
+	if s.Flags&session.Refresh != 0 && p.tcpFlags&tcpRST == 0 && refreshable>>(s.State()%64)&1 != 0 {
+		s.Last = w.tick
+	}
 	p.act = actIn
 	p.newAddr, p.newPort = s.Private, s.PrivatePort()
 	p.delta, p.headerDelta = s.Delta.Invert(), s.HeaderDelta.Invert()
 	p.to, p.neighbor = way{s.At, s.Link}, s.Neighbor
 }
+
+// refreshable are the states that packets from outside may refresh, where the pool says that they
+// do.
+const refreshable = 1<<session.UDP | 1<<session.ICMP | 1<<session.Other | 1<<session.TCPOpen
 
 // firstState is the state of a session's first packet from inside.
 func firstState(k kind) session.State {
@@ -139,4 +150,33 @@ func firstState(k kind) session.State {
 		return session.ICMP
 	}
 	return session.Other
+}
+
+// regain lets a SYN or SYN,ACK from inside open a session anew that has let go of its mapping, if
+// its endpoint can still have the port.
+func (w *Worker) regain(ref uint32, s *session.Session, p *Packet) bool {
+	h := w.gen.Host(0, s.External)
+	space, ok := p.portSpace()
+	if h == nil || !ok {
+		return false
+	}
+	mapping := w.mappings.Regain(s.VPC, s.Private, s.PrivatePort(), space, h.Slot, s.ExternalPort(), w.tick)
+	if mapping == session.None {
+		return false
+	}
+	s.Mapping = mapping
+	s.Flags &^= session.Given
+	w.sessions.Pair(ref, s)
+	return true
+}
+
+// give lets a session whose connection is closed go of its mapping, whose port need not rest for it
+// (RFC 6888 REQ-8 a). It stays for the time of the closing state, for the segments that its own
+// endpoints may still send.
+func (w *Worker) give(s *session.Session) {
+	mapping := s.Mapping
+	s.Mapping = session.None // first: after a crash, sessions tell who holds what
+	s.Flags |= session.Given
+	w.sessions.Unpair(s)
+	w.mappings.Close(mapping, w.tick)
 }

@@ -93,6 +93,7 @@ type marks struct {
 	pinned     bool // no translation leaves it intact
 	plain      bool // parsePlain has taken it: it may go the short way, if it has a session
 	fragmented bool // a piece of a datagram
+	noSum      bool // UDP over IPv6 without a checksum
 	hairpin    bool // from inside, to an external address of weir: it turns back
 	turned     bool // it has turned back, and is as if from outside
 	shared     bool // actOut: the new address is shared with other instances

@@ -37,10 +37,21 @@ func (w *Worker) classify(b *Burst, from, to int) (bytes uint64) {
 		switch v {
 		case goesOn:
 			b.fragments = b.fragments || p.fragmented
+			// Without a checksum nothing tells whether the addresses are the sender's. A router
+			// forwards such UDP as it is; a translation would vouch for it, and does so for the
+			// tunnels that the configuration names (RFC 6935 §5, RFC 6936 §5).
+			if p.noSum && !w.gen.ZeroSum(p.localPort, p.remotePort) {
+				p.pinned = true
+			}
 			b.live = append(b.live, uint8(i))
 		case punted:
 			w.punt(b, p, discovery)
 		default:
+			// The driver has cut what was longer than the link takes at one piece. The kernel makes
+			// such, of fragments.
+			if v == refuse(drop.ShortFrame) && len(p.Data)-header.EthernetSize >= w.mtus[b.Port] {
+				v = refuse(drop.Truncated)
+			}
 			w.out(p, b.Port, b.inside, v)
 		}
 	}
@@ -221,9 +232,7 @@ func (p *Packet) parseTransport(proto uint8, offset int, inside bool) verdict {
 		if n := int(binary.BigEndian.Uint16(d[4:])); n < 8 || n > len(d) && !p.fragmented {
 			return refuse(drop.BadTransport)
 		}
-		if p.family == inet.V6 && d[6]|d[7] == 0 { // RFC 8200 §8.1
-			return refuse(drop.BadTransport)
-		}
+		p.noSum = p.family == inet.V6 && d[6]|d[7] == 0
 		p.kind = kindUDP
 	case proto == header.ProtocolICMP && p.family == inet.V4, proto == header.ProtocolICMPv6 && p.family == inet.V6:
 		return p.parseICMP(d, inside)

@@ -29,7 +29,8 @@ func (r *rig) slotOf(name string) uint32 {
 	return slot
 }
 
-// An instance keeps its slot over generations under whatever name, also when it was gone for a while and others came.
+// An instance keeps its slot over generations under whatever name, also when it was gone for a
+// while and others came.
 func TestSlotsStay(t *testing.T) {
 	r := newRig(t, rigConfig, config.MAC{})
 	before := map[string]uint32{}
@@ -60,8 +61,9 @@ func TestSlotsStay(t *testing.T) {
 	}
 }
 
-// A VPC whose name is new goes on with the slot of one that is gone and had its attachments. Discarded, the renaming leaves nothing; a name that is
-// gone for good has its number again when it comes back, beside the one that took its place.
+// A VPC whose name is new goes on with the slot of one that is gone and had its attachments.
+// Discarded, the renaming leaves nothing; a name that is gone for good has its number again when it
+// comes back, beside the one that took its place.
 func TestRenamedVPC(t *testing.T) {
 	r := newRig(t, rigConfig, config.MAC{})
 	slot, instance := r.compiler.VPCs.Current["v"], r.slotOf("one")

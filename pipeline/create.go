@@ -22,6 +22,7 @@ func (w *Worker) end(ref uint32) {
 		w.mappings.Release(s.Mapping, w.tick)
 	}
 	w.state.Release(s.VPC, s.Instance)
+	w.level.Remove(s.VPC)
 	w.sessions.Remove(ref)
 	w.counters.SessionsEnded++
 }
@@ -44,6 +45,7 @@ type flow struct {
 	private, external         inet.Addr
 	privatePort, externalPort uint16
 	ports                     uint32 // outside ports that it may leave by
+	refresh                   bool   // packets from outside refresh it
 	flags                     uint16
 	mapping                   uint32 // that it holds, or session.None
 	alone                     bool   // no session has its outside key
@@ -76,7 +78,7 @@ func (w *Worker) create(p *Packet, f *flow) drop.Reason {
 		Private: f.private, Remote: p.remote, External: f.external,
 		VPC: v.Slot, Last: w.tick, Instance: in.Slot, Flags: f.flags, Created: w.tick, Mapping: f.mapping, Prev: session.None, Next: session.None,
 	}
-	w.gen.Adjust(s, in, f.ports, p.proto, p.remotePort)
+	w.gen.Adjust(s, in, f.ports, f.refresh, p.proto, p.remotePort)
 	s.Delta, s.HeaderDelta = p.delta, p.headerDelta
 	if p.hairpin || p.turned {
 		s.Flags |= session.Hairpin
@@ -99,6 +101,7 @@ func (w *Worker) create(p *Packet, f *flow) drop.Reason {
 		return drop.TableFull
 	}
 	w.state.Acquire(s.VPC, s.Instance)
+	w.level.Add(s.VPC, uint16(v.Weight))
 	if state == session.Unconfirmed {
 		atomic.AddUint32(&w.state.Instances[s.Instance].Unconfirmed, 1)
 		atomic.AddUint32(&w.state.VPCs[s.VPC].Unconfirmed, 1)

@@ -13,7 +13,7 @@ func (w *Worker) deliver(b *Burst) {
 	for _, i := range b.live {
 		p := &b.Packets[i]
 		if p.act == actNone {
-			if s, ok := w.late(p.outsideKey(), p); ok && !p.uninvited(s) {
+			if s, ok := w.late(p.outsideKey(), p); ok && !p.uninvited(s) && !w.astray(s, p) {
 				w.fromOutside(s, p)
 			} else if v := w.deliverOne(p); v == punted {
 				w.serve(b, p)
@@ -48,7 +48,12 @@ func (w *Worker) deliverOne(p *Packet) verdict {
 	if h != nil && h.Kind == generation.HostOwn {
 		return punted
 	}
-	if !p.turned && (martian(p.remote) || private(p.remote)) {
+	if h == nil && !p.turned && (!martian(p.remote) || linkLocal(p.remote) && p.kind == kindError) {
+		if in, known := g.PrivateOwner(p.local); known {
+			return w.deliverPrivate(p, in)
+		}
+	}
+	if !p.turned && w.strange(p) {
 		return refuse(drop.Martian)
 	}
 	if h == nil {
@@ -77,4 +82,41 @@ func (w *Worker) deliverOne(p *Packet) verdict {
 	}
 	w.inbound(p, &g.Instances[h.Index], h)
 	return goesOn
+}
+
+// deliverPrivate delivers a packet to the private address of an instance, nil for none, as it is,
+// if it comes from a partner: one that a route leads to untranslated. ICMP errors about what the
+// instance sent to one come from any router.
+func (w *Worker) deliverPrivate(p *Packet, in *generation.Instance) verdict {
+	q := &p.quote
+	switch {
+	case in == nil:
+		return refuse(drop.UnknownDestination)
+	case w.gen.Partner(in, p.remote):
+	case p.kind == kindError && q.fault == drop.Pass && q.local == p.local && w.gen.Partner(in, q.remote):
+	default:
+		return refuse(drop.NoPartner)
+	}
+	if p.expired {
+		return refuse(drop.TTLExceeded)
+	}
+	p.act = actInPlain
+	p.reach(in)
+	return goesOn
+}
+
+// strange reports whether a packet that came by an outside port claims to be from where none comes
+// from there. Flows begin from the private networks that the port lists. An ICMP error begins
+// nothing, and any router on the way may send it, whatever its own address: one about a packet of
+// its receiver is let on, to be held against sessions and addresses (RFC 5508 REQ-4, RFC 4787
+// REQ-12a).
+func (w *Worker) strange(p *Packet) bool {
+	scoped := linkLocal(p.remote)
+	switch {
+	case !p.remote.Private() && !scoped:
+		return martian(p.remote)
+	case p.kind == kindError && p.quote.fault == drop.Pass && p.quote.local == p.local:
+		return false
+	}
+	return scoped || !w.gen.PrivateSource(p.from.At.Port(), p.remote)
 }

@@ -428,7 +428,13 @@ func TestResponderInherits(t *testing.T) {
 // The last quarter of the session table is not for what the Internet begins, the last eighth for
 // SNAT alone; what goes without a session passes all the same.
 func TestTableIsShared(t *testing.T) {
-	r := newRig(t, rigConfig, config.MAC{})
+	r := newRig(t, strings.Replace(rigConfig, "pools:\n", "  - {name: yin, device: net_null7, side: inside}\npools:\n", 1)+`
+  - name: w
+    attach: [{port: yin, addresses: [10.0.0.1/16]}]
+    subnets: [10.0.0.0/16]
+    routes: [{to: 0.0.0.0/0, gateway: g}]
+    instances: [{name: one, addresses: [10.0.0.6], external: {snat: [{address: 192.0.2.41, ports: 1024-65535}]}}]
+`, config.MAC{})
 	capacity := r.Capacity()
 	n := 0
 	inside := func() (made bool) {
@@ -467,19 +473,32 @@ func TestTableIsShared(t *testing.T) {
 	if inside() || r.counters.Stateless != stateless+1 {
 		t.Error("with seven eighths in use a 1:1 flow began a session")
 	}
-	for r.sessions.Len() < capacity {
-		n++
-		if got := r.send(0, fmt.Sprintf("udp 10.0.0.6:%d > 8.8.8.8:53", n)); strings.HasPrefix(got, "drop") {
+	// SNAT of the same VPC has a little more, rounded up; the rest is other VPCs'.
+	for n++; ; n++ {
+		if got := r.send(0, fmt.Sprintf("udp 10.0.0.6:%d > 8.8.8.8:53", n)); got == "drop fair_share" {
+			break
+		} else if strings.HasPrefix(got, "drop") {
 			t.Fatalf("with %d of %d sessions SNAT: %s", r.sessions.Len(), capacity, got)
 		}
 	}
-	r.expect(0, "udp 10.0.0.6:1 > 8.8.8.8:53", "drop table_full")
-	// One place free again is SNAT's.
+	if r.sessions.Len() < capacity*7/8 || r.sessions.Len() > capacity*15/16 {
+		t.Errorf("one VPC has %d of %d sessions", r.sessions.Len(), capacity)
+	}
+	for r.sessions.Len() < capacity {
+		n++
+		if got := r.send(2, fmt.Sprintf("udp 10.0.0.6:%d > 8.8.8.8:53", n)); strings.HasPrefix(got, "drop") {
+			t.Fatalf("with %d of %d sessions another VPC's SNAT: %s", r.sessions.Len(), capacity, got)
+		}
+	}
+	r.expect(2, "udp 10.0.0.6:1 > 8.8.8.8:53", "drop table_full")
+	r.expect(0, "udp 10.0.0.6:1 > 8.8.8.8:53", "drop fair_share")
+	// One place free again is the other VPC's SNAT.
 	r.end(0)
 	if inside() {
 		t.Error("a 1:1 flow took the last place")
 	}
-	if got := r.send(0, "udp 10.0.0.6:1 > 8.8.8.8:53"); strings.HasPrefix(got, "drop") {
+	r.expect(0, "udp 10.0.0.6:1 > 8.8.8.8:53", "drop fair_share")
+	if got := r.send(2, "udp 10.0.0.6:1 > 8.8.8.8:53"); strings.HasPrefix(got, "drop") {
 		t.Errorf("the place that came free: %s", got)
 	}
 }
@@ -658,8 +677,8 @@ func TestStrayPackets(t *testing.T) {
 	if r.only().Last != last {
 		t.Error("a dropped packet refreshed the session")
 	}
-	// SYN with more than SYN begins no session.
-	for _, flags := range []string{"SYN,PSH", "SYN,URG", "FIN,SYN", "SYN,RST", "SYN,ACK"} {
+	// A SYN that ends or answers something begins no session.
+	for _, flags := range []string{"FIN,SYN", "SYN,RST", "SYN,ACK", "FIN,SYN,PSH", "SYN,RST,URG"} {
 		r.forget()
 		r.expect(0, "tcp 10.0.0.5:1000 > 8.8.8.8:443 "+flags, "tcp 192.0.2.5:1000 > 8.8.8.8:443 "+flags)
 		r.expect(0, "tcp 10.0.0.6:1000 > 8.8.8.8:443 "+flags, "drop no_session")

@@ -60,8 +60,9 @@ func attached(t *testing.T, s *state.State) *state.State {
 	return d
 }
 
-// A gateway that began with five instances grows to 20,000 with 6,000 SNAT addresses while a worker, in another mapping, forwards; its sessions stay, and
-// those of the new instances come. Who maps the state later finds all of it. A small one takes little memory.
+// A gateway that began with five instances grows to 20,000 with 6,000 SNAT addresses while a
+// worker, in another mapping, forwards; its sessions stay, and those of the new instances come. Who
+// maps the state later finds all of it. A small one takes little memory.
 func TestGrows(t *testing.T) {
 	r := newRig(t, growingConfig(5, 2), refNeighbor)
 	begun := r.state.Taken() - r.state.Segment.Size()
@@ -91,7 +92,8 @@ func TestGrows(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.gens = append(r.gens, g)
-	// Until it is published nothing is another for the worker; and the one that does not know of it yet reads what it has.
+	// Until it is published nothing is another for the worker; and the one that does not know of it
+	// yet reads what it has.
 	for i := range 5 {
 		w.expect(0, line(i, 2), strings.Replace(before[i], "8.8.8.1", "8.8.8.2", 1))
 	}
@@ -160,8 +162,8 @@ func TestGrows(t *testing.T) {
 	}
 }
 
-// Without memory a larger configuration is refused, nothing has changed, nothing is owed: a small change goes through while the memory still lacks, and the large
-// one when it is there.
+// Without memory a larger configuration is refused, nothing has changed, nothing is owed: a small
+// change goes through while the memory still lacks, and the large one when it is there.
 func TestGrowsNot(t *testing.T) {
 	r := newRig(t, growingConfig(5, 2), refNeighbor)
 	first := r.send(0, "udp 10.0.0.16:4000 > 8.8.8.8:53")

@@ -13,8 +13,9 @@ import (
 // Packets that wait for a neighbor: few in all and few each, for a short time.
 const (
 	maxHeld            = 256
-	maxHeldPerNeighbor = 3
-	minHeldPerPort     = 8 // each port has a share, so that a silent network fills no other's share
+	maxHeldPerNeighbor = 3  // datagrams, whole or in pieces
+	maxHeldFrames      = 48 // of them in all: the longest datagram in pieces of 1,500 bytes
+	minHeldPerPort     = 8  // each port has a share, so that a silent network fills no other's share
 	holdMillis         = 3000
 )
 
@@ -30,6 +31,9 @@ type heldPacket struct {
 	asked  uint32 // millisecond
 	from   uint8  // the port by which it came
 	inside bool   // likewise
+	piece  bool   // it is a fragment
+	first  bool   // the first of its datagram that came to be held
+	of     datagramKey
 }
 
 // hold keeps a packet until its neighbor is resolved, and asks control to resolve it.
@@ -38,25 +42,37 @@ func (w *Worker) hold(b *Burst, p *Packet) {
 	if p.neighbor != state.NoNeighbor {
 		_, hop = w.neighbors.At(p.neighbor)
 	}
-	same, here := 0, 0
+	// The fragments of a datagram count as one: each is worth nothing without the others.
+	of := datagramKey{local: p.local, remote: p.remote, id: p.id, vpc: uint32(p.from.At), proto: p.proto}
+	if p.family == inet.V6 {
+		of.proto = 0
+	}
+	same, frames, here, begun := 0, 0, 0, false
 	for i := range w.holding {
-		if h := &w.held[i]; h.to.at == p.to.at {
-			here++
-			if h.hop == hop {
-				same++
-			}
+		h := &w.held[i]
+		if h.to.at != p.to.at {
+			continue
 		}
+		here++
+		if h.hop != hop {
+			continue
+		}
+		frames++
+		if h.first {
+			same++
+		}
+		begun = begun || p.fragmented && h.piece && h.of == of
 	}
 	// Held or not, the neighbor is asked for: the next packet shall find it.
-	if same == 0 {
+	if frames == 0 {
 		w.resolve(p.to.at, hop)
 	}
-	if share := max(minHeldPerPort, maxHeld/len(w.gen.Ports)); w.holding == maxHeld || here >= share || same == maxHeldPerNeighbor {
+	if share := max(minHeldPerPort, maxHeld/len(w.gen.Ports)); w.holding == maxHeld || here >= share || !begun && same == maxHeldPerNeighbor || frames == maxHeldFrames {
 		w.out(p, b.Port, b.inside, refuse(drop.NeighborUnresolved))
 		return
 	}
 	w.held[w.holding] = heldPacket{frame: p.Data, handle: p.Handle, hop: hop, to: p.to, front: p.Front, tci: p.tci,
-		since: w.tick, asked: w.tick, from: uint8(b.Port), inside: b.inside}
+		since: w.tick, asked: w.tick, from: uint8(b.Port), inside: b.inside, piece: p.fragmented, first: !begun, of: of}
 	w.holding++
 	w.out(p, b.Port, b.inside, held)
 }

@@ -9,6 +9,7 @@ import (
 
 	"weir/config"
 	"weir/pipeline/attach"
+	"weir/pipeline/header"
 	"weir/pipeline/inet"
 	"weir/pipeline/state"
 )
@@ -109,4 +110,85 @@ func TestRelease(t *testing.T) {
 		t.Error("Abandon leaves some")
 	}
 	r.balanced()
+}
+
+// The fragments of a datagram are one of the three that wait for a neighbor, in whatever order they
+// come, of both families and from either side: the first large datagram is not lost. A flood of
+// pieces is bounded all the same.
+func TestHoldFragments(t *testing.T) {
+	for _, c := range []struct {
+		name, line string
+		port, out  int
+		hop        inet.Addr
+		size       int
+		pieces     int
+	}{
+		{"v4, within the VPC", "udp 10.0.0.5:1000 > 10.0.0.100:9 len=60000", 0, 0, inside4(100), 1480, 41},
+		{"v4, outwards by SNAT", "udp 10.0.0.6:1000 > 198.51.100.77:9 len=4400", 0, 1, inet.Addr{Lo: 0xffff_c633_644d}, 1480, 3},
+		{"v6, outwards by 1:1", "udp [fd00::5]:1000 > [2001:db8::77]:9 len=4400", 0, 1, inet.Addr{Hi: 0x20010db8_00000000, Lo: 0x77}, 1448, 4},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := newRig(t, rigConfig, config.MAC{})
+			whole := parseLine(t, c.port, c.line)
+			var at []int
+			for n := c.size; n < len(whole)-header.EthernetSize-header.IPv6Size; n += c.size {
+				at = append(at, n)
+			}
+			hold := func(id uint32) (held int) {
+				pieces := cut(whole, id, at...)
+				if len(pieces) != c.pieces {
+					t.Fatalf("%d pieces, want %d", len(pieces), c.pieces)
+				}
+				for i := range pieces {
+					if f := r.process(c.port, pieces[i])[0]; f.held {
+						held++
+					}
+				}
+				return held
+			}
+			if n := hold(1); n != c.pieces {
+				t.Fatalf("%d of %d pieces are held", n, c.pieces)
+			}
+			r.resolve(c.out, c.hop)
+			r.Release()
+			if n := r.Out[c.out].N; n != c.pieces || r.holding != 0 {
+				t.Errorf("%d leave, %d are held; want %d, 0", n, r.holding, c.pieces)
+			}
+			var frames [][]byte
+			for i := range r.Out[c.out].N {
+				frames = append(frames, r.Out[c.out].Frames[i])
+			}
+			join(t, frames)
+			r.drain()
+			r.balanced()
+		})
+	}
+	r := newRig(t, rigConfig, config.MAC{})
+	send := func(line string) string { return r.send(0, line) }
+	for n := range 3 {
+		for at := range 2 {
+			if got := send(fmt.Sprintf("ip proto=47 10.0.0.5 > 10.0.0.100 frag=%d:%d:more len=80", n, 80*at)); got != "held" {
+				t.Fatalf("datagram %d, piece %d: %s", n, at, got)
+			}
+		}
+	}
+	const full = "drop neighbor_unresolved"
+	for _, line := range []string{"ip proto=47 10.0.0.5 > 10.0.0.100 frag=3:0:more len=80", "ip proto=48 10.0.0.5 > 10.0.0.100 frag=2:160:more len=80",
+		"ip proto=47 10.0.0.6 > 10.0.0.100 frag=2:160:more len=80", "udp 10.0.0.5:1 > 10.0.0.100:2"} {
+		if got := send(line); got != full {
+			t.Errorf("%s: %s, want it dropped", line, got)
+		}
+	}
+	for at := 2; at < 200; at++ {
+		want := "held"
+		if 6+at-2 >= maxHeldFrames {
+			want = full
+		}
+		if got := send(fmt.Sprintf("ip proto=47 10.0.0.5 > 10.0.0.100 frag=0:%d:more len=80", 80*at)); got != want {
+			t.Fatalf("piece %d: %s, want %s", at, got, want)
+		}
+	}
+	if got := send("udp 10.0.0.5:1 > 10.0.0.101:2"); got != "held" {
+		t.Errorf("another neighbor's packet: %s", got)
+	}
 }

@@ -207,13 +207,42 @@ func (w *Worker) errorOut(p *Packet, in *generation.Instance, tag uint32) drop.R
 	case sel.Kind == generation.SelectNone:
 		return drop.NoEligible
 	case sel.Kind == generation.SelectSNAT && !q.plain:
-		return drop.ICMPUnrelated
+		return w.forwardedErrorOut(p, &w.gen.Candidates[sel.Candidates.First])
 	}
 	c := w.pick(&rendezvous.Flow{Proto: q.proto, Private: in.Addr[p.family], Remote: q.remote, PrivatePort: q.localPort, RemotePort: q.remotePort}, sel)
 	p.leaveAs(c.Addr, q.localPort, c.Ports, sel.Kind == generation.SelectSNAT)
 	p.setDeltas(p.local, c.Addr, q.localPort, q.localPort)
 	w.counts.stateless++
 	return drop.Pass
+}
+
+// forwardedErrorOut is errorOut for SNAT without a session: a port that leads to the instance needs
+// none.
+func (w *Worker) forwardedErrorOut(p *Packet, c *generation.Candidate) drop.Reason {
+	q := &p.quote
+	space, ok := q.portSpace()
+	if !ok {
+		return drop.ICMPUnrelated
+	}
+	f := w.gen.ForwardFrom(c, space, q.localPort)
+	if f == nil {
+		return drop.ICMPUnrelated
+	}
+	p.leaveAs(c.Addr, f.Port, c.Ports, true)
+	p.setDeltas(p.local, c.Addr, q.localPort, f.Port)
+	w.counts.stateless++
+	return drop.Pass
+}
+
+// portSpace returns the port space of the quoted packet's ports, if it is one with forwards.
+func (q *quote) portSpace() (session.PortSpace, bool) {
+	switch q.kind {
+	case kindTCP:
+		return session.TCPPorts, true
+	case kindUDP:
+		return session.UDPPorts, true
+	}
+	return 0, false
 }
 
 // errorIn delivers an ICMP error from outside to the sender of the quoted packet (RFC 5508 REQ-4):
@@ -233,11 +262,20 @@ func (w *Worker) errorIn(p *Packet, h *generation.Host) drop.Reason {
 	if s := w.liveSession(session.OutsideKey(q.local, q.remote, q.localPort, q.remotePort, q.proto)); s != nil {
 		p.newAddr, p.newPort, p.to, p.neighbor = s.Private, s.PrivatePort(), way{s.At, s.Link}, s.Neighbor
 	} else {
-		if h.Kind == generation.HostSNAT {
+		var in *generation.Instance
+		port := q.localPort
+		if h.Kind != generation.HostSNAT {
+			in = &w.gen.Instances[h.Index]
+		} else if space, ok := q.portSpace(); ok {
+			var to *generation.Forward
+			if to, in = w.gen.ForwardTo(h, space, port); to == nil {
+				return drop.ICMPUnrelated
+			}
+			port = to.Private
+		} else {
 			return drop.ICMPUnrelated
 		}
-		in := &w.gen.Instances[h.Index]
-		p.newAddr, p.newPort = in.Addr[p.family], q.localPort
+		p.newAddr, p.newPort = in.Addr[p.family], port
 		p.reach(in)
 		w.counts.stateless++
 	}
@@ -256,6 +294,9 @@ func (p *Packet) translateError(icmp []byte, out bool) {
 	}
 	if !q.plain {
 		sum = sum.Add(p.translateQuote(out))
+	}
+	if out && p.family == inet.V4 {
+		sum = sum.Add(p.concealQuote())
 	}
 	field := icmp[header.ICMPChecksumOffset:]
 	if p.family == inet.V4 {

@@ -375,7 +375,9 @@ func TestErrorsWithoutSession(t *testing.T) {
 		{1, "icmp unreachable 1 9.9.9.9 > 192.0.2.6 quote(udp 192.0.2.6:2000 > 8.8.8.8:5)", "drop icmp_unrelated"},
 		{1, "icmp unreachable 2 9.9.9.9 > 192.0.2.6 quote(ip proto=47 192.0.2.6 > 8.8.8.8 len=8)", "drop icmp_unrelated"},
 		{1, "icmp unreachable 1 9.9.9.9 > 192.0.2.5 ttl=1 quote(udp 192.0.2.5:4 > 8.8.8.8:5)", "drop ttl_exceeded"},
-		{1, "icmp unreachable 1 10.1.1.1 > 192.0.2.5 quote(udp 192.0.2.5:4 > 8.8.8.8:5)", "drop martian"},
+		{1, "icmp unreachable 1 10.1.1.1 > 192.0.2.5 quote(udp 192.0.2.5:4 > 8.8.8.8:5)", "icmp unreachable 1 10.1.1.1 > 10.0.0.5 quote(udp 10.0.0.5:4 > 8.8.8.8:5)"},
+		{1, "icmp unreachable 1 10.1.1.1 > 192.0.2.5 quote(udp 192.0.2.4:4 > 8.8.8.8:5)", "drop martian"},
+		{1, "icmp unreachable 1 127.1.1.1 > 192.0.2.5 quote(udp 192.0.2.5:4 > 8.8.8.8:5)", "drop martian"},
 		{1, "icmp unreachable 1 192.0.2.30 > 192.0.2.5 quote(udp 192.0.2.5:4 > 8.8.8.8:5)", "drop own_source"},
 		{1, "icmp unreachable 1 9.9.9.9 > 203.0.113.17 quote(udp 203.0.113.17:4 > 8.8.8.8:5)", "icmp unreachable 1 9.9.9.9 > 203.0.113.17 quote(udp 203.0.113.17:4 > 8.8.8.8:5)"},
 		{1, "icmp 4/0 9.9.9.9 > 203.0.113.17 sum=bad", "icmp 4/0 9.9.9.9 > 203.0.113.17 sum=bad"},                                                                                                 // untranslated, unread

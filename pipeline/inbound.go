@@ -24,7 +24,9 @@ func (w *Worker) inbound(p *Packet, in *generation.Instance, h *generation.Host)
 		return
 	}
 	sel := &w.gen.Selections[in.Selections+2*w.gen.Routes[r-1].Tag+uint32(f)]
-	if sel.Kind == generation.SelectFloating || sel.Kind == generation.SelectEphemeral {
+	// The reply would leave untranslated: from an address that its receiver has not asked.
+	plain := w.gen.Routes[r-1].Plain && !p.turned
+	if !plain && (sel.Kind == generation.SelectFloating || sel.Kind == generation.SelectEphemeral) {
 		if w.choose(p, in, sel).Addr == p.local {
 			return
 		}
@@ -39,6 +41,11 @@ func (w *Worker) inbound(p *Packet, in *generation.Instance, h *generation.Host)
 // inside on.
 func (w *Worker) invited(p *Packet, h *generation.Host) drop.Reason {
 	space, ok := p.portSpace()
+	if ok {
+		if to, in := w.gen.ForwardTo(h, space, p.localPort); to != nil {
+			return w.forwarded(p, h, in, to)
+		}
+	}
 	piece := p.kind == kindPiece // its first one was let in, perhaps without a session
 	if !ok || h.Rules&generation.Overload != 0 || space == session.EchoIdentifiers || !begins(p) && !piece {
 		return drop.Unsolicited
@@ -69,6 +76,47 @@ func (w *Worker) invited(p *Packet, h *generation.Host) drop.Reason {
 	p.setDeltas(p.local, m.Private, p.localPort, m.PrivatePort)
 	if r := w.gen.Find(in.Routes[f], p.remote); !piece && r != 0 && w.gen.Routes[r-1].Kind == generation.RouteGateway {
 		w.beginOutside(p, in, h, session.FromOutside|session.SNAT)
+	}
+	return drop.Pass
+}
+
+// astray reports whether a session that began outside and that nobody has answered has lost the
+// mapping that let it in: it holds none, and must not lead past the next owner of the port (RFC
+// 4787 REQ-3). A forward needs no mapping.
+func (w *Worker) astray(s *session.Session, p *Packet) bool {
+	if s.State() != session.Unconfirmed || s.Flags&(session.SNAT|session.Forward) != session.SNAT {
+		return false
+	}
+	h := w.gen.Host(0, s.External)
+	space, ok := p.portSpace()
+	if h == nil || !ok {
+		return true
+	}
+	ref := w.mappings.FindOutside(h.Slot, space, s.ExternalPort())
+	if ref == session.None {
+		return true
+	}
+	m := w.mappings.At(ref)
+	return m.Private != s.Private || m.PrivatePort != s.PrivatePort() || m.VPC != s.VPC
+}
+
+// forwarded delivers a packet to a port that always leads to an instance, whoever sent it. As with
+// a 1:1 address that takes no session; one keeps the reply's address over changes.
+func (w *Worker) forwarded(p *Packet, h *generation.Host, in *generation.Instance, to *generation.Forward) drop.Reason {
+	switch {
+	case p.expired:
+		return drop.TTLExceeded
+	case p.pinned:
+		return drop.Untranslatable
+	}
+	f := p.family
+	p.act, p.newAddr, p.newPort = actIn, in.Addr[f], to.Private
+	p.reach(in)
+	p.setDeltas(p.local, in.Addr[f], p.localPort, to.Private)
+	w.counts.stateless++
+	if r := w.gen.Find(in.Routes[f], p.remote); r != 0 && w.gen.Routes[r-1].Kind == generation.RouteGateway && begins(p) &&
+		w.beginOutside(p, in, h, session.FromOutside|session.SNAT|session.Forward) {
+		w.counts.stateless--
 	}
 	return drop.Pass
 }
@@ -110,7 +158,7 @@ func (w *Worker) beginOutside(p *Packet, in *generation.Instance, h *generation.
 		}
 		w.end(mine.Oldest)
 	}
-	f := flow{in: in, private: p.newAddr, privatePort: p.newPort, external: p.local, externalPort: p.localPort, ports: h.Ports, flags: flags, mapping: session.None}
+	f := flow{in: in, private: p.newAddr, privatePort: p.newPort, external: p.local, externalPort: p.localPort, ports: h.Ports, refresh: h.Rules&generation.InboundRefresh != 0, flags: flags, mapping: session.None}
 	return w.create(p, &f) == drop.Pass
 }
 

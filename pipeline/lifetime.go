@@ -55,9 +55,15 @@ func (w *Worker) weigh() {
 func (w *Worker) Expire(n int) int {
 	ended := 0
 	w.weigh()
+	w.reweigh(n)
 	for range n {
 		s := w.sessions.At(w.expireAt)
-		if s.State() != session.Free && !w.usable(w.expireAt, s) {
+		switch {
+		case s.State() == session.Free:
+		case !w.usable(w.expireAt, s):
+			ended++
+		case w.gives(s):
+			w.end(w.expireAt)
 			ended++
 		}
 		if w.expireAt++; w.expireAt == uint32(w.sessions.Capacity()) {

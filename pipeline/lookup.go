@@ -5,7 +5,6 @@ package pipeline
 import (
 	"weir/pipeline/drop"
 	"weir/pipeline/generation"
-	"weir/pipeline/session"
 )
 
 // lookup asks for the sessions of the packets from the first-th live one on: first for the buckets
@@ -58,33 +57,4 @@ func (w *Worker) lookupTagged(b *Burst, first int) {
 	b.live = live
 	w.sessions.Hash(&w.batch, len(b.live))
 	w.sessions.Match(&w.batch, max(0, first-step))
-}
-
-// regain lets a SYN or SYN,ACK from inside open a session anew that has let go of its mapping, if
-// its endpoint can still have the port.
-func (w *Worker) regain(ref uint32, s *session.Session, p *Packet) bool {
-	h := w.gen.Host(0, s.External)
-	space, ok := p.portSpace()
-	if h == nil || !ok {
-		return false
-	}
-	mapping := w.mappings.Regain(s.VPC, s.Private, s.PrivatePort(), space, h.Slot, s.ExternalPort(), w.tick)
-	if mapping == session.None {
-		return false
-	}
-	s.Mapping = mapping
-	s.Flags &^= session.Given
-	w.sessions.Pair(ref, s)
-	return true
-}
-
-// give lets a session whose connection is closed go of its mapping, whose port need not rest for it
-// (RFC 6888 REQ-8 a). It stays for the time of the closing state, for the segments that its own
-// endpoints may still send.
-func (w *Worker) give(s *session.Session) {
-	mapping := s.Mapping
-	s.Mapping = session.None // first: after a crash, sessions tell who holds what
-	s.Flags |= session.Given
-	w.sessions.Unpair(s)
-	w.mappings.Close(mapping, w.tick)
 }

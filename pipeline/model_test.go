@@ -3,6 +3,7 @@
 package pipeline
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
@@ -29,6 +30,7 @@ type question struct {
 	sport, dport uint16    // echo: the identifier is sport inside, dport outside
 	expired      bool      // TTL 1
 	seq, ack     uint32    // TCP
+	more         string    // TCP: flags that a SYN may have beside it
 	long         bool      // it has a payload, to be cut
 	quoted       *question // error: what it is about; nil: some UDP packet that went the other way
 }
@@ -65,11 +67,15 @@ type forecast struct {
 	ports    []int         // by which it may leave
 	shares   []config.SNAT // snat: source ports it may have
 	session  bool
+
+	newSource, newTarget uint16 // ports of a forward; 0: as it came
+	untranslated         bool   // by a route without translation
 }
 
 func droppedAs(r drop.Reason) forecast { return forecast{fate: "drop " + r.String()} }
 
 var modelMartians = prefixes("0.0.0.0/8 127.0.0.0/8 169.254.0.0/16 224.0.0.0/4 240.0.0.0/4 ::/64 fe80::/10 ff00::/8")
+var modelLinkLocal = prefixes("169.254.0.0/16 fe80::/10")
 var modelPrivate = prefixes("10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 fc00::/7")
 
 func prefixes(text string) (list []netip.Prefix) {
@@ -144,8 +150,32 @@ func (m model) leaving(q question) (v forecast, turns bool) {
 			}
 		}
 	}
+	if !m.reaches(route, q.dst) {
+		return droppedAs(drop.PrivateDestination), false
+	}
 	v = m.tagged(q, in, own, attached, route)
 	return v, m.ours(q.dst) && !strings.HasPrefix(v.fate, "drop")
+}
+
+// reaches reports whether a route to a gateway leads to dst: a private address is not where a /0
+// leads to.
+func (m model) reaches(route config.Route, dst netip.Addr) bool {
+	return !m.byPort(route, dst) || m.beside(dst) != nil
+}
+
+// byPort reports whether nothing but the ports can know where dst is.
+func (m model) byPort(route config.Route, dst netip.Addr) bool {
+	return route.To.Bits() == 0 && within(modelPrivate, dst) && !m.ours(dst)
+}
+
+// beside lists the outside ports whose own prefix or private sources have an address.
+func (m model) beside(a netip.Addr) (ports []int) {
+	for i, p := range m.Ports {
+		if p.Side == config.Outside && (within(p.Addresses, a) || within(p.PrivateSources, a)) {
+			ports = append(ports, i)
+		}
+	}
+	return ports
 }
 
 func (m model) inside(q question) forecast {
@@ -155,16 +185,22 @@ func (m model) inside(q question) forecast {
 	}
 	// It turns back: its receiver sees it come from the sender's external address. Not to the very
 	// socket that sent it.
-	if another := q.proto == "ping" || q.proto == "pong" || q.proto == "error" || q.proto != "gre" && q.sport != q.dport; tagged.fate == "out" && tagged.src == q.dst && !another {
+	leaving := q.sport
+	if tagged.newSource != 0 {
+		leaving = tagged.newSource
+	}
+	if another := q.proto == "ping" || q.proto == "pong" || q.proto == "error" || q.proto != "gre" && leaving != q.dport; tagged.fate == "out" && tagged.src == q.dst && !another {
 		return droppedAs(drop.Martian)
 	}
 	back := q
-	back.src = tagged.src
+	if back.src = tagged.src; tagged.newSource != 0 {
+		back.sport = tagged.newSource
+	}
 	if q.proto == "ping" || q.proto == "pong" { // the identifier is the local side's
 		back.sport, back.dport = q.dport, q.sport
 	}
 	v2 := m.outside(back, true)
-	v2.session = v2.session || tagged.session
+	v2.session, v2.newSource = v2.session || tagged.session, tagged.newSource
 	if tagged.fate == "snat" && !strings.HasPrefix(v2.fate, "drop") {
 		v2.fate, v2.shares = "snat", tagged.shares
 	}
@@ -176,13 +212,72 @@ func (m model) tagged(q question, in *config.Instance, own bool, attached netip.
 	if attached.IsValid() {
 		pool := m.pool(attached.Addr())
 		if slices.Contains(m.gatewaysOfPool(pool), route.Gateway) {
-			return m.leaves(forecast{fate: "plain", src: q.src, dst: q.dst}, attached.Addr(), q.dst)
+			return m.leaves(forecast{fate: "plain", src: q.src, dst: q.dst}, attached.Addr(), q.dst, route)
 		}
 		if !own {
 			return droppedAs(drop.NoEligible)
 		}
 	}
-	return m.selects(q, in, route.Gateway)
+	if route.Untranslated && !m.ours(q.dst) {
+		v := forecast{fate: "plain", src: q.src, dst: q.dst, untranslated: true}
+		if allowed := m.portsOf(route.Gateway); allowed != nil {
+			return m.leavesBy(v, allowed, q.dst, route)
+		}
+		return forecast{fate: droppedAs(drop.NoEligible).fate, untranslated: true}
+	}
+	return m.selects(q, in, route)
+}
+
+// portsOf lists the outside ports that a gateway leads to: those of its pools, and of the pools of
+// its addresses.
+func (m model) portsOf(gateway int) (list []int) {
+	for p := range m.Pools {
+		of := slices.Contains(m.gatewaysOfPool(p), gateway)
+		if gateway >= 0 {
+			of = of || slices.ContainsFunc(m.Gateways[gateway].Addresses, func(a netip.Addr) bool { return m.pool(a) == p })
+		}
+		for i := range m.Ports {
+			if of && m.Ports[i].Side == config.Outside && (len(m.Pools[p].Ports) == 0 || slices.Contains(m.Pools[p].Ports, i)) {
+				list = append(list, i)
+			}
+		}
+	}
+	return list
+}
+
+// partner reports whether an instance and a remote address know each other untranslated.
+func (m model) partner(v *config.VPC, in *config.Instance, remote netip.Addr) bool {
+	r, ok := m.route(v, in, remote)
+	return ok && r.Untranslated
+}
+
+// privateSubnet finds the VPC that has an untranslated route for the subnet of a private address.
+func (m model) privateSubnet(a netip.Addr) *config.VPC {
+	for vi := range m.VPCs {
+		v := &m.VPCs[vi]
+		for _, r := range v.Routes {
+			for _, s := range v.Subnets {
+				if r.Untranslated && r.To.Addr().Is4() == a.Is4() && s.Contains(a) && (!r.From.IsValid() || r.From == s) {
+					return v
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// privateOwner finds the instance that has a private address in such a subnet.
+func (m model) privateOwner(a netip.Addr) (*config.VPC, *config.Instance) {
+	v := m.privateSubnet(a)
+	if v == nil {
+		return nil, nil
+	}
+	for i := range v.Instances {
+		if in := &v.Instances[i]; in.Address4 == a || in.Address6 == a {
+			return v, in
+		}
+	}
+	return v, nil
 }
 
 // source says whose an address in a VPC is.
@@ -316,13 +411,20 @@ func (m model) ours(a netip.Addr) bool {
 
 // leaves fills in the outside ports: the one whose own prefix has the destination, else those with
 // a next hop; of the pool's ports, if it names some.
-func (m model) leaves(v forecast, external, dst netip.Addr) forecast {
+func (m model) leaves(v forecast, external, dst netip.Addr, route config.Route) forecast {
 	if m.ours(dst) {
 		return v
 	}
-	allowed := m.Pools[m.pool(external)].Ports
+	return m.leavesBy(v, m.Pools[m.pool(external)].Ports, dst, route)
+}
+
+// leavesBy is leaves by some outside ports; none named: by any.
+func (m model) leavesBy(v forecast, allowed []int, dst netip.Addr, route config.Route) forecast {
+	may := func(i int) bool {
+		return m.Ports[i].Side == config.Outside && (len(allowed) == 0 || slices.Contains(allowed, i)) && (!m.byPort(route, dst) || slices.Contains(m.beside(dst), i))
+	}
 	for i, p := range m.Ports {
-		if p.Side != config.Outside || len(allowed) > 0 && !slices.Contains(allowed, i) {
+		if !may(i) {
 			continue
 		}
 		if within(p.Addresses, dst) {
@@ -331,7 +433,7 @@ func (m model) leaves(v forecast, external, dst netip.Addr) forecast {
 		}
 	}
 	for i, p := range m.Ports {
-		if p.Side == config.Outside && (len(allowed) == 0 || slices.Contains(allowed, i)) &&
+		if may(i) &&
 			slices.ContainsFunc(p.NextHops, func(h config.NextHop) bool { return h.Address.Is4() == dst.Is4() }) {
 			v.ports = append(v.ports, i)
 		}
@@ -395,7 +497,8 @@ func (m model) oneToOne(q question, in *config.Instance, private netip.Addr, por
 	return netip.Addr{}
 }
 
-func (m model) selects(q question, in *config.Instance, gateway int) forecast {
+func (m model) selects(q question, in *config.Instance, route config.Route) forecast {
+	gateway := route.Gateway
 	flow := q
 	if q.proto == "error" { // the address is that of the flow which it quotes, seen from the other side
 		flow = q.about()
@@ -403,7 +506,7 @@ func (m model) selects(q question, in *config.Instance, gateway int) forecast {
 	}
 	one := m.oneToOne(flow, in, q.src, flow.sport, flow.dst, flow.dport, gateway)
 	if one.IsValid() {
-		return m.leaves(forecast{fate: "out", kind: "out", src: one, dst: q.dst, session: q.begins()}, one, q.dst)
+		return m.leaves(forecast{fate: "out", kind: "out", src: one, dst: q.dst, session: q.begins()}, one, q.dst, route)
 	}
 	var shares []config.SNAT
 	var most uint64
@@ -420,6 +523,11 @@ func (m model) selects(q question, in *config.Instance, gateway int) forecast {
 			shares = append(shares, s)
 		}
 	}
+	if len(shares) > 0 {
+		if f := forwardOf(in, shares[0].Address, flow.number(), func(f config.Forward) bool { return f.ToPort == flow.sport }); f != nil {
+			return m.leaves(forecast{fate: "out", kind: "out", src: f.Address, dst: q.dst, session: q.begins(), newSource: f.Port}, f.Address, q.dst, route)
+		}
+	}
 	switch {
 	case len(shares) == 0:
 		return droppedAs(drop.NoEligible)
@@ -430,7 +538,43 @@ func (m model) selects(q question, in *config.Instance, gateway int) forecast {
 	case !q.begins():
 		return droppedAs(drop.NoSession)
 	}
-	return m.leaves(forecast{fate: "snat", kind: "snat", src: shares[0].Address, dst: q.dst, shares: shares, session: true}, shares[0].Address, q.dst)
+	return m.leaves(forecast{fate: "snat", kind: "snat", src: shares[0].Address, dst: q.dst, shares: shares, session: true}, shares[0].Address, q.dst, route)
+}
+
+// forwardOf finds a forward of an instance.
+func forwardOf(in *config.Instance, address netip.Addr, proto uint8, is func(config.Forward) bool) *config.Forward {
+	i := slices.IndexFunc(in.Forwards, func(f config.Forward) bool { return f.Address == address && uint8(f.Protocol) == proto && is(f) })
+	if i < 0 {
+		return nil
+	}
+	return &in.Forwards[i]
+}
+
+// forwarded is what becomes of a packet from outside to an SNAT address, if its port always leads
+// to an instance: nil, if not.
+func (m model) forwarded(q question, v *config.VPC, in *config.Instance) *forecast {
+	flow := q
+	if q.proto == "error" {
+		flow = q.about()
+		flow.dport = flow.sport
+	}
+	f := forwardOf(in, q.dst, flow.number(), func(f config.Forward) bool { return f.Port == flow.dport })
+	if f == nil {
+		return nil
+	}
+	if q.expired {
+		r := droppedAs(drop.TTLExceeded)
+		return &r
+	}
+	private := in.Address4
+	if q.dst.Is6() {
+		private = in.Address6
+	}
+	r := forecast{fate: "in", src: q.src, dst: private, ports: m.instancePort(v, in, private), newTarget: f.ToPort}
+	if route, ok := m.route(v, in, q.src); ok && route.Target == config.TargetGateway {
+		r.session = q.begins()
+	}
+	return &r
 }
 
 // outside is what becomes of a packet from outside, or of one from inside that turned back.
@@ -449,7 +593,27 @@ func (m model) outside(q question, turned bool) forecast {
 			}
 		}
 	}
-	if !turned && (within(modelMartians, q.src) || within(modelPrivate, q.src)) {
+	scoped, private := within(modelLinkLocal, q.src), within(modelPrivate, q.src)
+	if !turned && within(modelMartians, q.src) && !(scoped && q.proto == "error") {
+		return droppedAs(drop.Martian)
+	}
+	if !turned && m.privateSubnet(q.dst) != nil {
+		v, in := m.privateOwner(q.dst)
+		if in == nil {
+			return droppedAs(drop.UnknownDestination)
+		}
+		about := q.about()
+		switch {
+		case !m.partner(v, in, q.src) && !(q.proto == "error" && about.src == q.dst && m.partner(v, in, about.dst)):
+			return droppedAs(drop.NoPartner)
+		case q.expired:
+			return droppedAs(drop.TTLExceeded)
+		}
+		return forecast{fate: "plain", src: q.src, dst: q.dst, ports: m.instancePort(v, in, q.dst)}
+	}
+	listed := private && within(m.Ports[q.port].PrivateSources, q.src)
+	router := (scoped || private) && q.proto == "error" && q.about().src == q.dst
+	if !turned && !router && !listed && (within(modelMartians, q.src) || private) {
 		return droppedAs(drop.Martian)
 	}
 	for vi := range m.VPCs {
@@ -462,6 +626,15 @@ func (m model) outside(q question, turned bool) forecast {
 				}
 				return forecast{fate: "plain", src: q.src, dst: q.dst, ports: m.instancePort(v, in, q.dst)}
 			}
+			if r := m.forwarded(q, v, in); r != nil {
+				return *r
+			}
+		}
+	}
+	for vi := range m.VPCs {
+		v := &m.VPCs[vi]
+		for i := range v.Instances {
+			in := &v.Instances[i]
 			if slices.ContainsFunc(in.SNAT, func(s config.SNAT) bool { return s.Address == q.dst }) {
 				switch {
 				case q.proto == "error" && q.expired:
@@ -483,7 +656,7 @@ func (m model) outside(q question, turned bool) forecast {
 			}
 			r := forecast{fate: "in", src: q.src, dst: private, ports: m.instancePort(v, in, private)}
 			if route, ok := m.route(v, in, q.src); ok && route.Target == config.TargetGateway && q.begins() {
-				r.session = m.oneToOne(q, in, private, q.dport, q.src, q.sport, route.Gateway) != q.dst
+				r.session = route.Untranslated && !turned || m.oneToOne(q, in, private, q.dport, q.src, q.sport, route.Gateway) != q.dst
 			}
 			return r
 		}
@@ -512,6 +685,14 @@ type generator struct {
 	ofVPC        [3][]netip.Addr // the sources of each VPC
 	destinations []netip.Addr
 	external     []netip.Addr
+	forwards     []modelForward
+	partner      int // the VPC that has routes without translation
+}
+
+// modelForward is a port that leads to an instance.
+type modelForward struct {
+	proto         string
+	port, private uint16
 }
 
 func (g *generator) some(chance float64) bool { return g.Float64() < chance }
@@ -533,7 +714,7 @@ func quoted[T any](list []T) string {
 const units = 8
 
 func (g *generator) config() string {
-	g.external = nil
+	g.external, g.forwards = nil, nil
 	g.ofVPC = [3][]netip.Addr{}
 	g.sources = []netip.Addr{netip.MustParseAddr("10.0.0.77"), netip.MustParseAddr("fd00::77")}
 	g.destinations = nil
@@ -568,6 +749,7 @@ func (g *generator) config() string {
 		ports := []string{"", "", ", ports: [out0]", ", ports: [out1]", ", ports: [out0, out1]"}
 		fmt.Fprintf(&b, "  - {name: p%d, ranges: %s%s}\n", p, quoted(ranges), pick(g, ports))
 	}
+	g.partner = g.IntN(nVPC)
 	vpcs := g.vpcs(nVPC, nGateway)
 	if nGateway > 0 {
 		b.WriteString("gateways:\n")
@@ -614,11 +796,12 @@ func (g *generator) vpcs(nVPC, nGateway int) string {
 		if v == 0 && g.some(0.4) {
 			attach += fmt.Sprintf(", {port: in%d, addresses: [10.0.0.17/28, \"fd00:0:0:1::1/64\"]}", nVPC)
 		}
-		public := g.some(0.3) // native IPv6: the instance's own address lies in its attached prefix
+		// Native IPv6: the instance's own address lies in its attached prefix.
+		public := v != g.partner && g.some(0.3)
 		if public {
 			subnets = append(subnets, fmt.Sprintf("2001:db8:1:%d::/64", v))
 		}
-		fmt.Fprintf(&b, "  - name: v%d\n    attach: [%s]\n    subnets: %s\n    routes: %s\n", v, attach, quoted(subnets), g.routes(nGateway))
+		fmt.Fprintf(&b, "  - name: v%d\n    attach: [%s]\n    subnets: %s\n    routes: %s\n", v, attach, quoted(subnets), g.routes(nGateway, v == g.partner))
 		b.WriteString("    instances:\n")
 		for i := range 1 + g.IntN(4) {
 			var addresses, attached []netip.Addr
@@ -659,7 +842,16 @@ func (g *generator) vpcs(nVPC, nGateway int) string {
 				case place <= 5: // several entries, also of several VPCs, may share it
 					first := 1024 + 100*shared[a]
 					shared[a] += 1 + g.IntN(2)
-					snat = append(snat, fmt.Sprintf("{address: %q, ports: %d-%d}", a, first, first+g.IntN(90)))
+					last, forwards := first+1+g.IntN(89), "" // a port is left for other flows
+					if g.some(0.5) {
+						f := modelForward{pick(g, []string{"tcp", "udp"}), uint16(first + g.IntN(last-first+1)), uint16(6000 + first)}
+						if g.some(0.3) && first == 1024 {
+							f.private = 7 // errors quote it
+						}
+						g.forwards = append(g.forwards, f)
+						forwards = fmt.Sprintf(", forward: [{protocol: %s, port: %d, to_port: %d}]", f.proto, f.port, f.private)
+					}
+					snat = append(snat, fmt.Sprintf("{address: %q, ports: %d-%d%s}", a, first, last, forwards))
 					if g.some(0.5) {
 						free = append(free[1:], n)
 					}
@@ -696,7 +888,7 @@ func (g *generator) vpcs(nVPC, nGateway int) string {
 	return b.String()
 }
 
-func (g *generator) routes(nGateway int) string {
+func (g *generator) routes(nGateway int, partner bool) string {
 	to := [2][]string{
 		strings.Fields("0.0.0.0/0 0.0.0.0/0 0.0.0.0/0 8.0.0.0/8 8.8.8.0/24 8.8.8.8/32 8.8.0.0/16 10.0.0.0/8 10.0.0.0/28 10.9.0.0/16 100.64.0.0/10 192.0.2.0/24 203.0.113.0/24 128.0.0.0/1"),
 		strings.Fields("::/0 ::/0 ::/0 2000::/3 2001:db8::/32 2001:4860::/32 2001:4860:1::/48 2001:4860::8/128 fd00::/64 fd00::/16"),
@@ -727,6 +919,9 @@ func (g *generator) routes(nGateway int) string {
 		default:
 			key += fmt.Sprintf(", gateway: g%d", g.IntN(nGateway))
 		}
+		if partner && strings.Contains(key, "gateway:") && g.some(0.3) {
+			key += ", translate: false"
+		}
 		list = append(list, "{"+key+"}")
 	}
 	return "[" + strings.Join(list, ", ") + "]"
@@ -739,7 +934,9 @@ func (g *generator) question(m model) question {
 	q := question{
 		port:  min(g.IntN(len(m.Ports)+1), len(m.Ports)-1),
 		proto: pick(g, []string{"udp", "udp", "syn", "ack", "ping", "pong", "error", "gre"}),
-		sport: uint16(1 + g.IntN(65535)), dport: uint16(1 + g.IntN(65535)), expired: g.some(0.02),
+		// Below the identifiers with which an echo sums to 0xffff, for which 0 and 0xffff are both
+		// right.
+		sport: uint16(1 + g.IntN(60000)), dport: uint16(1 + g.IntN(60000)), expired: g.some(0.02),
 	}
 	local, remote := g.sources, g.destinations
 	outside := m.Ports[q.port].Side == config.Outside
@@ -757,10 +954,26 @@ func (g *generator) question(m model) question {
 			q.src, q.dst = pick(g, remote), pick(g, append(slices.Clone(g.external), pick(g, local)))
 			if g.some(0.1) {
 				q.dst = pick(g, remote)
+			} else if own := g.ofVPC[g.partner]; len(own) > 0 && g.some(0.2) {
+				q.dst = pick(g, own)
 			}
 		}
 		if q.src.Is4() == q.dst.Is4() {
 			break
+		}
+	}
+	if outside && g.some(0.02) { // to weir itself
+		if q.proto, q.dst = "ping", netip.MustParseAddr("198.51.100.2"); q.src.Is6() {
+			q.dst = netip.MustParseAddr("2001:db8::2")
+		}
+	}
+	if len(g.forwards) > 0 && q.proto != "ping" && g.some(0.3) {
+		f := pick(g, g.forwards)
+		if q.proto = "udp"; f.proto == "tcp" {
+			q.proto = pick(g, []string{"syn", "syn", "ack"})
+		}
+		if q.sport = f.private; outside || g.some(0.1) {
+			q.sport, q.dport = q.dport, f.port
 		}
 	}
 	switch q.proto {
@@ -794,7 +1007,7 @@ func (q question) text() string {
 		icmp = "icmp6"
 	}
 	if flags, ok := modelTCP[q.proto]; ok {
-		line := fmt.Sprintf("tcp %v > %v %s seq=%d ack=%d", netip.AddrPortFrom(q.src, q.sport), netip.AddrPortFrom(q.dst, q.dport), flags, q.seq, q.ack)
+		line := fmt.Sprintf("tcp %v > %v %s seq=%d ack=%d", netip.AddrPortFrom(q.src, q.sport), netip.AddrPortFrom(q.dst, q.dport), flags+q.more, q.seq, q.ack)
 		if q.proto == "data" {
 			line += " len=10"
 		}
@@ -848,7 +1061,13 @@ func (v forecast) check(r *rig, q question) error {
 		return fmt.Errorf("left by port %d, want one of %v", f.port, v.ports)
 	}
 	w := q
-	w.src, w.dst = v.src, v.dst
+	if w.src, w.dst = v.src, v.dst; q.proto == "error" {
+		if a := w.about(); v.newSource != 0 {
+			a.dport, w.quoted = v.newSource, &a
+		}
+	} else {
+		w.sport, w.dport = cmp.Or(v.newSource, w.sport), cmp.Or(v.newTarget, w.dport)
+	}
 	if v.fate == "snat" {
 		w.sport = portOf(f.frame)
 		if !slices.ContainsFunc(v.shares, func(s config.SNAT) bool { return s.First <= w.sport && w.sport <= s.Last }) {
@@ -913,7 +1132,7 @@ func TestAgreesWithModel(t *testing.T) {
 	}
 	t.Log(fates)
 	for _, reason := range []drop.Reason{drop.AntiSpoof, drop.Martian, drop.NoRoute, drop.RouteDrop, drop.NoEligible, drop.PublicSource, drop.SNATProtocol, drop.NoSession,
-		drop.ICMPUnrelated, drop.OwnSource, drop.UnknownDestination, drop.Unsolicited, drop.NoNextHop} {
+		drop.ICMPUnrelated, drop.OwnSource, drop.NoPartner, drop.UnknownDestination, drop.Unsolicited, drop.NoNextHop} {
 		if fates["drop "+reason.String()] == 0 {
 			t.Errorf("no packet was dropped for %v: the property says nothing about it", reason)
 		}

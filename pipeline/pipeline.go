@@ -31,6 +31,7 @@
 //	wrap        tags and outer headers: off in classify, on again in transmit
 //	source      whose a packet from inside is, and whether it comes from there
 //	create      the begin and the end of sessions
+//	fair        a VPC's share of a worker's table
 //	lifetime    whether a session still lives, and the walk that ends those that do not
 //	inbound     deliver: 1:1 addresses and SNAT mappings
 //	ports       select: a port that other sessions use too
@@ -38,6 +39,7 @@
 //	tcp         a connection's state
 //	mss         rewrite: the segment size that a SYN offers
 //	identify    rewrite: IPv4 identifications through SNAT
+//	options     rewrite: addresses that IPv4 options have recorded
 //	datagram    reassemble: what is known of datagrams in pieces
 //	addresses   addresses that nobody may have on the Internet's side
 //	hops        egress: next hops, and whether a neighbor is resolved
@@ -58,6 +60,7 @@ package pipeline
 import (
 	"math/rand/v2"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"weir/config"
@@ -92,8 +95,10 @@ type Worker struct {
 	anyMAC    bool   // accept frames to any station: replay
 	assumed   uint64 // replay: MAC word of neighbors that nobody resolves; 0: resolve
 
-	nanos int64  // the clock, read once a turn
-	tick  uint32 // the same in milliseconds
+	nanos     int64  // the clock, read once a turn
+	quiet     int64  // nanoseconds: after the first reading of the clock no reset is asked for
+	resetFrom int64  // nanoseconds: until then
+	tick      uint32 // the same in milliseconds
 
 	pressed int // 1: the table is nearly full, and what has not been answered ends early
 
@@ -110,6 +115,8 @@ type Worker struct {
 	exhausted [1 << exhaustedBits]exhaustion
 	failed    [256]failures // by slot of the instance
 
+	level       *state.Level // of the session table
+	weighed     int          // how many VPCs of the generation count with the weights that it says
 	expireAt    uint32
 	unconfirmed []state.UnconfirmedList // by slot of the instance
 
@@ -128,11 +135,12 @@ type Worker struct {
 
 // WorkerConfig says how a Worker differs from the default.
 type WorkerConfig struct {
-	MACs      []config.MAC // our address on each port
-	AnyMAC    bool         // accept frames to any station
-	AssumeMAC config.MAC   // not zero: every neighbor without a configured MAC has this one
-	Seed      *[32]byte    // nil: random
-	Handoff   *Handoff     // the rings between several workers
+	MACs      []config.MAC  // our address on each port
+	AnyMAC    bool          // accept frames to any station
+	AssumeMAC config.MAC    // not zero: every neighbor without a configured MAC has this one
+	Seed      *[32]byte     // nil: random
+	Handoff   *Handoff      // the rings between several workers
+	Quiet     time.Duration // how long after the first SetClock no reset answers what is unknown
 }
 
 // NewWorker returns worker w of a state. It starts with generation g.
@@ -153,12 +161,14 @@ func NewWorker(s *state.State, w int, g *generation.Generation, c WorkerConfig) 
 		noise:       state.NewRandom(c.Seed),
 		anyMAC:      c.AnyMAC,
 		assumed:     state.MACWord(c.AssumeMAC),
+		quiet:       c.Quiet.Nanoseconds(),
 		errorRates:  make([]bucket, state.VPCSlots),
 		Done:        make([]uintptr, 0, 2*queueSize),
 	}
 	for i, m := range c.MACs {
 		k.macs[i] = state.MACWord(m)
 	}
+	k.level = newLevel(s.Shares(w), k.sessions, g)
 	k.SetGeneration(g)
 	k.pieces.init(state.NewRandom(c.Seed))
 	return k
@@ -170,14 +180,16 @@ func (w *Worker) SetGeneration(g *generation.Generation) {
 	for i := range g.Ports {
 		w.mtus[i] = int(g.Ports[i].MTU)
 	}
-	w.timeouts = &g.Header.Timeouts[w.pressed]
+	w.timeouts, w.weighed = &g.Header.Timeouts[w.pressed], 0
 	atomic.StoreUint64(&w.counters.Generation, g.Number)
 }
 
 // SetClock tells the time, in nanoseconds of a monotonic clock. A time before the last one is not
 // believed: sessions are older than that, and idle times would come out at 49 days.
 func (w *Worker) SetClock(nanos int64) {
-	if w.nanos != 0 && nanos-w.nanos < 0 {
+	if w.nanos == 0 {
+		w.resetFrom = nanos + w.quiet
+	} else if nanos-w.nanos < 0 {
 		return
 	}
 	w.nanos = nanos

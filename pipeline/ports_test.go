@@ -180,6 +180,57 @@ func TestRestWhenAShareChangesHands(t *testing.T) {
 	}
 }
 
+// What a stranger began through a mapping, and nobody answered, ends with the mapping: it does not
+// lead past the port's next owner.
+func TestStrangersGoWithTheMapping(t *testing.T) {
+	for _, c := range []struct{ filtering, stranger, next string }{
+		{"address-dependent", "8.8.8.8:99", "drop filtered"},
+		{"endpoint-independent", "9.9.9.9:99", "10.0.0.6:2000"},
+	} {
+		for _, p := range []struct {
+			proto, flags string
+			timeout      time.Duration
+		}{{"udp", "", 5 * time.Minute}, {"tcp", " SYN", 4 * time.Minute}} {
+			r := newShare(t, "5000-5000", "sessions: {filtering: "+c.filtering+"}\n")
+			line := func(from, to string) string { return p.proto + " " + from + " > " + to + p.flags }
+			in := line(c.stranger, "192.0.2.6:5000")
+			r.expect(0, line("10.0.0.6:1000", "8.8.8.8:4500"), line("192.0.2.6:5000", "8.8.8.8:4500"))
+			r.after(p.timeout - time.Second)
+			r.expect(1, in, line(c.stranger, "10.0.0.6:1000"))
+			r.after(time.Second)
+			r.expect(1, in, line(c.stranger, "10.0.0.6:1000"))
+			r.after(time.Millisecond)
+			r.Expire(r.Capacity())
+			r.expect(1, in, "drop unsolicited")
+			r.after(2 * time.Second)
+			r.Expire(r.Capacity())
+			r.expect(0, line("10.0.0.6:2000", "8.8.4.4:4500"), line("192.0.2.6:5000", "8.8.4.4:4500"))
+			want := c.next
+			if !strings.HasPrefix(want, "drop") {
+				want = line(c.stranger, want)
+			}
+			r.expect(1, in, want)
+			if err := r.state.Check(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	// The port changes hands before the stranger comes again.
+	r := newShare(t, "5000-5000", "")
+	r.expect(0, "udp 10.0.0.6:1000 > 8.8.8.8:4500", "udp 192.0.2.6:5000 > 8.8.8.8:4500")
+	r.after(299 * time.Second)
+	r.expect(1, "udp 8.8.8.8:99 > 192.0.2.6:5000", "udp 8.8.8.8:99 > 10.0.0.6:1000")
+	r.after(4 * time.Second)
+	r.Expire(r.Capacity())
+	r.after(2 * time.Second)
+	r.Expire(r.Capacity())
+	r.expect(0, "udp 10.0.0.6:2000 > 8.8.4.4:4500", "udp 192.0.2.6:5000 > 8.8.4.4:4500")
+	r.expect(1, "udp 8.8.8.8:99 > 192.0.2.6:5000", "drop filtered")
+	if n := r.sessions.Len(); n != 1 {
+		t.Errorf("%d sessions, expected the port's owner's alone", n)
+	}
+}
+
 // One port, and a connection that was closed: who may begin another one, and with what number.
 func TestPortOfAClosedConnection(t *testing.T) {
 	closed := func(t *testing.T, more string) *rig {

@@ -104,11 +104,16 @@ func (w *Worker) serve(b *Burst, p *Packet) {
 // §2.4(f)).
 func (w *Worker) answer(p *Packet, r drop.Reason, mtu uint16) {
 	switch r {
-	case drop.TTLExceeded, drop.NoEligible, drop.SNATProtocol, drop.TooBig, drop.LimitInstance, drop.LimitVPC, drop.TableFull, drop.PortsExhausted:
-	case drop.NoSession: // a reset for TCP, never for one (RFC 9293 §3.10.7.1)
-		if w.gen.Header.UnknownTCP != uint8(config.UnknownTCPReset) || p.kind != kindTCP || p.fragmented || p.tcpFlags&tcpRST != 0 {
+	case drop.TTLExceeded, drop.SNATProtocol, drop.TooBig, drop.LimitInstance, drop.LimitVPC, drop.FairShare, drop.TableFull, drop.PortsExhausted:
+	case drop.NoEligible, drop.PrivateDestination: // TCP takes the error that this is else for a passing fault, and goes on for minutes (RFC 5461 §2)
+		if w.resets(p) {
+			r = drop.NoSession
+		}
+	case drop.NoSession, drop.NoRoute: // a reset, or nothing
+		if !w.resets(p) {
 			return
 		}
+		r = drop.NoSession
 	default:
 		return
 	}
@@ -128,4 +133,14 @@ func (w *Worker) answer(p *Packet, r drop.Reason, mtu uint16) {
 		w.errorRate.takeAbout(w.nanos, errorsPerSecond*share, max(1, errorBurst*share), w.noise.Uint64()) {
 		w.punts.Put(state.PuntError, p.from.At, r, mtu, inet.Addr{}, p.Data)
 	}
+}
+
+// resets reports whether a packet that finds neither a session nor an address is answered by a
+// reset: it is of a TCP connection that nobody here knows, or knows any more. Never a reset itself
+// is (RFC 9293 §3.10.7.1), nor what asks for a new connection. Just after a start all connections
+// through shares of addresses may be unknown at once, and some are not lost: whoever knew them may
+// have the traffic back in a moment. A reset would end them for good.
+func (w *Worker) resets(p *Packet) bool {
+	return w.gen.Header.UnknownTCP == uint8(config.UnknownTCPReset) && p.kind == kindTCP && !p.fragmented && p.tcpFlags&tcpRST == 0 && !begins(p) &&
+		w.nanos-w.resetFrom >= 0
 }

@@ -148,6 +148,9 @@ func (w *Worker) fragmentWay(b *Burst, p *Packet) (tracked, plain bool) {
 		h := g.Host(0, p.local)
 		if h == nil {
 			attached := g.Find(generation.AttachedTables+uint32(p.family), p.local) != 0
+			if in, _ := g.PrivateOwner(p.local); in != nil {
+				attached = g.Partner(in, p.remote)
+			}
 			return attached, attached
 		}
 		return h.Kind != generation.HostOwn, false
@@ -165,7 +168,7 @@ func (w *Worker) fragmentWay(b *Burst, p *Packet) (tracked, plain bool) {
 		return false, false
 	}
 	rt := &g.Routes[r-1]
-	return true, rt.Kind == generation.RouteInternal || from.attached != nil && g.Eligible(from.attached.Set, rt.Gateway)
+	return true, rt.Kind == generation.RouteInternal || rt.Plain && !g.Own(p.remote) || from.attached != nil && g.Eligible(from.attached.Set, rt.Gateway)
 }
 
 // mayHavePorts reports whether a protocol after an IPv6 Fragment header has ports, or may be

@@ -3,7 +3,9 @@
 package pipeline
 
 import (
+	"cmp"
 	"fmt"
+	"math/bits"
 	"net/netip"
 	"slices"
 
@@ -23,6 +25,7 @@ type reference struct {
 	now      int64 // milliseconds
 	capacity int   // of the session table
 	pressed  bool
+	crowding map[string]bool // VPCs that had more than their share before the last endings
 	sessions []*refSession
 	mappings []*refMapping
 	spent    int                    // mappings without their ports, until the next walk
@@ -52,7 +55,7 @@ type refSession struct {
 	private, external, remote             netip.Addr
 	privatePort, externalPort, remotePort uint16
 	proto                                 uint8
-	snat, fromOutside, hairpin            bool
+	snat, fromOutside, hairpin, forward   bool
 	state                                 session.State
 	last                                  int64 // refreshed
 	drain                                 int64 // ends then; 0: does not drain
@@ -140,7 +143,8 @@ func (n *reference) vpcOf(port int) string {
 	return ""
 }
 
-// identityOf says what sessions know an instance by, whatever its name: the VPC, and its IPv4 address there, else its IPv6 address.
+// identityOf says what sessions know an instance by, whatever its name: the VPC, and its IPv4
+// address there, else its IPv6 address.
 func identityOf(v *config.VPC, in *config.Instance) string {
 	if in.Address4.IsValid() {
 		return v.Name + "/" + in.Address4.String()
@@ -192,11 +196,21 @@ func (n *reference) fromInside(q question) outcome {
 // fromOutside decides on a packet from outside, or on one that turned back.
 func (n *reference) fromOutside(q question, from origin) outcome {
 	s := n.find(q, from)
+	if s != nil && s.state == session.Unconfirmed && s.snat && !s.forward && !n.leads(s) {
+		n.end(s)
+		s = nil
+	}
 	if s == nil || s.snat && q.proto == "ping" { // nobody pings through an identifier that is mapped for replies
 		return n.arriving(q, from)
 	}
 	o := n.in(s, q)
 	o.tracked, o.of = n.track(s, q, from), s
+	if !o.dropped && n.rules(s.external).InboundRefresh == config.RefreshOn && q.proto != "rst" {
+		switch s.state {
+		case session.UDP, session.ICMP, session.Other, session.TCPOpen:
+			s.last = n.now
+		}
+	}
 	if o.dropped {
 		o.forecast = droppedAs(drop.TCPReset)
 	}
@@ -380,8 +394,15 @@ func (n *reference) goOn(s *refSession, q question, from origin, r *tracked) {
 
 // out and in are a packet's way through its session.
 func (n *reference) out(s *refSession, q question) outcome {
-	v := n.leaves(forecast{fate: "out", src: s.external, dst: q.dst}, s.external, q.dst)
+	v := n.leaves(forecast{fate: "out", src: s.external, dst: q.dst}, s.external, q.dst, n.routeOf(s))
 	return outcome{forecast: v, sport: s.externalPort, dport: q.dport, turns: s.hairpin}
+}
+
+// routeOf is the route of a session's packets from inside.
+func (n *reference) routeOf(s *refSession) config.Route {
+	vpc, in := n.instanceOf(s.instance)
+	route, _ := n.route(vpc, in, s.remote)
+	return route
 }
 
 func (n *reference) in(s *refSession, q question) outcome {
@@ -393,7 +414,10 @@ func (n *reference) in(s *refSession, q question) outcome {
 func (n *reference) leaving(q question) outcome {
 	v, turns := n.model.leaving(q)
 	o := outcome{forecast: v, sport: q.sport, dport: q.dport, turns: turns}
-	if q.proto == "error" && (v.kind != "" || v.fate == "drop "+drop.ICMPUnrelated.String() || v.fate == "drop "+drop.NoEligible.String()) {
+	if v.untranslated && (q.proto != "error" || n.quotedSession(q) == nil) {
+		return o
+	}
+	if q.proto == "error" && (v.untranslated || v.kind != "" || v.fate == "drop "+drop.ICMPUnrelated.String() || v.fate == "drop "+drop.NoEligible.String()) {
 		return n.errorOut(q, o)
 	}
 	if v.kind == "" {
@@ -401,11 +425,14 @@ func (n *reference) leaving(q question) outcome {
 	}
 	s := n.begin(q.src, q.dst, q.sport, q.dport, q)
 	s.external, s.externalPort, s.state = v.src, q.sport, begun(q)
+	if v.newSource != 0 {
+		s.externalPort, o.sport, s.snat, s.forward = v.newSource, v.newSource, true, true
+	}
 	s.tcp = refTCP{syn: [2]bool{true, false}, next: [2]uint32{q.seq + 1, 0}, asked: true}
 	if v.kind == "snat" {
 		return n.share(s, o, q)
 	}
-	if q.loops(v.src, q.sport) {
+	if q.loops(v.src, s.externalPort) {
 		return refused(drop.Martian)
 	}
 	// 1:1 never needs a session.
@@ -429,17 +456,27 @@ func (n *reference) errorOut(q question, o outcome) outcome {
 	if a.src != q.dst || a.dst != q.src {
 		return refused(drop.ICMPUnrelated)
 	}
-	for _, s := range n.sessions {
-		if s.vpc == n.vpcOf(q.port) && s.private == a.dst && s.privatePort == a.dport && s.remote == a.src && s.remotePort == a.sport && s.proto == a.number() {
-			a.dst, a.dport = s.external, s.externalPort
-			return outcome{forecast: n.leaves(forecast{fate: "out", src: s.external, dst: q.dst}, s.external, q.dst), quoted: &a, turns: n.ours(q.dst)}
-		}
+	if s := n.quotedSession(q); s != nil {
+		a.dst, a.dport = s.external, s.externalPort
+		return outcome{forecast: n.leaves(forecast{fate: "out", src: s.external, dst: q.dst}, s.external, q.dst, n.routeOf(s)), quoted: &a, turns: n.ours(q.dst)}
 	}
 	if o.kind != "" { // 1:1 needs no session
 		n.stateless++
-		a.dst, o.quoted = o.src, &a
+		a.dst, a.dport, o.quoted = o.src, cmp.Or(o.newSource, a.dport), &a
 	}
 	return o
+}
+
+// quotedSession is the session of what an ICMP error from inside is about, if it goes to who sent
+// that.
+func (n *reference) quotedSession(q question) *refSession {
+	a := q.about()
+	for _, s := range n.sessions {
+		if a.src == q.dst && a.dst == q.src && s.vpc == n.vpcOf(q.port) && s.private == a.dst && s.privatePort == a.dport && s.remote == a.src && s.remotePort == a.sport && s.proto == a.number() {
+			return s
+		}
+	}
+	return nil
 }
 
 // errorIn decides on an ICMP error from outside to an external address of an instance.
@@ -458,7 +495,7 @@ func (n *reference) errorIn(q question, o outcome) outcome {
 	}
 	if o.fate == "in" {
 		n.stateless++
-		a.src, o.quoted = o.dst, &a
+		a.src, a.sport, o.quoted = o.dst, cmp.Or(o.newTarget, a.sport), &a
 	}
 	return o
 }
@@ -486,8 +523,12 @@ func (n *reference) owner(s *refSession) (*config.VPC, *config.Instance) {
 // share finds a port for a session through SNAT.
 func (n *reference) share(s *refSession, o outcome, q question) outcome {
 	s.snat = true
+	o.shares = n.unforwarded(s, o.shares)
 	if r := n.limit(s); r != drop.Pass {
 		return refused(r)
+	}
+	if n.crowds(s.vpc) {
+		return refused(drop.FairShare)
 	}
 	if len(n.sessions) == n.capacity {
 		return refused(drop.TableFull)
@@ -523,6 +564,19 @@ func (n *reference) share(s *refSession, o outcome, q question) outcome {
 		}
 	}
 	return o
+}
+
+// unforwarded takes from the shares of an instance the ports that are forwarded.
+func (n *reference) unforwarded(s *refSession, shares []config.SNAT) (list []config.SNAT) {
+	_, in := n.owner(s)
+	for _, share := range shares {
+		for port := share.First; port <= share.Last; port++ {
+			if forwardOf(in, s.external, s.proto, func(f config.Forward) bool { return f.Port == port }) == nil {
+				list = append(list, config.SNAT{Address: share.Address, First: port, Last: port})
+			}
+		}
+	}
+	return list
 }
 
 // draw finds the ports that a new mapping may get: free ones, first those with which there is no
@@ -635,7 +689,8 @@ func (n *reference) regain(s *refSession) bool {
 	return true
 }
 
-// taken reports whether a session has a port with the remote endpoint of s. One that began outside, when the port was another's, gives way.
+// taken reports whether a session has a port with the remote endpoint of s. One that began outside,
+// when the port was another's, gives way.
 func (n *reference) taken(s *refSession, port uint16) bool {
 	return slices.ContainsFunc(n.sessions, func(t *refSession) bool {
 		return n.sameOutside(t, s, port) && t.state != session.Unconfirmed && !t.closed()
@@ -726,7 +781,13 @@ func (n *reference) held(m *refMapping) bool {
 
 // confirm lets the first packet from inside confirm a session that began outside, if what it was
 // let in to is still there.
-func (n *reference) confirm(s *refSession) bool { return !s.snat || n.hold(s, false) }
+func (n *reference) confirm(s *refSession) bool { return !s.snat || s.forward || n.hold(s, false) }
+
+// leads reports whether the port of a session that began outside is still that of the endpoint to
+// which it leads.
+func (n *reference) leads(s *refSession) bool {
+	return slices.ContainsFunc(n.mappings, func(m *refMapping) bool { return m.belongsTo(s) && m.port == s.externalPort && n.held(m) })
+}
 
 // rules are those of the pool of an external address.
 func (n *reference) rules(a netip.Addr) config.Translation { return n.Pools[n.pool(a)].Sessions }
@@ -745,11 +806,14 @@ func (n *reference) arriving(q question, from origin) outcome {
 		return o
 	}
 	n.stateless++
+	o.dport = cmp.Or(v.newTarget, q.dport)
 	if !v.session {
 		return o
 	}
-	vpc, in := n.holder(q.dst)
-	s := n.begin(v.dst, q.src, q.dport, q.sport, q)
+	vpc, in := n.holder(q)
+	s := n.begin(v.dst, q.src, cmp.Or(v.newTarget, q.dport), q.sport, q)
+	s.forward = v.newTarget != 0
+	s.snat = s.forward
 	if n.admit(s, q, vpc, in) {
 		n.stateless--
 		o.begins = s
@@ -818,11 +882,11 @@ func (n *reference) admit(s *refSession, q question, vpc *config.VPC, in *config
 	return n.limit(s) == drop.Pass
 }
 
-// holder returns whose a 1:1 address is.
-func (n *reference) holder(a netip.Addr) (*config.VPC, *config.Instance) {
+// holder returns whose the 1:1 address, or the forwarded port, is that a packet is to.
+func (n *reference) holder(q question) (*config.VPC, *config.Instance) {
 	for i := range n.VPCs {
 		for j := range n.VPCs[i].Instances {
-			if in := &n.VPCs[i].Instances[j]; slices.Contains(in.Floating, a) || slices.Contains(in.Ephemeral, a) {
+			if in := &n.VPCs[i].Instances[j]; slices.Contains(in.Floating, q.dst) || slices.Contains(in.Ephemeral, q.dst) || n.forwarded(q, &n.VPCs[i], in) != nil {
 				return &n.VPCs[i], in
 			}
 		}
@@ -846,6 +910,50 @@ func (n *reference) limit(s *refSession) drop.Reason {
 		return drop.LimitVPC
 	}
 	return drop.Pass
+}
+
+// crowds reports whether a VPC has more than its share of a table that is fuller than seven
+// eighths: more than the level, rounded up, up to which all VPCs together fill those. Up to 32 it
+// is rounded to a number, then to two, to four, and so on.
+func (n *reference) crowds(vpc string) bool {
+	room, use, weight := n.capacity/8*7, map[string]int{}, map[string]int{}
+	if len(n.sessions) <= room {
+		return false
+	}
+	for _, s := range n.sessions {
+		use[s.vpc]++
+	}
+	for i := range n.VPCs {
+		weight[n.VPCs[i].Name] = n.VPCs[i].Weight
+	}
+	for level := 1; ; {
+		sum := 0
+		for name, n := range use {
+			sum += min(n, level*max(weight[name], 1))
+		}
+		if sum > room {
+			return use[vpc] > level*weight[vpc]
+		}
+		if level < 32 {
+			level++
+		} else {
+			level += 1 << (bits.Len(uint(level)) - 5)
+		}
+	}
+}
+
+// gives reports whether a session may end before its time, because its VPC has more than its share.
+func (n *reference) gives(s *refSession) bool {
+	return s.state == session.UDP && n.now-s.last > 120_000 && (n.crowding[s.vpc] || n.crowds(s.vpc))
+}
+
+// noteCrowds notes whose sessions may give way in the walk to come: what is over and not ended yet
+// counts there too.
+func (n *reference) noteCrowds() {
+	n.crowding = map[string]bool{}
+	for i := range n.VPCs {
+		n.crowding[n.VPCs[i].Name] = n.crowds(n.VPCs[i].Name)
+	}
 }
 
 // add begins a session. A session from outside that has the same outside gives way: it was let in
@@ -884,6 +992,7 @@ func (n *reference) endIf(over func(*refSession) bool) {
 // wait lets time pass.
 func (n *reference) wait(millis int64) {
 	n.now += millis
+	n.noteCrowds()
 	n.weigh()
 	n.endIf(n.over)
 	n.rested()
@@ -926,6 +1035,7 @@ func (n *reference) over(s *refSession) bool {
 // reload puts another configuration in force: the sessions are held against it.
 func (n *reference) reload(cfg *config.Config) {
 	n.Config = cfg
+	n.noteCrowds()
 	n.weigh()
 	n.endIf(func(s *refSession) bool { return !n.stays(s) || n.over(s) })
 	n.rested()
@@ -942,9 +1052,12 @@ func (n *reference) stays(s *refSession) bool {
 		mine = slices.ContainsFunc(in.SNAT, func(r config.SNAT) bool {
 			return r.Address == s.external && r.First <= s.externalPort && s.externalPort <= r.Last
 		})
+		if f := forwardOf(in, s.external, s.proto, func(f config.Forward) bool { return f.Port == s.externalPort }); f == nil && s.forward || f != nil && f.ToPort != s.privatePort {
+			return false // a forward ends with its sessions, and is nobody else's
+		}
 	}
 	route, ok := n.route(vpc, in, s.remote)
-	if !mine || !ok || route.Target != config.TargetGateway {
+	if !mine || !ok || route.Target != config.TargetGateway || route.Untranslated && !s.fromOutside && !s.hairpin || !n.reaches(route, s.remote) {
 		return false
 	}
 	switch {

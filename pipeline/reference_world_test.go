@@ -32,16 +32,18 @@ type world struct {
 		}
 	}
 	whole    [2 * worldPools * 3]struct{ owner, ephemeral int }
-	shared   [2 * worldPools][4]struct{ owner, size int }
+	shared   [2 * worldPools][4]struct{ owner, size, tcp, udp int } // forwarded; 0: none
 	attached [2 * worldPools]struct{ owner int }
 
 	spread, onMove, drain string
 	rest, unknown         string
+	beyond                [2]string // private sources of the outside ports
 	udp                   string
 	limited, lazy         bool
 	private, remote       []uint16 // ports
 	waits                 []time.Duration
 	floating              []netip.Addr
+	partner               int // the VPC whose addresses are known outside
 }
 
 const (
@@ -51,10 +53,11 @@ const (
 )
 
 var (
-	worldRemotes  = [2][]netip.Addr{addrs("8.8.8.8 8.8.4.4 9.9.9.9 203.0.113.4"), addrs("2001:4860::8 2001:4860::9 2a00::1")}
+	worldRemotes  = [2][]netip.Addr{addrs("8.8.8.8 8.8.4.4 9.9.9.9 203.0.113.4 172.20.0.9"), addrs("2001:4860::8 2001:4860::9 2a00::1 fd20::9")}
 	worldRemote   = []uint16{53, 443, 80, 123, 5000}
 	worldPrivate  = []uint16{1024, 1025, 1026, 1031, 5000, 5001, 5002, 5003, 5004, 5005}
 	worldSegments = []string{"ack", "ack", "data", "data", "data", "syn", "synack", "fin", "rst"}
+	worldMore     = []string{"", "", ",PSH", ",URG", ",ECE,CWR"}
 	worldWaits    = []time.Duration{time.Millisecond, 5 * time.Millisecond, 11 * time.Millisecond, time.Second, 5 * time.Second, 15 * time.Second,
 		29 * time.Second, 31 * time.Second, time.Minute, 90 * time.Second, 2 * time.Minute, 121 * time.Second, 4 * time.Minute, 5*time.Minute + time.Millisecond, 2*time.Hour + 5*time.Minute}
 )
@@ -69,6 +72,7 @@ func addrs(text string) (list []netip.Addr) {
 func newWorld(seed uint64) *world {
 	w := &world{generator: &generator{Rand: rand.New(rand.NewPCG(seed, 42))}}
 	w.lazy = w.some(0.25)
+	w.partner = w.IntN(2 * worldVPCs) // in every other world
 	w.limited = !w.lazy && w.some(0.6)
 	w.private, w.remote, w.waits = worldPrivate[:5], worldRemote[:2], worldWaits
 	if w.some(0.4) { // a crowd: the table fills up
@@ -115,6 +119,7 @@ func (w *world) changePool(p int) {
 	if w.some(0.3) {
 		w.pools[p].rules = "mapping: address-and-port-dependent"
 	}
+	w.pools[p].rules += pick(w.generator, []string{"", "", ", inbound_refresh: on"})
 	w.pools[p].ports = pick(w.generator, []string{"", "", "", ", ports: [out0]", ", ports: [out1]"})
 }
 
@@ -122,7 +127,7 @@ func (w *world) changeRoutes(v int) {
 	var list []string
 	seen := map[string]bool{}
 	for i := range 2 + w.IntN(5) {
-		to := pick(w.generator, strings.Fields("8.8.8.0/24 8.8.8.8/32 8.0.0.0/8 9.0.0.0/8 203.0.113.0/24 2001:4860::/32 2001:4860::8/128"))
+		to := pick(w.generator, strings.Fields("8.8.8.0/24 8.8.8.8/32 8.0.0.0/8 9.0.0.0/8 203.0.113.0/24 2001:4860::/32 2001:4860::8/128 172.16.0.0/12 fd20::/16"))
 		if i < 2 {
 			if to = []string{"0.0.0.0/0", "::/0"}[i]; w.some(0.05) {
 				continue
@@ -145,6 +150,9 @@ func (w *world) changeRoutes(v int) {
 			key += ", gateway: unnamed"
 		default:
 			key += fmt.Sprint(", gateway: g", w.IntN(worldPools))
+		}
+		if v == w.partner && strings.Contains(key, "gateway:") && w.some(0.4) {
+			key += ", translate: false"
 		}
 		list = append(list, "{"+key+"}")
 	}
@@ -176,7 +184,33 @@ func (w *world) changeWhole(i int) {
 	w.whole[i].owner, w.whole[i].ephemeral = w.owner(0.6, 0, 0, 2), w.IntN(3)
 }
 func (w *world) changeShared(a, c int) {
-	w.shared[a][c].owner, w.shared[a][c].size = w.owner(0.8, 1, 1, 1, 2), 1+w.IntN(8)
+	x := &w.shared[a][c]
+	x.owner, x.size = w.owner(0.8, 1, 1, 1, 2), 1+w.IntN(8)
+	w.changeForwards(a, c)
+}
+
+// changeForwards draws which ports of a share lead to its instance.
+func (w *world) changeForwards(a, c int) {
+	x := &w.shared[a][c]
+	if x.tcp, x.udp = 0, 0; w.some(0.3) {
+		x.tcp = w.IntN(x.size + 1)
+	}
+	if w.some(0.3) {
+		x.udp = w.IntN(x.size + 1)
+	}
+}
+
+// forwards writes those of a share that begins at a port. Each share of an address leads to another
+// port.
+func (w *world) forwards(a, c, first int) string {
+	var list []string
+	for proto, n := range map[string]int{"tcp": w.shared[a][c].tcp, "udp": w.shared[a][c].udp} {
+		if n > 0 {
+			list = append(list, fmt.Sprintf("{protocol: %s, port: %d, to_port: %d}", proto, first+n-1, w.private[c]))
+		}
+	}
+	slices.Sort(list)
+	return "[" + strings.Join(list, ", ") + "]"
 }
 
 func (w *world) changeSessions() {
@@ -186,6 +220,9 @@ func (w *world) changeSessions() {
 	w.unknown = pick(w.generator, []string{"drop", "reset"})
 	w.udp = pick(w.generator, []string{"", "53: 10s", "53: 10s, 443: 1h"})
 	w.rest = pick(w.generator, []string{"120s", "30s"})
+	for o := range w.beyond {
+		w.beyond[o] = pick(w.generator, []string{"", "", ", private_sources: [172.16.0.0/12, \"fd20::/16\"]", ", private_sources: [172.20.0.9/32]", ", private_sources: [192.168.0.0/16, \"fd00::/8\"]"})
+	}
 }
 
 // change changes a few things.
@@ -193,7 +230,7 @@ func (w *world) change() {
 	for range 1 + w.IntN(3) {
 		v, i, a := w.IntN(worldVPCs), w.IntN(worldInstances), w.IntN(len(w.shared))
 		in := &w.vpcs[v].instances[i]
-		switch w.IntN(12) {
+		switch w.IntN(13) {
 		case 0, 1:
 			w.changeWhole(w.IntN(len(w.whole)))
 		case 2, 3, 4:
@@ -210,6 +247,8 @@ func (w *world) change() {
 			in.name = pick(w.generator, []string{"", fmt.Sprint("i", i), fmt.Sprint("i", i), fmt.Sprint("j", i)})
 		case 11:
 			w.changeSessions()
+		case 12:
+			w.changeForwards(a, w.IntN(len(w.shared[a])))
 		}
 	}
 }
@@ -229,8 +268,8 @@ func (w *world) text() string {
 	for v := range worldVPCs {
 		fmt.Fprintf(&b, "  - {name: in%d, device: net_null%d, side: inside}\n", v, v)
 	}
-	b.WriteString("  - {name: out0, device: net_null10, side: outside, addresses: [198.51.100.2/24, \"2001:db8::2/64\"], next_hops: [198.51.100.1, \"2001:db8::1\"]}\n")
-	b.WriteString("  - {name: out1, device: net_null11, side: outside, addresses: [203.0.113.3/29], next_hops: [203.0.113.1]}\npools:\n")
+	fmt.Fprintf(&b, "  - {name: out0, device: net_null10, side: outside, addresses: [198.51.100.2/24, \"2001:db8::2/64\"], next_hops: [198.51.100.1, \"2001:db8::1\"]%s}\n", w.beyond[0])
+	fmt.Fprintf(&b, "  - {name: out1, device: net_null11, side: outside, addresses: [203.0.113.3/29], next_hops: [203.0.113.1]%s}\npools:\n", w.beyond[1])
 	for p := range w.pools {
 		fmt.Fprintf(&b, "  - {name: p%d, ranges: [192.0.2.%d/28, \"2001:db8:1:%d::/64\"], sessions: {%s}%s}\n", p, 16*p, p, w.pools[p].rules, w.pools[p].ports)
 	}
@@ -248,7 +287,7 @@ func (w *world) text() string {
 	for v := range w.vpcs {
 		vpc := &w.vpcs[v]
 		fmt.Fprintf(&b, "  - name: v%d\n    attach: [{port: in%d, addresses: [10.0.0.1/24, \"fd00::1/64\"]}]\n    subnets: [10.0.0.0/24, \"fd00::/64\"]\n", v, v)
-		fmt.Fprintf(&b, "    limits: {per_vpc: %d}\n    routes: [%s]\n    instances:\n", vpc.limit, strings.Join(vpc.routes, ", "))
+		fmt.Fprintf(&b, "    limits: {per_vpc: %d}\n    weight: %d\n    routes: [%s]\n    instances:\n", vpc.limit, 1+vpc.limit%3, strings.Join(vpc.routes, ", "))
 		none := true
 		for i := range vpc.instances {
 			if vpc.instances[i].name != "" {
@@ -286,7 +325,7 @@ func (w *world) instance(v, i int) string {
 			a := w.external(family, p, 8)
 			for c, x := range w.shared[family*worldPools+p] {
 				if x.owner == me {
-					snat = append(snat, fmt.Sprintf("{address: %q, ports: %d-%d}", a, 1024+8*c, 1024+8*c+x.size-1))
+					snat = append(snat, fmt.Sprintf("{address: %q, ports: %d-%d, forward: %s}", a, 1024+8*c, 1024+8*c+x.size-1, w.forwards(family*worldPools+p, c, 1024+8*c)))
 					w.generator.external = append(w.generator.external, a)
 				}
 			}
@@ -351,7 +390,7 @@ func (w *world) next(n *reference) event {
 		return event{walk: true}
 	}
 	e := event{burst: []question{w.ask(n)}}
-	if q := &e.burst[0]; !q.expired && (q.proto == "udp" || q.proto == "ping" || q.proto == "pong" || q.proto == "gre" && !n.ours(q.dst)) && w.some(0.1) {
+	if q := &e.burst[0]; !q.expired && (q.proto == "udp" || q.proto == "ping" || q.proto == "pong" || q.proto == "gre" && !n.ours(q.dst)) && !w.mixed(n, *q) && w.some(0.1) {
 		q.long = true
 		e.pieces, e.apart = w.Perm(3), w.some(0.5)
 		return e
@@ -360,6 +399,21 @@ func (w *world) next(n *reference) event {
 		e.burst = append(e.burst, e.burst[0]) // the first one may begin a session that the look-up of the burst did not find
 	}
 	return e
+}
+
+// mixed reports whether a packet is of a session on a way that is untranslated without one: there a
+// piece before the first one has no port to find the session by, and leaves as it is.
+func (w *world) mixed(n *reference, q question) bool {
+	v, in := w.partner, 0
+	if q.port != v || v >= worldVPCs || n.find(q, inside) == nil {
+		return false
+	}
+	for i := range n.VPCs[v].Instances {
+		if x := &n.VPCs[v].Instances[i]; x.Address4 == q.src || x.Address6 == q.src {
+			in = i
+		}
+	}
+	return n.partner(&n.VPCs[v], &n.VPCs[v].Instances[in], q.dst)
 }
 
 // ask draws a packet: of a session, nearly of one, or any.
@@ -393,6 +447,9 @@ func (w *world) ask(n *reference) question {
 		q.port = worldVPCs + w.IntN(2)
 		if local = w.generator.external; w.some(0.5) {
 			local = w.floating
+		}
+		if w.partner < worldVPCs && w.some(0.2) {
+			local = w.ofVPC[w.partner]
 		}
 	}
 	if len(local) == 0 || w.some(0.02) {
@@ -430,6 +487,9 @@ func (w *world) ask(n *reference) question {
 		if q.proto == "syn" {
 			q.ack = 0
 		}
+	}
+	if q.proto == "syn" {
+		q.more = pick(w.generator, worldMore)
 	}
 	q.expired = w.some(0.01)
 	return q
@@ -505,7 +565,9 @@ func (w *world) complain(q question) question {
 	switch w.IntN(8) {
 	case 0: // a router on the way says it
 		if q.port >= worldVPCs && q.src.Is4() {
-			q.src = netip.MustParseAddr("9.9.9.77")
+			q.src = pick(w.generator, addrs("9.9.9.77 10.1.8.1 192.168.100.1 169.254.7.7 127.0.0.9"))
+		} else if q.port >= worldVPCs {
+			q.src = pick(w.generator, addrs("2a00::77 fd77::1 fe80::77 ff02::77"))
 		}
 	case 1:
 		q.dst = pick(w.generator, append(w.generator.external, q.dst))

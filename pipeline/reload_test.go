@@ -679,6 +679,7 @@ vpcs:
     instances:
       - {name: a, addresses: [10.0.0.5], mac: "02:00:00:00:00:05", external: {floating: [192.0.2.1, 192.0.2.17]}}
       - {name: b, addresses: [10.0.0.6], mac: "02:00:00:00:00:06", external: {floating: [192.0.2.2, 192.0.2.18]}}
+      - {name: c, addresses: [10.0.0.7], mac: "02:00:00:00:00:07", external: {snat: [{address: 192.0.2.3, ports: 1024-2047, forward: [{protocol: udp, port: 1024, to_port: 53}]}]}}
 `
 	r := newRig(t, text, config.MAC{})
 	flows := func(from string, to string, n int) {
@@ -690,6 +691,8 @@ vpcs:
 	flows("10.0.0.5", "203.0.113.9", 2)
 	flows("10.0.0.6", "8.8.8.8", 4)
 	flows("10.0.0.6", "203.0.113.9", 1)
+	flows("10.0.0.7", "9.9.9.9", 2)
+	r.send(1, "udp 9.9.9.9:1 > 192.0.2.3:1024") // by the forward
 	for _, c := range []struct {
 		name, old, new string
 		want           map[string]generation.Fate
@@ -698,6 +701,10 @@ vpcs:
 		{"an instance", `      - {name: b, addresses: [10.0.0.6], mac: "02:00:00:00:00:06", external: {floating: [192.0.2.2, 192.0.2.18]}}` + "\n", "",
 			map[string]generation.Fate{`instance "b" of vpc "v" removed`: {End: 5}}},
 		{"a route", "203.0.113.0/24, gateway: h", "203.0.113.0/24, drop: true", map[string]generation.Fate{`route to 203.0.113.0/24 of vpc "v" changed`: {End: 3}}},
+		{"a route that translates no longer", "203.0.113.0/24, gateway: h", "203.0.113.0/24, gateway: h, translate: false", map[string]generation.Fate{`route to 203.0.113.0/24 of vpc "v" changed`: {End: 3}}},
+		{"a forward that leads elsewhere", "to_port: 53", "to_port: 54", map[string]generation.Fate{`instance "c" of vpc "v" changed`: {Keep: 2, End: 1}}},
+		{"a forward that goes", "forward: [{protocol: udp, port: 1024, to_port: 53}]", "forward: []", map[string]generation.Fate{`instance "c" of vpc "v" changed`: {Keep: 2, End: 1}}},
+		{"a forward beside it", "forward: [{", "forward: [{protocol: tcp, port: 1024, to_port: 53}, {", map[string]generation.Fate{`instance "c" of vpc "v" changed`: {Keep: 3}}},
 		{"a new route", "{to: 203.0.113.0/24, gateway: h}", "{to: 203.0.113.0/24, gateway: h}, {to: 8.0.0.0/8, drop: true}",
 			map[string]generation.Fate{`route to 8.0.0.0/8 of vpc "v" added`: {End: 7}}},
 		{"a gateway and a route", "pools: [q]}]", "pools: []}]", map[string]generation.Fate{"gateway 00000000-0000-4000-8000-000000000002 changed": {Keep: 3}}},
@@ -705,7 +712,7 @@ vpcs:
 		{"two at once", `192.0.2.17]}}
       - {name: b, addresses: [10.0.0.6], mac: "02:00:00:00:00:06", external: {floating: [192.0.2.2,`,
 			`192.0.2.19]}}
-      - {name: b, addresses: [10.0.0.6], mac: "02:00:00:00:00:06", external: {floating: [192.0.2.3,`,
+      - {name: b, addresses: [10.0.0.6], mac: "02:00:00:00:00:06", external: {floating: [192.0.2.4,`,
 			map[string]generation.Fate{`instance "a" of vpc "v" changed`: {Keep: 3, End: 2}, `instance "b" of vpc "v" changed`: {Keep: 1, End: 4}}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -171,6 +171,40 @@ func TestErrorRates(t *testing.T) {
 	}
 }
 
+// Errors are limited for all VPCs together too, which one VPC does not reach.
+func TestErrorRateOfAll(t *testing.T) {
+	const tenants = 30
+	var ports, vpcs strings.Builder
+	for i := range tenants {
+		fmt.Fprintf(&ports, "  - {name: t%02d, device: net_null%d, side: inside}\n", i, 10+i)
+		fmt.Fprintf(&vpcs, "  - {name: v%d, attach: [{port: t%02d, addresses: [10.0.0.1/24]}], subnets: [10.0.0.0/24], instances: [{name: i, addresses: [10.0.0.5]}]}\n", i, i)
+	}
+	r := newRig(t, "version: 1\nports:\n"+ports.String()+"vpcs:\n"+vpcs.String(), config.MAC{})
+	line := "udp 10.0.0.5:5 > 8.8.8.8:53 ttl=1"
+	errors := func(each int) (got int) {
+		for i := range tenants {
+			for range each {
+				r.expect(i, line, "drop ttl_exceeded")
+				for ; r.punts.Peek() != nil; r.punts.Pop() {
+					got++
+				}
+			}
+		}
+		return got
+	}
+	if got := errors(50); got < errorBurst*2/3 || got > errorBurst*4/3 {
+		t.Errorf("%d errors at once for %d VPCs, want about %d", got, tenants, errorBurst)
+	}
+	total := 0
+	for range 100 {
+		r.after(100 * time.Millisecond)
+		total += errors(10) // 100 a second each, 3000 in all
+	}
+	if want := 10 * errorsPerSecond; total < want*9/10 || total > want*11/10 {
+		t.Errorf("%d errors in 10 s, want about %d", total, want)
+	}
+}
+
 // An error about a packet from outside has a public source: weir's own, or, where that is private,
 // the one that the packet was for.
 func TestErrorsOutsideHaveAPublicSource(t *testing.T) {

@@ -33,6 +33,9 @@ func (w *Worker) rewrite(b *Burst) {
 			if p.shared && !atomic4(ip) {
 				w.identify(p, ip)
 			}
+			if ip[0] != 0x45 && (p.act == actOut || p.act == actOutPlain) {
+				p.headerDelta = p.headerDelta.Add(conceal(ip))
+			}
 			sum := p.headerDelta.Add(hopDelta).Apply(binary.BigEndian.Uint16(ip[10:]))
 			binary.BigEndian.PutUint16(ip[10:], sum)
 			ip[8] -= hop

@@ -57,13 +57,17 @@ func newRigFor(t testing.TB, text string, assume config.MAC, sessions, workers i
 	}
 	anySource(g)
 	r.gens = append(r.gens, g)
-	var macs []config.MAC
+	r.Worker = NewWorker(r.state, 0, g, WorkerConfig{MACs: r.macsOf(), AssumeMAC: assume, Seed: &testSeed})
+	r.SetClock(1e9)
+	return r
+}
+
+// macsOf are the addresses of the ports.
+func (r *rig) macsOf() (macs []config.MAC) {
 	for i := range r.cfg.Ports {
 		macs = append(macs, config.MAC{2, 0, 0, 0, 0, byte(1 + i)})
 	}
-	r.Worker = NewWorker(r.state, 0, g, WorkerConfig{MACs: macs, AssumeMAC: assume, Seed: &testSeed})
-	r.SetClock(1e9)
-	return r
+	return macs
 }
 
 func parseConfig(t testing.TB, text string) *config.Config {
@@ -297,8 +301,8 @@ vpcs:
       - {name: none, addresses: [10.0.0.9, "fd00::9"], mac: "02:00:00:00:01:09"}
 `
 
-// anySource lets instances with a configured MAC send from any: most tests send every frame from neighborMAC, and it is
-// TestSourceMAC and the cases that hold them against each other.
+// anySource lets instances with a configured MAC send from any: most tests send every frame from
+// neighborMAC, and it is the cases that hold them against each other.
 func anySource(g *generation.Generation) *generation.Generation {
 	for i := range g.Instances {
 		g.Instances[i].MAC = [2]uint64{}

@@ -6,6 +6,7 @@ import (
 	"weir/pipeline/drop"
 	"weir/pipeline/generation"
 	"weir/pipeline/inet"
+	"weir/pipeline/session"
 	"weir/pipeline/state"
 )
 
@@ -87,14 +88,43 @@ func (w *Worker) routeOne(p *Packet) verdict {
 		}
 		p.hairpin = true
 	}
+	ways := ^uint32(0)
+	if !p.hairpin {
+		if ways = g.Ways(rt, p.remote); ways == 0 {
+			return refuse(drop.PrivateDestination)
+		}
+	}
 	if attached != nil {
 		if g.Eligible(attached.Set, rt.Gateway) {
-			p.act, p.ports = actOutPlain, attached.Ports
+			p.act, p.ports = actOutPlain, attached.Ports&ways
 			return goesOn
 		}
 		if !from.own {
 			return refuse(drop.NoEligible)
 		}
 	}
-	return refuse(w.selectSource(p, in, rt.Tag))
+	// What goes to an external address of weir's own is translated all the same.
+	var reason drop.Reason
+	if rt.Plain && !p.hairpin {
+		reason = w.untranslated(p, in, rt)
+	} else {
+		reason = w.selectSource(p, in, rt.Tag)
+	}
+	p.ports &= ways
+	return refuse(reason)
+}
+
+// untranslated lets a packet from an instance's own address leave as it is, for a partner that
+// knows the VPC's addresses. A packet of a session has its session's address before it comes here,
+// and so has an ICMP error about one.
+func (w *Worker) untranslated(p *Packet, in *generation.Instance, rt *generation.Route) drop.Reason {
+	if q := &p.quote; p.kind == kindError && q.fault == drop.Pass && q.local == p.local && q.remote == p.remote &&
+		w.liveSession(session.InsideKey(w.gen.VPCs[in.VPC].Slot, q.local, q.remote, q.localPort, q.remotePort, q.proto)) != nil {
+		return w.selectSource(p, in, rt.Tag)
+	}
+	if rt.Ports == 0 {
+		return drop.NoEligible
+	}
+	p.act, p.ports = actOutPlain, rt.Ports
+	return drop.Pass
 }

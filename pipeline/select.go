@@ -38,19 +38,20 @@ func (w *Worker) selectSource(p *Packet, in *generation.Instance, tag uint32) dr
 	p.setDeltas(p.local, c.Addr, p.localPort, p.localPort)
 	// 1:1 never needs state: a session only keeps the address over changes. Without one the
 	// function chooses.
-	f := flow{in: in, private: p.local, privatePort: p.localPort, external: c.Addr, externalPort: p.localPort, ports: c.Ports, mapping: session.None}
+	f := flow{in: in, private: p.local, privatePort: p.localPort, external: c.Addr, externalPort: p.localPort, ports: c.Ports, refresh: c.Rules&generation.InboundRefresh != 0, mapping: session.None}
 	if !begins(p) || w.filled(7) || w.create(p, &f) != drop.Pass {
 		w.counts.stateless++
 	}
 	return drop.Pass
 }
 
-// begins reports whether a packet may begin a session: a plain SYN, an echo request, or anything
-// without such rules.
+// begins reports whether a packet may begin a session: a SYN that neither ends nor answers
+// anything, an echo request, or anything without such rules. PSH, URG, ECE and CWR may come with a
+// SYN (RFC 9293 §3.10.7.4, RFC 3168 §6.1.1).
 func begins(p *Packet) bool {
 	switch p.kind {
 	case kindTCP:
-		return p.tcpFlags&(tcpFIN|tcpSYN|tcpRST|tcpPSH|tcpACK|tcpURG) == tcpSYN
+		return p.tcpFlags&(tcpFIN|tcpSYN|tcpRST|tcpACK) == tcpSYN
 	case kindEchoReply, kindError, kindICMP, kindPiece:
 		return false
 	}
@@ -94,28 +95,57 @@ func (w *Worker) pick(f *rendezvous.Flow, sel *generation.Selection) *generation
 	return best
 }
 
+// selectForward gives a flow of an internal endpoint that a port leads to that port, towards
+// everybody and whatever the mapping. As with a 1:1 address a session only keeps it over changes.
+func (w *Worker) selectForward(p *Packet, in *generation.Instance, c *generation.Candidate, to *generation.Forward) drop.Reason {
+	if p.loops(c.Addr, to.Port) {
+		return drop.Martian
+	}
+	if p.fragmented && c.Rules&generation.DropFragments != 0 {
+		return drop.Fragment
+	}
+	p.leaveAs(c.Addr, to.Port, c.Ports, true)
+	p.setDeltas(p.local, c.Addr, p.localPort, to.Port)
+	f := flow{in: in, private: p.local, privatePort: p.localPort, external: c.Addr, externalPort: to.Port, ports: c.Ports, flags: session.SNAT | session.Forward, mapping: session.None}
+	if !begins(p) || w.filled(7) || w.create(p, &f) != drop.Pass {
+		w.counts.stateless++
+	}
+	return drop.Pass
+}
+
 // selectSNAT gives a flow its port. With endpoint-independent mapping the internal endpoint has one
 // towards everybody; else each flow takes one that no other flow uses towards the same remote
 // endpoint.
 func (w *Worker) selectSNAT(p *Packet, in *generation.Instance, sel *generation.Selection) drop.Reason {
 	space, ok := p.portSpace()
-	switch {
-	case !ok:
+	if !ok {
 		return drop.SNATProtocol
-	case !begins(p):
+	}
+	c := &w.gen.Candidates[sel.Candidates.First]
+	if c.Forwards.Count > 0 {
+		if f := w.gen.ForwardFrom(c, space, p.localPort); f != nil {
+			return w.selectForward(p, in, c, f)
+		}
+	}
+	if !begins(p) {
 		return drop.NoSession
 	}
 	if r := w.limited(in); r != drop.Pass {
 		return r
 	}
+	if w.crowds(&w.gen.VPCs[in.VPC]) {
+		return drop.FairShare
+	}
 	if w.sessions.Len() == w.sessions.Capacity() {
 		return drop.TableFull
 	}
-	c := &w.gen.Candidates[sel.Candidates.First]
 	if p.fragmented && c.Rules&generation.DropFragments != 0 {
 		return drop.Fragment
 	}
-	ranges := w.gen.PortRanges[c.Ranges.First:c.Ranges.End()]
+	ranges := w.gen.PortRanges[c.Ranges[space].First:c.Ranges[space].End()]
+	if len(ranges) == 0 {
+		return drop.PortsExhausted
+	}
 	p.leaveAs(c.Addr, p.localPort, c.Ports, true) // the port is found below
 	mapping, alone := session.None, false
 	if c.Rules&generation.Overload != 0 {
@@ -146,7 +176,7 @@ func (w *Worker) selectSNAT(p *Packet, in *generation.Instance, sel *generation.
 		return drop.Martian
 	}
 	p.setDeltas(p.local, c.Addr, p.localPort, p.newPort)
-	f := flow{in: in, private: p.local, privatePort: p.localPort, external: c.Addr, externalPort: p.newPort, ports: c.Ports, flags: session.SNAT, mapping: mapping, alone: alone}
+	f := flow{in: in, private: p.local, privatePort: p.localPort, external: c.Addr, externalPort: p.newPort, ports: c.Ports, refresh: c.Rules&generation.InboundRefresh != 0, flags: session.SNAT, mapping: mapping, alone: alone}
 	r := w.create(p, &f)
 	if r != drop.Pass && mapping != session.None {
 		w.mappings.Release(mapping, w.tick)

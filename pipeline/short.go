@@ -72,7 +72,7 @@ func (w *Worker) short(inside bool, s *session.Session, p *Packet, hash uint64) 
 	if p.kind == kindTCP {
 		w.trackTCP(s, p, inside)
 	}
-	if inside {
+	if inside || s.Flags&session.Refresh != 0 {
 		s.Last = w.tick
 	}
 	if p.family == inet.V4 {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -150,13 +151,15 @@ func TestPlainIsParsed(t *testing.T) {
 // same order, count the same, and have the same sessions in the end.
 func TestShortIsLong(t *testing.T) {
 	k := &chatter{Rand: rand.New(rand.NewPCG(3, 4)), t: t}
-	short, long := newRig(t, rigConfig, [6]byte{2, 0, 0, 0, 2, 2}), newRig(t, rigConfig, [6]byte{2, 0, 0, 0, 2, 2})
+	text := strings.Replace(rigConfig, "ports: 1024-65535}, ", // and one of its flows is a forward's
+		"ports: 1024-65535, forward: [{protocol: udp, port: 1025, to_port: 1001}, {protocol: tcp, port: 1026, to_port: 1001}]}, ", 1)
+	short, long := newRig(t, text, [6]byte{2, 0, 0, 0, 2, 2}), newRig(t, text, [6]byte{2, 0, 0, 0, 2, 2})
 	rigs := []*rig{short, long}
 	rounds := 4_000
 	if testing.Short() {
 		rounds = 1_000
 	}
-	configs := []string{rigConfig, rigConfig + "      - {name: another, addresses: [10.0.0.10]}\n"}
+	configs := []string{text, text + "      - {name: another, addresses: [10.0.0.10]}\n"}
 	went := 0
 	for round := range rounds {
 		port, n := k.IntN(2), 1+k.IntN(MaxBurst)
@@ -224,7 +227,7 @@ func TestFlagsGoTheLongWayUntilAllowed(t *testing.T) {
 	allowed := map[uint16]bool{ // with OnLink, which only concerns the way out
 		session.SNAT: true, session.FromOutside: true, session.SeenInside: true, session.SeenOutside: true,
 		session.FinInside: true, session.FinOutside: true, session.Draining: true, session.Reset: true, session.Paired: true,
-		session.Bound: true,
+		session.Refresh: true, session.Bound: true, session.Forward: true,
 	}
 	w := newTestWorker(t, benchConfig)
 	ref, s, ok := w.sessions.Alloc()

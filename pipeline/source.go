@@ -13,8 +13,8 @@ import (
 	"weir/pipeline/state"
 )
 
-// Whose a source address is, and whether the packet comes from there. Nothing else decides that a packet from inside is its
-// sender's.
+// Whose a source address is, and whether the packet comes from there. Nothing else decides that a
+// packet from inside is its sender's.
 
 // sender is what the sender of a packet from inside is.
 type sender struct {
@@ -24,8 +24,8 @@ type sender struct {
 	transit  bool                 // it lies in a further prefix that the instance may send from
 }
 
-// sender finds the instance that may send from the packet's address: its own, or one in a prefix that is behind it. It reports
-// packets that come from elsewhere than the instance does.
+// sender finds the instance that may send from the packet's address: its own, or one in a prefix
+// that is behind it. It reports packets that come from elsewhere than the instance does.
 func (w *Worker) sender(p *Packet) (s sender, r drop.Reason) {
 	g, v := w.gen, w.vpc(p)
 	if from := g.Host(v+1, p.local); from != nil && from.Kind == generation.HostInstance {

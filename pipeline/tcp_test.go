@@ -19,6 +19,7 @@ import (
 	"weir/pipeline/packettext"
 	"weir/pipeline/respond"
 	"weir/pipeline/session"
+	"weir/pipeline/state"
 )
 
 // talk gives the segments of a connection the numbers that two proper hosts would.
@@ -228,8 +229,8 @@ func TestOffPathResets(t *testing.T) {
 }
 
 // M-7: every combination of flags, to a flow and to none, from both sides, through SNAT and 1:1.
-// Only a plain SYN begins a session; with a session everything passes but resets from outside that
-// do not fit; a segment of no connection changes nothing.
+// Only a SYN without FIN, RST and ACK begins a session; with a session everything passes but resets
+// from outside that do not fit; a segment of no connection changes nothing.
 func TestAllFlags(t *testing.T) {
 	r := newRig(t, rigConfig, config.MAC{})
 	for flags := range 256 {
@@ -243,7 +244,7 @@ func TestAllFlags(t *testing.T) {
 		if text == "" {
 			text = "none"
 		}
-		plain := flags&^(0xc0) == tcpSYN
+		plain := flags&(tcpFIN|tcpSYN|tcpRST|tcpACK) == tcpSYN
 		r.forget()
 		line := "tcp 10.0.0.5:5000 > 8.8.8.8:443 " + text
 		r.expect(0, line, strings.Replace(line, "10.0.0.5", "192.0.2.5", 1))
@@ -613,14 +614,8 @@ func TestSamePortAgain(t *testing.T) {
 
 // The reset for unknown TCP has a rate, that of ICMP errors, and is asked for TCP alone.
 func TestUnknownTCPRate(t *testing.T) {
-	r := newRig(t, strings.Replace(rigConfig, "vpcs:", "sessions: {unknown_tcp: reset}\nvpcs:", 1), config.MAC{})
-	asked := func() (n int) {
-		for r.punts.Peek() != nil {
-			r.punts.Pop()
-			n++
-		}
-		return n
-	}
+	r := newRig(t, rigConfig, config.MAC{})
+	asked := func() int { return askedFor(r.punts) }
 	for i := range 1000 {
 		r.expect(0, fmt.Sprintf("tcp 10.0.0.6:%d > 8.8.8.8:443 ACK", 1000+i), "drop no_session")
 	}
@@ -634,10 +629,50 @@ func TestUnknownTCPRate(t *testing.T) {
 	if n := asked(); n != 0 {
 		t.Errorf("%d answers to a reset and an echo reply", n)
 	}
-	r.reload(rigConfig)
+	r.reload(strings.Replace(rigConfig, "vpcs:", "sessions: {unknown_tcp: drop}\nvpcs:", 1))
 	r.expect(0, "tcp 10.0.0.6:5 > 8.8.8.8:443 ACK", "drop no_session")
 	if n := asked(); n != 0 {
-		t.Error("answered without unknown_tcp: reset")
+		t.Error("answered with unknown_tcp: drop")
+	}
+}
+
+// askedFor empties a ring to control and returns how many messages it had.
+func askedFor(ring state.Ring) (n int) {
+	for ; ring.Peek() != nil; n++ {
+		ring.Pop()
+	}
+	return n
+}
+
+// For a while after a start no reset answers what is unknown, as all may be; ICMP errors do. The
+// clock wakes it, whatever it shows.
+func TestQuietAfterStart(t *testing.T) {
+	for _, start := range []int64{1, 1e9, 1 << 62} {
+		r := newRig(t, rigConfig, config.MAC{})
+		r.Worker = NewWorker(r.state, 0, r.gens[0], WorkerConfig{MACs: r.macsOf(), Seed: &testSeed, Quiet: time.Minute})
+		r.SetClock(start)
+		ask := func() int {
+			r.expect(0, "tcp 10.0.0.6:5 > 8.8.8.8:443 ACK", "drop no_session")
+			return askedFor(r.punts)
+		}
+		for _, at := range []struct {
+			after time.Duration
+			want  int
+		}{{0, 0}, {time.Minute - 1, 0}, {1, 1}, {time.Hour, 1}} {
+			if r.after(at.after); ask() != at.want {
+				t.Errorf("started at %d, %v later: expected %d answers", start, time.Duration(r.nanos-start), at.want)
+			}
+		}
+		// A reload is no start.
+		if r.reload(rigConfig); ask() != 1 {
+			t.Error("no answer after a reload")
+		}
+		r.Worker = NewWorker(r.state, 0, r.gen, WorkerConfig{MACs: r.macsOf(), Seed: &testSeed, Quiet: time.Minute})
+		r.SetClock(start + 1)
+		r.expect(0, "tcp 10.0.0.9:5 > 8.8.8.8:443 ACK", "drop no_eligible_address")
+		if m := r.punts.Peek(); m == nil || m.Reason != drop.NoEligible {
+			t.Error("no ICMP error in the first minute")
+		}
 	}
 }
 

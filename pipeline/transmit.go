@@ -38,7 +38,8 @@ type parcel struct {
 	tci    uint16
 }
 
-// send queues a packet, tagged as its attachment's frames are, or in pieces when it is longer than the link takes.
+// send queues a packet, tagged as its attachment's frames are, or in pieces when it is longer than
+// the link takes.
 func (w *Worker) send(to way, mac uint64, f *parcel, long bool) drop.Reason {
 	switch {
 	case !to.at.Plain() && int(f.front) < overhead(to.at):

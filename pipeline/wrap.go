@@ -13,8 +13,8 @@ import (
 	"weir/pipeline/header"
 )
 
-// Tags and outer headers come off before parsePlain and parse look at a packet, and go on when it is queued. Everything between
-// sees it as if it had come untagged.
+// Tags and outer headers come off before parsePlain and parse look at a packet, and go on when it
+// is queued. Everything between sees it as if it had come untagged.
 
 const tagSize = 4 // of a VLAN tag
 
@@ -35,7 +35,8 @@ func overhead(at attach.Word) int {
 	return 0
 }
 
-// unwrap takes the tags off a frame of a port where some frames have them, and finds the attachment that it came from.
+// unwrap takes the tags off a frame of a port where some frames have them, and finds the attachment
+// that it came from.
 func (w *Worker) unwrap(b *Burst, p *Packet) drop.Reason {
 	d := p.Data
 	own := w.gen.Ports[b.Port].Own

@@ -12,7 +12,8 @@ import (
 	"weir/dpdk"
 )
 
-// Device is what a worker receives from: a device, and which of the ports on it a frame belongs to. Most have one port.
+// Device is what a worker receives from: a device, and which of the ports on it a frame belongs to.
+// Most have one port.
 type Device struct {
 	Port  *dpdk.Port
 	Index int          // of the port, or of the one whose frames no other claims
@@ -63,7 +64,8 @@ func (d *Device) port(frame []byte) uint8 {
 	return d.ByVID[vid]
 }
 
-// divide takes what a device with several ports has received, in Rx, through the pipeline: a burst for each port.
+// divide takes what a device with several ports has received, in Rx, through the pipeline: a burst
+// for each port.
 func (w *Worker) divide(d *Device) {
 	var of [dpdk.MaxBurst]uint8
 	present := uint32(0)

@@ -10,7 +10,8 @@ import (
 	"weir/dpdk"
 )
 
-// Frames of a device with several ports belong to the outside port that their first tag names, else to the inside port.
+// Frames of a device with several ports belong to the outside port that their first tag names, else
+// to the inside port.
 func TestDevices(t *testing.T) {
 	shared, alone := new(dpdk.Port), new(dpdk.Port)
 	list := Devices([]*dpdk.Port{shared, alone, shared, shared}, []link.StartPort{

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"weir/pipeline/generation"
 	"weir/pipeline/state"
@@ -28,6 +29,10 @@ import (
 // keptGenerations is how many are kept at once: the one in use, the one that replaces it, and room
 // between them.
 const keptGenerations = 4
+
+// quietAfterStart is how long no reset answers TCP of unknown connections. A data plane that starts
+// has taken the traffic over from another one, or has just swept what a dead one left.
+const quietAfterStart = time.Minute
 
 // Generations are those that the process has mapped, each at its number modulo their count.
 type Generations [keptGenerations]generation.Generation
@@ -107,7 +112,7 @@ func (d *plane) start(payload []byte, stateFD, genFD, growingFD int) error {
 		refused := memory.On(d.nodes[i:i+1], func() {
 			w = &Worker{
 				Index: i, Core: core, Ports: d.ports, Devices: Devices(d.ports, c.Ports), Pool: own, State: d.state, Inject: d.state.Inject(i),
-				Pipe:        pipeline.NewWorker(d.state, i, d.gens.At(d.current), pipeline.WorkerConfig{MACs: macs, Handoff: handoff}),
+				Pipe:        pipeline.NewWorker(d.state, i, d.gens.At(d.current), pipeline.WorkerConfig{MACs: macs, Handoff: handoff, Quiet: quietAfterStart}),
 				Generations: &d.gens, Seen: d.current, Idle: c.Dataplane.Idle, Backoff: DefaultBackoff, Stop: &d.stop,
 			}
 		})

@@ -90,8 +90,9 @@ func (d *plane) logWaking(names []link.StartPort) {
 }
 
 // spread says how a device with several queues should spread packets over the workers: as these own
-// the remote addresses, which are the destinations on the inside. nil: there is one worker, or
-// the device has ports of both sides. A device that cannot is no fault: each packet's owner is asked for anyway.
+// the remote addresses, which are the destinations on the inside. nil: there is one worker, or the
+// device has ports of both sides. A device that cannot is no fault: each packet's owner is asked
+// for anyway.
 func (d *plane) spread(p *link.StartPort) *dpdk.RSSConfig {
 	if d.state.Workers() == 1 || p.Shared { // both sides' packets come there
 		return nil

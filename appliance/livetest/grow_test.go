@@ -30,7 +30,8 @@ func grownAt(base netip.Addr, n int) netip.Addr {
 	return netip.AddrFrom4(b)
 }
 
-// grownConfig is baseConfig with many more instances, each with a share of one of many SNAT addresses.
+// grownConfig is baseConfig with many more instances, each with a share of one of many SNAT
+// addresses.
 func grownConfig() string {
 	var b strings.Builder
 	b.WriteString(strings.NewReplacer("subnets: [172.30.0.0/24,", "subnets: [172.30.0.0/24, 10.64.0.0/16,", "ranges: [192.0.2.0/24,", "ranges: [192.0.2.0/24, 45.154.0.0/16,").Replace(baseConfig))
@@ -56,9 +57,10 @@ func (n *namespace) keepNeighbors(t *testing.T, link string) {
 	}
 }
 
-// A gateway with two instances grows to 20,000 with 6,000 SNAT addresses under traffic. First memory lacks, in control and in the data plane; then control is
-// killed with the pages taken and nothing said of them, then the data plane before it has published; in the end each is killed once more. The session that was
-// there keeps its port through all of it.
+// A gateway with two instances grows to 20,000 with 6,000 SNAT addresses under traffic. First
+// memory lacks, in control and in the data plane; then control is killed with the pages taken and
+// nothing said of them, then the data plane before it has published; in the end each is killed once
+// more. The session that was there keeps its port through all of it.
 func TestGrow(t *testing.T) {
 	n := newNetwork(t)
 	n.guest.address(t, "eth0", grownPrivate.String()+"/32")

@@ -293,8 +293,8 @@ func (r *runner) frame(line string, port int) []byte {
 	return frame
 }
 
-// sendFromOwner gives a frame from inside the MAC of the instance whose source address it has, if one is configured: so its
-// sender would.
+// sendFromOwner gives a frame from inside the MAC of the instance whose source address it has, if
+// one is configured: so its sender would.
 func (r *runner) sendFromOwner(data []byte) {
 	e := header.Ethernet(data)
 	var src netip.Addr

@@ -14,6 +14,7 @@ const (
 
 	// classify
 	ShortFrame
+	Truncated
 	Oversized
 	NotOurMAC
 	BadEtherType
@@ -43,17 +44,20 @@ const (
 	RouteDrop
 	NoEligible
 	PublicSource
+	PrivateDestination
 	Untranslatable
 	SNATProtocol
 	NoSession
 	LimitInstance
 	LimitVPC
+	FairShare
 	TableFull
 	PortsExhausted
 
 	// outside
 	UnknownDestination
 	OwnSource
+	NoPartner
 	Unsolicited
 	Filtered
 	TCPReset
@@ -104,6 +108,9 @@ var reasons = [NumReasons]struct {
 	ShortFrame: {"short_frame", Malformed, "classify",
 		"shorter than its headers say",
 		"", "capture packets at the neighbor"},
+	Truncated: {"truncated", Delivery, "classify",
+		"longer than the port's MTU, and cut short before weir got it",
+		"", "on net_af_packet, IPv4 fragments that the kernel joined to more than a frame of its ring: a larger `framesz`, or net_pcap"},
 	Oversized: {"oversized", Malformed, "classify",
 		"longer than one packet buffer",
 		"", "the `mtu` of the port"},
@@ -123,7 +130,7 @@ var reasons = [NumReasons]struct {
 		"wrong IPv4 header checksum",
 		"", "broken or hostile packets: capture at the neighbor"},
 	BadExtension: {"bad_extension", Malformed, "classify",
-		"IPv6 extension headers are cut short, too many or refused",
+		"IPv6 extension headers are cut short, malformed or refused",
 		"", "broken or hostile packets: capture at the neighbor"},
 	Fragment: {"fragment", Policy, "reassemble, select, egress",
 		"fragments are refused by configuration",
@@ -175,31 +182,37 @@ var reasons = [NumReasons]struct {
 		"", "a guest uses another's address, or the instance's `mac` is out of date"},
 	NoRoute: {"no_route", Policy, "route",
 		"no route of the VPC matches",
-		"", "the VPC's routes: prefix, `class`, `from`"},
+		"TCP of a connection: as `no_session`", "the VPC's routes: prefix, `class`, `from`"},
 	RouteDrop: {"route_drop", Policy, "route",
 		"a route says drop",
 		"", "the VPC has a `drop` route"},
 	NoEligible: {"no_eligible_address", Policy, "route, select",
 		"the instance has no external address for the route's gateway",
-		"3/13, ICMPv6 1/1", "`weir check` warns about it: add the pool to the gateway, or an address to the instance"},
+		"3/13, ICMPv6 1/1; TCP of a connection: as `no_session`", "`weir check` warns about it: add the pool to the gateway, or an address to the instance"},
 	PublicSource: {"public_source", Policy, "route",
 		"an untranslated source towards a place where it is not allowed",
 		"", "routes: a transit source towards a gateway, or an attached one into the VPC"},
+	PrivateDestination: {"private_destination", Policy, "route",
+		"to a private address that only a /0 route leads to",
+		"3/13, ICMPv6 1/1; TCP of a connection: as `no_session`", "no private network is on the Internet; where one is outside: `ports[].private_sources`, or a longer route"},
 	Untranslatable: {"untranslatable", Policy, "select, deliver",
-		"AH, or a routing header with segments left: translation would break it",
-		"", "AH or IPv6 source routing: use an attached prefix"},
+		"AH, a routing header with segments left, or UDP over IPv6 without checksum: translation would break it",
+		"", "AH or IPv6 source routing: use an attached prefix; tunnels without checksums: `sessions.allow_udp6_zero`"},
 	SNATProtocol: {"snat_protocol", Policy, "select",
 		"SNAT passes TCP, UDP and ICMP echo only",
 		"3/13, ICMPv6 1/1", "GRE, ESP and the like need a floating address"},
 	NoSession: {"no_session", Policy, "select",
 		"for SNAT, without a session, and cannot start one",
-		"TCP: a reset, with `unknown_tcp: reset`", "sessions were lost, or a connection was idle for too long: timeouts, keepalives"},
+		"TCP: a reset, unless `unknown_tcp` is `drop`", "sessions were lost, or a connection was idle for too long: timeouts, keepalives"},
 	LimitInstance: {"limit_instance", Exhausted, "select",
 		"the instance has reached its session limit",
 		"3/1, ICMPv6 1/3", "raise the limit, or talk to the tenant"},
 	LimitVPC: {"limit_vpc", Exhausted, "select",
 		"the VPC has reached its session limit",
 		"3/1, ICMPv6 1/3", "raise the limit, or talk to the tenant"},
+	FairShare: {"fair_share", Exhausted, "select",
+		"seven eighths of a worker's table are in use, and the VPC has more than its share",
+		"3/1, ICMPv6 1/3", "a larger `dataplane.sessions` and a restart; `vpcs[].weight`; talk to the tenant"},
 	TableFull: {"table_full", Exhausted, "select",
 		"the session table is full",
 		"3/1, ICMPv6 1/3", "`weir_sessions` shows which VPC; set limits, or a larger `dataplane.sessions` and restart"},
@@ -212,6 +225,9 @@ var reasons = [NumReasons]struct {
 	OwnSource: {"own_source", Spoofed, "deliver",
 		"from outside, with one of weir's external addresses as source",
 		"", "a loop outside, or the routers' filters"},
+	NoPartner: {"no_partner", Spoofed, "deliver",
+		"from outside, to a private address that only partners know, and from none",
+		"", "the VPC's routes with `translate: false`: none leads to the source; a flood is spoofed"},
 	Unsolicited: {"unsolicited", Unwanted, "deliver",
 		"from outside to an SNAT address, without a session or mapping",
 		"", "normal in small numbers"},

@@ -5,6 +5,7 @@ package generation
 import (
 	"weir/config"
 	"weir/pipeline/attach"
+	"weir/pipeline/header"
 	"weir/pipeline/inet"
 	"weir/pipeline/session"
 )
@@ -54,10 +55,11 @@ func (g *Generation) Recheck(s *session.Session, tick uint32) bool {
 	switch {
 	case s.Flags&session.SNAT == 0 && (h.Kind == hostFloating || h.Kind == hostEphemeral):
 	case s.Flags&session.SNAT != 0 && h.Kind == HostSNAT:
-		var ok bool
-		if index, ok = g.PortOwner(h, s.ExternalPort()); !ok {
+		r := g.rangeOf(h, s.ExternalPort())
+		if r == nil || !g.through(r, s) {
 			return false
 		}
+		index = r.Instance
 	default:
 		return false
 	}
@@ -67,7 +69,8 @@ func (g *Generation) Recheck(s *session.Session, tick uint32) bool {
 		return false
 	}
 	r := g.Find(in.Routes[f], s.Remote)
-	if r == 0 || g.Routes[r-1].Kind != RouteGateway {
+	if r == 0 || g.Routes[r-1].Kind != RouteGateway || g.Routes[r-1].Plain && s.Flags&(session.FromOutside|session.Hairpin) == 0 ||
+		s.Flags&session.Hairpin == 0 && g.Ways(&g.Routes[r-1], s.Remote) == 0 {
 		return false
 	}
 	switch {
@@ -81,16 +84,41 @@ func (g *Generation) Recheck(s *session.Session, tick uint32) bool {
 			return false
 		}
 	}
-	g.Adjust(s, in, h.Ports, s.Proto(), s.RemotePort())
+	g.Adjust(s, in, h.Ports, h.Rules&InboundRefresh != 0, s.Proto(), s.RemotePort())
 	return true
 }
 
-// Adjust notes in a session, of instance in, what only the generation decides.
-func (g *Generation) Adjust(s *session.Session, in *Instance, ports uint32, proto uint8, remotePort uint16) {
+// through reports whether the port of an SNAT session is still for what uses it: a port that is
+// forwarded leads to one port of the instance alone, and what came through a forward ends with it.
+func (g *Generation) through(r *SNATRange, s *session.Session) bool {
+	var f *Forward
+	switch s.Proto() {
+	case header.ProtocolTCP:
+		f = g.forward(r.Forwards, Forward{Port: s.ExternalPort(), Space: session.TCPPorts}, byPort)
+	case header.ProtocolUDP:
+		f = g.forward(r.Forwards, Forward{Port: s.ExternalPort(), Space: session.UDPPorts}, byPort)
+	}
+	if f == nil {
+		return s.Flags&session.Forward == 0
+	}
+	return f.Private == s.PrivatePort()
+}
+
+// Adjust notes in a session, of instance in, what only the generation decides. Ports are those that
+// its external address may use; refresh is what its pool says of packets from outside.
+func (g *Generation) Adjust(s *session.Session, in *Instance, ports uint32, refresh bool, proto uint8, remotePort uint16) {
 	f := s.Remote.Family()
+	if s.Remote.Private() {
+		if r := g.Find(in.Routes[f], s.Remote); r != 0 {
+			ports &= g.Ways(&g.Routes[r-1], s.Remote)
+		}
+	}
 	s.Delivery = session.Delivery{At: in.At[f], Link: in.Link[f], HopGroup: g.group(ports)}
 	s.Neighbor, s.Timer = in.Neighbor[f], g.Header.timer(proto, remotePort)
-	s.Flags &^= session.OnLink | session.Bound
+	s.Flags &^= session.OnLink | session.Refresh | session.Bound
+	if refresh {
+		s.Flags |= session.Refresh
+	}
 	if in.MAC[f] != 0 {
 		s.Flags |= session.Bound
 	}
@@ -110,6 +138,14 @@ func (g *Generation) Own(a inet.Addr) bool {
 
 // PortOwner returns the instance whose range of the SNAT address h holds port.
 func (g *Generation) PortOwner(h *Host, port uint16) (uint32, bool) {
+	if r := g.rangeOf(h, port); r != nil {
+		return r.Instance, true
+	}
+	return 0, false
+}
+
+// rangeOf returns the range of the SNAT address h that holds port, or nil.
+func (g *Generation) rangeOf(h *Host, port uint16) *SNATRange {
 	list := g.SNAT[h.Index : h.Index+uint32(h.Ranges)]
 	lo, hi := 0, len(list)
 	for lo < hi { // the last range that starts at or below port is lo-1
@@ -120,7 +156,7 @@ func (g *Generation) PortOwner(h *Host, port uint16) (uint32, bool) {
 		}
 	}
 	if lo == 0 || list[lo-1].Last < port {
-		return 0, false
+		return nil
 	}
-	return list[lo-1].Instance, true
+	return &list[lo-1]
 }

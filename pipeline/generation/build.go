@@ -62,7 +62,7 @@ func (b *builder) build() error {
 	if err := b.buildPorts(); err != nil {
 		return err
 	}
-	b.ranges = make(table[rangeTable], 2) // attachedTables, filled last
+	b.ranges = make(table[rangeTable], 4) // AttachedTables and PrivateTables, filled last
 	var attached [2][]rangeItem
 	shared := map[inet.Addr][]SNATRange{}
 	for v := range b.cfg.VPCs {
@@ -84,6 +84,7 @@ func (b *builder) build() error {
 	for f := range attached {
 		b.ranges[AttachedTables+f] = b.rangeTable(attached[f])
 	}
+	b.buildPrivate()
 	for addr, list := range shared {
 		if err := b.addShared(addr, list); err != nil {
 			return err
@@ -137,6 +138,11 @@ func (b *builder) indexPools() {
 		b.group(b.poolPorts[i])
 		b.poolRules[i] = rulesOf(p.Sessions)
 	}
+	for _, ways := range privateWays(b.cfg.Ports) {
+		for _, ports := range b.poolPorts {
+			b.group(ports & ways)
+		}
+	}
 	slices.SortFunc(b.poolRanges, func(x, y poolRange) int { return x.From.Compare(y.From) })
 	b.single = map[netip.Addr][]int32{}
 	for i, g := range b.cfg.Gateways {
@@ -161,6 +167,9 @@ func rulesOf(t config.Translation) (r rules) {
 	}
 	if t.Fragments == config.DropFragments {
 		r |= DropFragments
+	}
+	if t.InboundRefresh == config.RefreshOn {
+		r |= InboundRefresh
 	}
 	return r
 }
@@ -210,6 +219,10 @@ func (b *builder) buildPorts() error {
 				first, last := inet.PrefixRange(a)
 				b.OnLink = append(b.OnLink, Prefix{First: first, Last: last, At: own})
 			}
+		}
+		for _, p := range p.PrivateSources {
+			first, last := inet.PrefixRange(p)
+			b.Private = append(b.Private, Prefix{First: first, Last: last, At: own})
 		}
 		for _, h := range p.NextHops {
 			hop, err := b.hop(own, h)

@@ -148,6 +148,14 @@ func (c *Compiler) Compile(cfg *config.Config) (*Generation, error) {
 	for _, s := range []session.State{session.TCPOpening, session.Unconfirmed} {
 		h.Timeouts[1][s] = min(h.Timeouts[1][s], uint32(PressedTimeout.Milliseconds()))
 	}
+	h.Floors = h.Timeouts[0]
+	floors := config.TimeoutFloors()
+	h.Floors[session.UDP] = min(h.Floors[session.UDP], uint32(floors.UDP.Milliseconds()))
+	h.Floors[session.ICMP] = min(h.Floors[session.ICMP], uint32(floors.ICMP.Milliseconds()))
+	h.Floors[session.TCPOpening] = min(h.Floors[session.TCPOpening], uint32(floors.TCPPartiallyOpen.Milliseconds()))
+	h.Floors[session.TCPOpen] = min(h.Floors[session.TCPOpen], uint32(floors.TCPEstablished.Milliseconds()))
+	h.Floors[session.TCPClosing] = min(h.Floors[session.TCPClosing], uint32(floors.TCPClosing.Milliseconds()))
+	h.ZeroCount = uint16(copy(h.ZeroPorts[:], cfg.Sessions.AllowUDP6Zero))
 	h.UDPCount = uint16(len(t.UDPPorts))
 	for i, p := range t.UDPPorts {
 		h.UDPPorts[1+i], h.UDPTimeouts[1+i] = p.Port, uint32(p.Timeout.Milliseconds())
@@ -205,8 +213,8 @@ func (c *Compiler) Discard() {
 	c.created, c.pending, c.gone, c.undo = nil, nil, nil, nil
 }
 
-// begin makes room for the neighbors of cfg, which are entered while it is compiled, and for as many again of those that only the running generation names or
-// that are learned.
+// begin makes room for the neighbors of cfg, which are entered while it is compiled, and for as
+// many again of those that only the running generation names or that are learned.
 func (c *Compiler) begin(cfg *config.Config) error {
 	c.VPCs.begin()
 	c.Instances.begin()

@@ -89,9 +89,11 @@ func (c *Compiler) followable(old *Generation, was, cfg *config.Config) (dirty [
 	slices.Sort(dirty)
 	dirty = slices.Compact(dirty)
 	attached := func(in config.Instance) bool { return len(in.Attached) > 0 || len(in.Hosts) > 0 }
+	untranslated := func(r config.Route) bool { return r.Untranslated }
 	for _, i := range dirty {
 		a, b := &was.VPCs[i], &cfg.VPCs[i]
-		if slices.ContainsFunc(a.Instances, attached) || slices.ContainsFunc(b.Instances, attached) {
+		if slices.ContainsFunc(a.Instances, attached) || slices.ContainsFunc(b.Instances, attached) ||
+			slices.ContainsFunc(a.Routes, untranslated) || slices.ContainsFunc(b.Routes, untranslated) {
 			return nil, false // they stand in tables of all VPCs; hosts have links
 		}
 		instances += len(a.Instances)

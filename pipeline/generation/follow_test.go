@@ -86,6 +86,9 @@ func (g *Generation) meaning(cfg *config.Config, s *state.State) []string {
 			return fmt.Sprintf("%s %v-%v %s %b", name(a.Instance), a.First, a.Last, gateways(a.Set), a.Ports)
 		}))
 	}
+	for f := range 2 {
+		add("private: %s", ranges(PrivateTables+uint32(f), func(i uint32) string { return g.name(int(i)) }))
+	}
 	for i, v := range g.VPCs {
 		add("vpc %s: slot %d, limit %d, tags %d, sources %s, %s", g.name(i), v.Slot, v.Limit, v.Tags, ranges(v.Sources[0], source), ranges(v.Sources[1], source))
 	}
@@ -101,7 +104,10 @@ func (g *Generation) meaning(cfg *config.Config, s *state.State) []string {
 			s := g.Selections[in.Selections+t]
 			add("instance %s: tag %d, family %d: kind %d", name(uint32(i)), t/2, t%2, s.Kind)
 			for _, c := range g.Candidates[s.Candidates.First:s.Candidates.End()] {
-				add("instance %s: tag %d, family %d: %v, ports %b, rules %d, of it %v", name(uint32(i)), t/2, t%2, c.Addr, c.Ports, c.Rules, g.PortRanges[c.Ranges.First:c.Ranges.End()])
+				add("instance %s: tag %d, family %d: %v, ports %b, rules %d, forwards %v", name(uint32(i)), t/2, t%2, c.Addr, c.Ports, c.Rules, g.Forwards[c.Forwards.First:c.Forwards.End()])
+				for space, r := range c.Ranges {
+					add("instance %s: tag %d, family %d: %v, of space %d %v", name(uint32(i)), t/2, t%2, c.Addr, space, g.PortRanges[r.First:r.End()])
+				}
 			}
 		}
 	}
@@ -119,7 +125,7 @@ func (g *Generation) meaning(cfg *config.Config, s *state.State) []string {
 			whose = name(h.Index)
 		case HostSNAT:
 			for _, r := range g.SNAT[h.Index : h.Index+uint32(h.Ranges)] {
-				whose += fmt.Sprintf(" %s %d-%d", name(r.Instance), r.First, r.Last)
+				whose += fmt.Sprintf(" %s %d-%d %v", name(r.Instance), r.First, r.Last, g.Forwards[r.Forwards.First:r.Forwards.End()])
 			}
 		}
 		set := ""
@@ -173,16 +179,18 @@ func (m townsman) vpc(v int) string {
 	if m.IntN(3) > 0 {
 		hops = ""
 	}
-	fmt.Fprintf(&b, "version: 1\nvpcs:\n  - name: v%d\n    attach: [{port: in%d, addresses: [10.0.0.1/24, \"fd00::1/64\"]%s}]\n    subnets: [10.0.0.0/24, 10.0.1.0/24, \"fd00::/64\"]\n    limits: {per_vpc: %d}\n    routes: [%s%s]\n    instances:\n",
-		v, v, hops, m.IntN(2)*100, m.any("{to: 0.0.0.0/0, gateway: g}", "{to: 0.0.0.0/0, gateway: h}, {to: \"::/0\", gateway: g}", "{to: 0.0.0.0/0, gateway: unnamed}"),
-		m.any("", ", {to: 8.8.8.0/24, gateway: h}", ", {to: 8.8.8.0/24, gateway: h, from: 10.0.1.0/24}, {to: 8.0.0.0/8, drop: true}", ", {to: 10.9.0.0/16, address: 10.0.0.9}"))
+	fmt.Fprintf(&b, "version: 1\nvpcs:\n  - name: v%d\n    attach: [{port: in%d, addresses: [10.0.0.1/24, \"fd00::1/64\"]%s}]\n    subnets: [10.0.0.0/24, 10.0.1.0/24, 10.%d.2.0/24, \"fd00::/64\"]\n    limits: {per_vpc: %d}\n    routes: [%s%s]\n    instances:\n",
+		v, v, hops, 100+v, m.IntN(2)*100, m.any("{to: 0.0.0.0/0, gateway: g}", "{to: 0.0.0.0/0, gateway: h}, {to: \"::/0\", gateway: g}", "{to: 0.0.0.0/0, gateway: unnamed}"),
+		m.any("", ", {to: 8.8.8.0/24, gateway: h}", ", {to: 8.8.8.0/24, gateway: h, from: 10.0.1.0/24}, {to: 8.0.0.0/8, drop: true}", ", {to: 10.9.0.0/16, address: 10.0.0.9}",
+			m.any("", "", fmt.Sprintf(", {to: 100.64.0.0/10, gateway: g, translate: false, from: 10.%d.2.0/24}", 100+v))))
 	for i := range 2 + m.IntN(4) {
 		if m.IntN(4) == 0 {
 			continue
 		}
 		one := v*30 + i*3 + m.IntN(2)
 		external := m.any(fmt.Sprintf("{floating: [192.0.2.%d]}", one), fmt.Sprintf("{floating: [192.0.2.%d, 203.0.113.%d, \"2001:db8:1::%x\"]}", one, one, one+1), fmt.Sprintf("{ephemeral: [203.0.113.%d]}", one),
-			fmt.Sprintf("{snat: [{address: 192.0.2.%d, ports: %d-%d}]}", 200+m.IntN(3), 1024+one*200, 1024+one*200+99),
+			fmt.Sprintf("{snat: [{address: 192.0.2.%d, ports: %d-%d%s}]}", 200+m.IntN(3), 1024+one*200, 1024+one*200+99,
+				m.any("", fmt.Sprintf(", forward: [{protocol: tcp, port: %d, to_port: 22}, {protocol: udp, port: %d}]", 1024+one*200, 1024+one*200+m.IntN(100)))),
 			fmt.Sprintf("{snat: [{address: 192.0.2.200, ports: %d-%d}, {address: 192.0.2.200, ports: %d-%d}, {address: 203.0.113.220, ports: %d-%d}]}",
 				40000+one*100, 40000+one*100+40, 40000+one*100+50, 40000+one*100+90, 1024+one*100, 1024+one*100+99),
 			"{}")
@@ -196,7 +204,7 @@ func (m townsman) vpc(v int) string {
 		if m.IntN(4) == 0 {
 			transit = fmt.Sprintf(", transit: [10.8.%d.0/24]", i)
 		}
-		fmt.Fprintf(&b, "      - {name: i%d, addresses: [10.0.%d.%d, \"fd00::%x\"]%s%s, external: %s}\n", i, m.IntN(2), 10+i, 10+i, mac, transit, external)
+		fmt.Fprintf(&b, "      - {name: %s%d, addresses: [10.0.%d.%d, \"fd00::%x\"]%s%s, external: %s}\n", m.any("i", "r"), i, m.IntN(2), 10+i, 10+i, mac, transit, external)
 	}
 	b.WriteString("      - {name: last, addresses: [10.0.0.200]}\n")
 	return b.String()

@@ -30,6 +30,7 @@ type Header struct {
 	Number     uint64
 	HostSecret uint64
 	Timeouts   [2][session.NumStates]uint32 // milliseconds; as configured, and under pressure
+	Floors     [session.NumStates]uint32    // of VPCs with more than their share, where that is less
 	Drain      uint32                       // milliseconds
 	PortRest   uint32                       // milliseconds
 	Spread     uint8
@@ -42,6 +43,9 @@ type Header struct {
 	// UDP timeouts by remote port, sorted by it; the first is at 1, for Session.Timer.
 	UDPPorts    [config.MaxUDPPorts + 2]uint16
 	UDPTimeouts [config.MaxUDPPorts + 2]uint32
+	ZeroPorts   [config.MaxZeroPorts]uint16 // UDP over IPv6 without a checksum is translated from and to these
+	ZeroCount   uint16
+	_           [6]uint8
 	Sections    [numSections]section
 }
 
@@ -49,7 +53,7 @@ type Header struct {
 type section struct{ Off, Count, Cap uint64 }
 
 const (
-	numSections   = 26
+	numSections   = 28
 	sourceSection = numSections - 1
 )
 
@@ -57,6 +61,7 @@ const (
 type Tables struct {
 	Ports       table[Port]
 	OnLink      table[Prefix] // the outside ports' own prefixes
+	Private     table[Prefix] // private sources of the outside ports
 	Hops        table[Hop]    // next hops of the outside ports
 	Groups      table[Group]  // of them
 	Routers     table[Hop]    // next hops of attachments
@@ -73,7 +78,8 @@ type Tables struct {
 	results     table[uint32]    // beside starts; 0: none, else 1 + index
 	Hosts       table[Host]      // open hash table
 	SNAT        table[SNATRange]
-	PortRanges  table[session.PortRange] // an instance's ports of an SNAT address
+	PortRanges  table[session.PortRange] // an instance's ports of an SNAT address, but forwarded ones
+	Forwards    table[Forward]           // of a range, by space and port; of a candidate, by private port
 	Sources     table[Source]
 	Attached    table[Attached]
 	gateways    table[int32]  // lists of gateways
@@ -85,8 +91,8 @@ type Tables struct {
 
 // columns returns all sections in their order.
 func (t *Tables) columns() [numSections]column {
-	return [numSections]column{&t.Ports, &t.OnLink, &t.Hops, &t.Groups, &t.Routers, &t.Attachments, &t.tags, &t.Links, &t.VPCs, &t.Instances, &t.Selections, &t.Candidates, &t.Routes,
-		&t.ranges, &t.starts, &t.results, &t.Hosts, &t.SNAT, &t.PortRanges, &t.Sources, &t.Attached, &t.gateways, &t.sets, &t.names, &t.nameEnds, &t.source}
+	return [numSections]column{&t.Ports, &t.OnLink, &t.Private, &t.Hops, &t.Groups, &t.Routers, &t.Attachments, &t.tags, &t.Links, &t.VPCs, &t.Instances, &t.Selections, &t.Candidates, &t.Routes,
+		&t.ranges, &t.starts, &t.results, &t.Hosts, &t.SNAT, &t.PortRanges, &t.Forwards, &t.Sources, &t.Attached, &t.gateways, &t.sets, &t.names, &t.nameEnds, &t.source}
 }
 
 // span is a run of records of another section.
@@ -134,7 +140,7 @@ type Group struct {
 	Ports uint32 // the outside ports on which they lie, a bit each
 }
 
-// Prefix is an on-link prefix of a port.
+// Prefix is a prefix of an outside port: its own, or one of private sources.
 type Prefix struct {
 	First, Last inet.Addr
 	At          attach.Word
@@ -155,7 +161,7 @@ type VPC struct {
 	Limit   uint32    // sessions; 0: none
 	Tags    uint32    // how many different gateways its routes name
 	Sources [2]uint32 // range table per family: transit and attached prefixes -> sources; NoTable: none
-	_       uint32
+	Weight  uint32    // of its share of a table
 }
 
 type Instance struct {
@@ -189,22 +195,24 @@ type Selection struct {
 
 // Candidate is an external address that may be chosen.
 type Candidate struct {
-	Addr   inet.Addr
-	Ranges span   // SNAT: its ports
-	Slot   uint32 // SNAT: the address's
-	Ports  uint32 // outside ports that it may leave by
-	Rules  rules
-	_      [7]byte
+	Addr     inet.Addr
+	Ranges   [session.PortSpaces]span // SNAT: its ports, without those that are forwarded
+	Forwards span                     // SNAT: the ports that always lead to the instance
+	Slot     uint32                   // SNAT: the address's
+	Ports    uint32                   // outside ports that it may leave by
+	Rules    rules
+	_        [7]byte
 }
 
 // rules say how sessions over an address are translated: what its pool has of config.Translation.
 type rules uint8
 
 const (
-	Overload      rules = 1 << iota // mapping address-and-port-dependent
-	FilterNone                      // filtering endpoint-independent
-	FilterPort                      // filtering address-and-port-dependent; neither of the two: address-dependent
-	DropFragments                   // fragments are refused
+	Overload       rules = 1 << iota // mapping address-and-port-dependent
+	FilterNone                       // filtering endpoint-independent
+	FilterPort                       // filtering address-and-port-dependent; neither of the two: address-dependent
+	DropFragments                    // fragments are refused
+	InboundRefresh                   // packets from outside refresh sessions
 )
 
 // Kinds of a route.
@@ -222,7 +230,10 @@ type Route struct {
 	At      attach.Word
 	Link    uint16
 	Kind    uint8
-	_       [5]uint8
+	Plain   bool // to a gateway, and untranslated: by Ports
+	Ports   uint32
+	All     uint8 // 1: it is to a /0
+	_       [7]uint8
 }
 
 // rangeTable maps addresses to results by sorted, disjoint ranges: each starts where the one before
@@ -260,6 +271,14 @@ type Host struct {
 type SNATRange struct {
 	Instance    uint32
 	First, Last uint16
+	Forwards    span
+}
+
+// Forward is a port of a range that always leads to the instance.
+type Forward struct {
+	Port, Private uint16 // of the external address, and of the instance
+	Space         session.PortSpace
+	_             uint8
 }
 
 // Kinds of a source.
@@ -286,11 +305,14 @@ type Attached struct {
 
 // genLayout is the hash over all types of a generation.
 var genLayout = memory.Hash(Header{}, Port{}, Prefix{}, Hop{}, Group{}, Attachment{}, Link{}, VPC{}, Instance{}, Selection{}, Candidate{},
-	Route{}, rangeTable{}, inet.Addr{}, Host{}, SNATRange{}, session.PortRange{}, Source{}, Attached{})
+	Route{}, rangeTable{}, inet.Addr{}, Host{}, SNATRange{}, session.PortRange{}, Forward{}, Source{}, Attached{})
 
 // AttachedTables are the first two range tables of every generation: all attached prefixes, per
 // family.
 const AttachedTables = 0
+
+// PrivateTables are the next two: the private prefixes that some partner outside knows -> VPCs.
+const PrivateTables = 2
 
 // timer returns which of the UDP timeouts by remote port is a session's, or 0.
 func (h *Header) timer(proto uint8, remotePort uint16) uint8 {
@@ -449,7 +471,8 @@ func (in *Instance) identity(vpc uint32) InstanceID {
 	return InstanceID{vpc, a.Netip()}
 }
 
-// VPCNames returns the names of the VPCs of g by slot. cfg is the configuration that g was compiled from.
+// VPCNames returns the names of the VPCs of g by slot. cfg is the configuration that g was compiled
+// from.
 func (g *Generation) VPCNames(cfg *config.Config) map[uint32]string {
 	names := make(map[uint32]string, len(g.VPCs))
 	for i := range g.VPCs {
@@ -478,4 +501,14 @@ func clampOf(n int) uint16 {
 		return ClampAuto
 	}
 	return uint16(n)
+}
+
+// ZeroSum reports whether UDP over IPv6 between two ports may be translated without a checksum.
+func (g *Generation) ZeroSum(a, b uint16) bool {
+	for _, port := range g.Header.ZeroPorts[:g.Header.ZeroCount] {
+		if port == a || port == b {
+			return true
+		}
+	}
+	return false
 }

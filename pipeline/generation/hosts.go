@@ -25,7 +25,7 @@ func (b *builder) addHosts(in *config.Instance, index, vi uint32, shared map[ine
 	external(in.Ephemeral, hostEphemeral)
 	for _, n := range in.SNAT {
 		a := inet.FromNetip(n.Address)
-		shared[a] = append(shared[a], SNATRange{index, n.First, n.Last})
+		shared[a] = append(shared[a], SNATRange{index, n.First, n.Last, b.addForwards(in, n.Address, n.First, n.Last, byPort)})
 	}
 }
 

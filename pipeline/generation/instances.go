@@ -21,7 +21,7 @@ func (b *builder) buildVPC(vi int, attached *[2][]rangeItem, shared map[inet.Add
 		return rec, err
 	}
 	routing := b.buildRoutes(v)
-	rec = VPC{Slot: slot, Limit: uint32(v.PerVPC), Tags: uint32(len(routing.gateways))}
+	rec = VPC{Slot: slot, Limit: uint32(v.PerVPC), Weight: uint32(max(v.Weight, 1)), Tags: uint32(len(routing.gateways))}
 	var sources [2][]rangeItem
 	for i := range v.Instances {
 		in := &v.Instances[i]
@@ -105,7 +105,8 @@ func (b *builder) buildInstance(v *config.VPC, in *config.Instance, vi, vpc uint
 	return rec, nil
 }
 
-// addressSlot returns the slot that an SNAT address keeps over generations: its ports are counted there.
+// addressSlot returns the slot that an SNAT address keeps over generations: its ports are counted
+// there.
 func (b *builder) addressSlot(a netip.Addr) (uint32, error) {
 	return b.c.Addresses.get(a, b.newAddresses)
 }
@@ -155,13 +156,10 @@ func (b *builder) selectionFor(in *config.Instance, private netip.Addr, gateway 
 		return s, nil
 	}
 	c := add(SelectSNAT, best)
-	c.Ranges.First = uint32(len(b.PortRanges))
-	for _, n := range in.SNAT {
-		if n.Address == best {
-			c.Ranges.Count++
-			b.PortRanges = append(b.PortRanges, session.PortRange{First: n.First, Last: n.Last})
-		}
+	for space := range c.Ranges {
+		c.Ranges[space] = b.addPortRanges(in, best, session.PortSpace(space))
 	}
+	c.Forwards = b.addForwards(in, best, 0, 65535, byPrivate)
 	c.Slot, err = b.addressSlot(best)
 	return s, err
 }

@@ -41,20 +41,21 @@ type Fate struct {
 // Add adds the counts of another Fate.
 func (f *Fate) Add(o Fate) { f.Keep, f.Drain, f.End = f.Keep+o.Keep, f.Drain+o.Drain, f.End+o.End }
 
-// Fates walks the live sessions and counts, by the names of their instances, what generation g would do with them. A session of an
-// instance that names has not, because it is gone, stands under "". The workers go on meanwhile. Of a session that some of
-// the changes concerns, t, unless nil, takes note.
+// Fates walks the live sessions and counts, by the names of their instances, what generation g
+// would do with them. A session of an instance that names has not, because it is gone, stands under
+// "". The workers go on meanwhile. Of a session that some of the changes concerns, t, unless nil,
+// takes note.
 func (c *Compiler) Fates(g *Generation, names map[uint32]string, t *Tally) map[string]Fate {
 	s := c.state
 	fates := map[string]Fate{}
 	for w := range s.Workers() {
 		table := s.Table(w)
 		for ref := range uint32(table.Capacity()) {
-			e := table.At(ref)
-			if session.StateOf(e.Load()) == session.Free {
+			e, live := table.Read(ref)
+			if !live {
 				continue
 			}
-			copied := *e
+			copied := e
 			var one Fate
 			switch {
 			case !g.Recheck(&copied, 0):
@@ -68,7 +69,7 @@ func (c *Compiler) Fates(g *Generation, names map[uint32]string, t *Tally) map[s
 			f.Add(one)
 			fates[names[e.Instance]] = f
 			if t != nil {
-				copied = *e
+				copied = e
 				t.count(&copied, one)
 			}
 		}

@@ -60,12 +60,18 @@ func (b *builder) buildRoutes(v *config.VPC) *routing {
 		e := entry{to: rt.To, custom: rt.Class == config.Custom, from: -1}
 		rec := Route{Index: int32(i)}
 		by := way{at: attach.None}
+		if rt.To.Bits() == 0 {
+			rec.All = 1
+		}
 		var hop config.NextHop
 		switch rt.Target {
 		case config.TargetDrop:
 			rec.Kind = RouteDrop
 		case config.TargetGateway:
 			rec.Kind, rec.Gateway, rec.Tag = RouteGateway, int32(rt.Gateway), tag(int32(rt.Gateway))
+			if rt.Untranslated {
+				rec.Plain, rec.Ports = true, b.gatewayPorts(int32(rt.Gateway))
+			}
 		case config.TargetAddress:
 			rec.Kind = RouteInternal
 			if by, hop = b.via(v, rt.Address); !hop.Address.IsValid() {
@@ -114,4 +120,65 @@ func (e entry) beats(o entry) bool {
 		return e.custom
 	}
 	return e.from > o.from
+}
+
+// gatewayPorts returns the outside ports that a gateway leads to: those of its pools, and of the
+// pools of its single addresses.
+func (b *builder) gatewayPorts(gateway int32) (ports uint32) {
+	for pool, of := range b.poolGateways {
+		if gateway == config.UnnamedGateway && len(of) == 0 || slices.Contains(of, gateway) {
+			ports |= b.poolPorts[pool]
+		}
+	}
+	for a, of := range b.single {
+		if slices.Contains(of, gateway) {
+			ports |= b.poolPorts[b.poolOf(a)]
+		}
+	}
+	return ports
+}
+
+// buildPrivate makes the tables of the subnets that leave untranslated: whose address it is that a
+// partner outside sends to.
+func (b *builder) buildPrivate() {
+	var items [2][]rangeItem
+	for i := range b.cfg.VPCs {
+		v := &b.cfg.VPCs[i]
+		seen := map[netip.Prefix]bool{}
+		for j := range v.Routes {
+			if !v.Routes[j].Untranslated {
+				continue
+			}
+			for s := range v.Untranslated(&v.Routes[j]) {
+				if f := familyOf(s.Addr()); !seen[s] {
+					seen[s] = true
+					items[f] = append(items[f], itemOf(s, uint32(i)+1))
+				}
+			}
+		}
+	}
+	for f := range items {
+		b.ranges[PrivateTables+f] = b.rangeTable(items[f])
+	}
+}
+
+// Partner reports whether an instance and a remote address know each other untranslated: by the
+// instance's own routes.
+func (g *Generation) Partner(in *Instance, remote inet.Addr) bool {
+	r := g.Find(in.Routes[remote.Family()], remote)
+	return r != 0 && g.Routes[r-1].Kind == RouteGateway && g.Routes[r-1].Plain
+}
+
+// PrivateOwner returns the instance that has a private address, nil for none, and whether some
+// partner outside knows the subnet.
+func (g *Generation) PrivateOwner(a inet.Addr) (in *Instance, known bool) {
+	r := g.Find(PrivateTables+uint32(a.Family()), a)
+	if r == 0 {
+		return nil, false
+	}
+	// The domain of a VPC is 1 + its index, as r is.
+	if h := g.Host(r, a); h != nil && h.Kind == HostInstance {
+		in = &g.Instances[h.Index]
+	}
+	return in, true
 }

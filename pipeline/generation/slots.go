@@ -11,8 +11,8 @@ import (
 	"weir/config"
 )
 
-// InstanceID is what a session knows its instance by: the slot of the VPC, and the IPv4 address there, else the IPv6 one. Names
-// are labels, which anybody may change.
+// InstanceID is what a session knows its instance by: the slot of the VPC, and the IPv4 address
+// there, else the IPv6 one. Names are labels, which anybody may change.
 type InstanceID struct {
 	VPC  uint32
 	Addr netip.Addr
@@ -23,8 +23,8 @@ func IdentityOf(vpc uint32, in *config.Instance) InstanceID {
 	return InstanceID{vpc, in.Identity()}
 }
 
-// Slots gives keys numbers that stay as long as the key does. A number whose key is gone serves another key
-// only when no session counts in it any more.
+// Slots gives keys numbers that stay as long as the key does. A number whose key is gone serves
+// another key only when no session counts in it any more.
 type Slots[K comparable] struct {
 	what     string
 	Capacity int
@@ -137,8 +137,8 @@ func (s *Slots[K]) swap(a, b K) {
 // rename is a VPC that has another name than in the last generation.
 type rename struct{ from, to string }
 
-// inherit lets each VPC whose name is new go on with the slot of one that is gone and had the same set of attachments: its traffic comes and goes where it
-// did, so it has only been renamed.
+// inherit lets each VPC whose name is new go on with the slot of one that is gone and had the same
+// set of attachments: its traffic comes and goes where it did, so it has only been renamed.
 func (b *builder) inherit() {
 	current, known := b.c.VPCs.Current, b.c.VPCs.Known
 	var names map[string]bool // of cfg, made when somebody asks

@@ -289,13 +289,13 @@ func TestWalk(t *testing.T) {
 		{`ip proto=60` + a + `frag=9:1448 hex:ff`, header.ChainOK, header.Chain{Protocol: 60, Offset: 48, Fragment: 40, FragmentOffset: 1448, ID: 9}},
 		{`ip proto=50` + a + `ext=dst`, header.ChainOK, header.Chain{Protocol: 50, Offset: 48}},
 		{`ip proto=47` + a, header.ChainOK, header.Chain{Protocol: 47, Offset: 40}},
-		{`ip proto=59` + a, header.ChainNoNextHeader, header.Chain{Protocol: 59, Offset: 40}},
-		{`ip proto=59` + a + `ext=dst "data"`, header.ChainNoNextHeader, header.Chain{Protocol: 59, Offset: 48}},
+		{`ip proto=59` + a, header.ChainOK, header.Chain{Protocol: 59, Offset: 40}},
+		{`ip proto=59` + a + `ext=dst "data"`, header.ChainOK, header.Chain{Protocol: 59, Offset: 48}},
 		{udp + eight, header.ChainOK, header.Chain{Protocol: 17, Offset: 104}},
-		{udp + eight + `ext=dst`, header.ChainTooMany, header.Chain{Protocol: 60, Offset: 104}},
+		{udp + eight + `ext=dst`, header.ChainOK, header.Chain{Protocol: 17, Offset: 112}},
 		{udp + `ext=dst:1f` + strings.Repeat("00", 254), header.ChainOK, header.Chain{Protocol: 17, Offset: 296}},
-		{udp + `ext=dst:20` + strings.Repeat("00", 262), header.ChainTooMany, header.Chain{Protocol: 60, Offset: 40}},
-		{udp + `ext=dst:1f` + strings.Repeat("00", 254) + ` ext=dst`, header.ChainTooMany, header.Chain{Protocol: 60, Offset: 296}},
+		{udp + `ext=dst:20` + strings.Repeat("00", 262), header.ChainOK, header.Chain{Protocol: 17, Offset: 304}},
+		{udp + `ext=dst:1f` + strings.Repeat("00", 254) + ` ext=dst`, header.ChainOK, header.Chain{Protocol: 17, Offset: 304}},
 		{udp + `ext=dst ext=hop`, header.ChainHopByHopNotFirst, header.Chain{Protocol: 0, Offset: 48}},
 		{udp + `ext=hop ext=hop`, header.ChainHopByHopNotFirst, header.Chain{Protocol: 0, Offset: 48}},
 		{udp + `ext=hop:00c20400010000`, header.ChainJumbo, header.Chain{Protocol: 0, Offset: 40}},
@@ -455,7 +455,7 @@ func FuzzParse(f *testing.F) {
 		if ip, ok := header.ParseIPv6(b); ok {
 			within("IPv6", ip)
 			chain, fault := ip.Walk()
-			if chain.Offset > len(ip) || chain.Fragment > chain.Offset || chain.Offset > header.IPv6Size+header.MaxExtensionBytes {
+			if chain.Offset > len(ip) || chain.Fragment > chain.Offset {
 				t.Fatalf("IPv6: %+v, %v in %d bytes", chain, fault, len(ip))
 			}
 			transport(ip[chain.Offset:])

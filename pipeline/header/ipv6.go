@@ -25,12 +25,6 @@ const (
 // IPv6FragmentSize is the length of a Fragment extension header.
 const IPv6FragmentSize = 8
 
-// What Walk reads at most.
-const (
-	MaxExtensions     = 8
-	MaxExtensionBytes = 256
-)
-
 // IPv6 is a packet, header and payload.
 type IPv6 []byte
 
@@ -95,11 +89,9 @@ type ChainFault uint8
 const (
 	ChainOK                ChainFault = iota
 	ChainTruncated                    // ends inside an extension header; of a first fragment: RFC 7112 §5
-	ChainTooMany                      // more than MaxExtensions or MaxExtensionBytes
 	ChainHopByHopNotFirst             // RFC 8200 §4.1
 	ChainRoutingType0                 // RFC 5095 §3
 	ChainJumbo                        // RFC 2675
-	ChainNoNextHeader                 // RFC 8200 §4.7: no transport
 	ChainSecondFragment               // a Fragment header behind another
 	ChainHopByHopMalformed            // an option reaches out of the Hop-by-Hop header
 	numChainFaults
@@ -108,11 +100,9 @@ const (
 var chainFaults = [numChainFaults]string{
 	ChainOK:                "ok",
 	ChainTruncated:         "truncated",
-	ChainTooMany:           "too many extension headers",
 	ChainHopByHopNotFirst:  "hop-by-hop options not first",
 	ChainRoutingType0:      "routing header type 0",
 	ChainJumbo:             "jumbo payload",
-	ChainNoNextHeader:      "no next header",
 	ChainSecondFragment:    "second fragment header",
 	ChainHopByHopMalformed: "malformed hop-by-hop option",
 }
@@ -125,8 +115,10 @@ func (f ChainFault) String() string {
 }
 
 // Walk follows the extension headers (RFC 8200 §4; the IANA registry's, with ESP as a transport) to
-// the first header that is none. Behind the Fragment header of a non-first fragment it stops: those
-// bytes are data. With a fault the Chain holds what was found until then.
+// the first header that is none, which may be "no next header" (RFC 8200 §4.7), however many they
+// are: at 8 bytes and more each they are bounded by the packet. Behind the Fragment header of a
+// non-first fragment it stops: those bytes are data. With a fault the Chain holds what was found
+// until then.
 func (ip IPv6) Walk() (Chain, ChainFault) {
 	c := Chain{Protocol: ip.NextHeader(), Offset: IPv6Size}
 	for n := 0; ; n++ {
@@ -135,8 +127,6 @@ func (ip IPv6) Walk() (Chain, ChainFault) {
 		switch c.Protocol {
 		default:
 			return c, ChainOK
-		case ProtocolNoNext:
-			return c, ChainNoNextHeader
 		case ProtocolHopByHop:
 			if n > 0 {
 				return c, ChainHopByHopNotFirst
@@ -152,9 +142,6 @@ func (ip IPv6) Walk() (Chain, ChainFault) {
 			}
 			size = IPv6FragmentSize
 		}
-		if n == MaxExtensions {
-			return c, ChainTooMany
-		}
 		if len(left) < 8 {
 			return c, ChainTruncated
 		}
@@ -162,9 +149,6 @@ func (ip IPv6) Walk() (Chain, ChainFault) {
 			size = (int(left[1]) + 2) * 4 // RFC 4302 §2.2
 		} else if size == 0 {
 			size = (int(left[1]) + 1) * 8
-		}
-		if c.Offset+size > IPv6Size+MaxExtensionBytes {
-			return c, ChainTooMany
 		}
 		if size > len(left) {
 			return c, ChainTruncated
@@ -193,7 +177,7 @@ func (ip IPv6) Walk() (Chain, ChainFault) {
 	}
 }
 
-// checkHopByHop walks the options of a Hop-by-Hop header, at most MaxExtensionBytes.
+// checkHopByHop walks the options of a Hop-by-Hop header.
 func checkHopByHop(options []byte) ChainFault {
 	const pad1, jumbo = 0x00, 0xc2
 	for len(options) > 0 {

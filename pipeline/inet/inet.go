@@ -125,3 +125,12 @@ func PrefixRange(p netip.Prefix) (first, last Addr) {
 	}
 	return first, last
 }
+
+// Private reports whether a is for private networks (RFC 1918, RFC 4193).
+func (a Addr) Private() bool {
+	if a.Is4() {
+		n := a.Uint32()
+		return n>>24 == 10 || n>>20 == 0xac1 || n>>16 == 0xc0a8
+	}
+	return a.Hi>>57 == 0xfc>>1
+}

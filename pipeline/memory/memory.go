@@ -59,6 +59,9 @@ func create(name string, size uint64, parts []part, flags int) (*Segment, error)
 	if err := fault.Error("segment." + name); err != nil {
 		return nil, fmt.Errorf("segment %s: %w", name, err)
 	}
+	if base := onHeap(size); base != nil {
+		return &Segment{base: base, size: uintptr(size), fd: -1}, nil
+	}
 	fd, err := unix.MemfdCreate("weir-"+name, unix.MFD_CLOEXEC|flags)
 	if err != nil {
 		return nil, fmt.Errorf("segment %s: memfd_create: %w", name, err)
@@ -97,8 +100,8 @@ func allocate(fd int, size uint64, parts []part) (refused, err error) {
 
 func roundUp(n, to uint64) uint64 { return (n + to - 1) / to * to }
 
-// Map maps the segment behind fd into s, which must be zero or closed, populates it and takes fd over, also when it fails.
-// It allocates nothing.
+// Map maps the segment behind fd into s, which must be zero or closed, populates it and takes fd
+// over, also when it fails. It allocates nothing.
 func (s *Segment) Map(fd int) error { return s.mapTo(fd, unix.MAP_POPULATE) }
 
 func (s *Segment) mapTo(fd, populate int) error {
@@ -145,9 +148,12 @@ func (s *Segment) Close() error {
 	if s.base == nil {
 		return nil
 	}
-	err := unix.MunmapPtr(s.base, s.size)
-	if e := unix.Close(s.fd); err == nil {
-		err = e
+	var err error
+	if s.fd >= 0 { // else it lies on the heap
+		err = unix.MunmapPtr(s.base, s.size)
+		if e := unix.Close(s.fd); err == nil {
+			err = e
+		}
 	}
 	s.base, s.size = nil, 0
 	return err
@@ -173,6 +179,14 @@ func Slice[T any](s *Segment, off uint64, n int) []T {
 	}
 	s.check(off, size*uint64(n), uint64(unsafe.Alignof(t)))
 	return unsafe.Slice((*T)(unsafe.Add(s.base, off)), n)
+}
+
+// Read copies a value to which its owner goes on writing with plain stores. Each word of it, eight
+// bytes, is one that was there; together they may be of different times. The value consists of such
+// words.
+func Read[T any](from *T) (to T) {
+	copyWords(unsafe.Pointer(&to), unsafe.Pointer(from), unsafe.Sizeof(to)/8)
+	return to
 }
 
 func (s *Segment) check(off, size, align uint64) {

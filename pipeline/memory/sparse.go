@@ -14,9 +14,10 @@ import (
 	"weir/pipeline/fault"
 )
 
-// NewSparse makes a segment of the layout's size without any page: it takes no memory but what Grow gives it. It is sealed against shrinking and
-// growing, so that nobody who holds the descriptor can take pages' places away from others. Its pages are ordinary ones: huge pages would have to be set aside
-// for whatever may come, or be missing when it does.
+// NewSparse makes a segment of the layout's size without any page: it takes no memory but what Grow
+// gives it. It is sealed against shrinking and growing, so that nobody who holds the descriptor can
+// take pages' places away from others. Its pages are ordinary ones: huge pages would have to be set
+// aside for whatever may come, or be missing when it does.
 func (l *Layout) NewSparse(name string) (*Segment, error) {
 	if err := fault.Error("segment." + name); err != nil {
 		return nil, fmt.Errorf("segment %s: %w", name, err)
@@ -59,8 +60,10 @@ func (s *Segment) MapSparse(fd int) error {
 // Align makes the next section begin at a page.
 func (l *Layout) Align() { l.size = roundUp(l.size, pageSize) }
 
-// Grow takes the pages that bytes begin to end of a sparse segment lie on, on the NUMA nodes given, by turns if there are several, or wherever the kernel puts
-// them; and populates them. What is there already stays. On an error nothing has been taken. What the kernel refuses of the nodes is no fault: refused says why.
+// Grow takes the pages that bytes begin to end of a sparse segment lie on, on the NUMA nodes given,
+// by turns if there are several, or wherever the kernel puts them; and populates them. What is
+// there already stays. On an error nothing has been taken. What the kernel refuses of the nodes is
+// no fault: refused says why.
 func (s *Segment) Grow(begin, end uint64, nodes []int) (refused, err error) {
 	s.check(begin, end-begin, 1)
 	first, last := begin, end
@@ -82,7 +85,8 @@ func (s *Segment) Grow(begin, end uint64, nodes []int) (refused, err error) {
 	return refused, err
 }
 
-// Shrink gives back the pages that lie wholly between begin and end: they are all zero when Grow takes them again. Nobody may use them.
+// Shrink gives back the pages that lie wholly between begin and end: they are all zero when Grow
+// takes them again. Nobody may use them.
 func (s *Segment) Shrink(begin, end uint64) {
 	if begin, end = roundUp(begin, pageSize), end/pageSize*pageSize; begin < end {
 		// What cannot be given back is kept.
@@ -90,7 +94,8 @@ func (s *Segment) Shrink(begin, end uint64) {
 	}
 }
 
-// Populate maps pages that somebody has taken by Grow into this process, so that no later access faults. It allocates nothing.
+// Populate maps pages that somebody has taken by Grow into this process, so that no later access
+// faults. It allocates nothing.
 func (s *Segment) Populate(begin, end uint64) error {
 	s.check(begin, end-begin, 1)
 	begin, end = begin/pageSize*pageSize, roundUp(end, pageSize)

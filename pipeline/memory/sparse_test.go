@@ -12,7 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// present counts the pages of a mapping, from first to last, that this process can use without a fault.
+// present counts the pages of a mapping, from first to last, that this process can use without a
+// fault.
 func present(t *testing.T, s *Segment, begin, end uint64) (n int) {
 	t.Helper()
 	f, err := os.Open("/proc/self/pagemap")
@@ -32,7 +33,8 @@ func present(t *testing.T, s *Segment, begin, end uint64) (n int) {
 	return n
 }
 
-// A sparse segment takes the memory that it grew to and no more, in every mapping; its size is for good; what it cannot get it does not keep in part.
+// A sparse segment takes the memory that it grew to and no more, in every mapping; its size is for
+// good; what it cannot get it does not keep in part.
 func TestSparse(t *testing.T) {
 	var l Layout
 	Add[Header](&l, 1)
@@ -118,7 +120,8 @@ func TestSparse(t *testing.T) {
 	}
 }
 
-// instead puts a device in the place of a descriptor: nothing can be allocated there. kept is what stood there.
+// instead puts a device in the place of a descriptor: nothing can be allocated there. kept is what
+// stood there.
 func instead(t *testing.T, fd int) (kept, null int) {
 	t.Helper()
 	kept, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)

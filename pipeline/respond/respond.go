@@ -200,7 +200,8 @@ func (r *Responder) send(at attach.Word, b []byte) {
 }
 
 func (r *Responder) arp(at attach.Word, e header.Ethernet, now int64) {
-	// The sender's MAC may differ from the frame's source: a virtual router's address is at a virtual MAC (RFC 5798 §8.1.2).
+	// The sender's MAC may differ from the frame's source: a virtual router's address is at a
+	// virtual MAC (RFC 5798 §8.1.2).
 	a, ok := header.ParseARP(e.Payload())
 	if !ok || a.SenderMAC() == (header.MAC{}) || a.SenderMAC().IsGroup() || r.ours(at, a.Sender()) {
 		return // malformed, or somebody claims one of our addresses
@@ -437,13 +438,15 @@ func (r *Responder) sendReset(m *state.Message, e header.Ethernet) {
 
 // errorSource returns the address that an error about a packet from src to dst speaks with: weir's
 // own on the attachment. No private one leaves through an outside port: there the external address
-// that the packet was for stands in.
+// that the packet was for stands in, or the private one that its sender, a partner, knows.
 func (r *Responder) errorSource(at attach.Word, src, dst netip.Addr) (netip.Addr, bool) {
 	own, ok := r.source(at, src)
 	if r.cfg.Ports[at.Port()].Side == config.Inside || ok && !own.IsPrivate() {
 		return own, ok
 	}
-	return dst, r.gen.Own(inet.FromNetip(dst))
+	a := inet.FromNetip(dst)
+	_, known := r.gen.PrivateOwner(a)
+	return dst, known || r.gen.Own(a)
 }
 
 // sendError answers a dropped packet with the ICMP error that its reason calls for, back the way it
@@ -460,7 +463,7 @@ func (r *Responder) sendError(m *state.Message) {
 		return
 	case drop.TTLExceeded:
 		kind = header.TimeExceeded
-	case drop.NoEligible, drop.SNATProtocol:
+	case drop.NoEligible, drop.SNATProtocol, drop.PrivateDestination:
 		kind = header.Prohibited
 	case drop.TooBig:
 		kind = header.PacketTooBig

@@ -184,7 +184,7 @@ func (m *Mappings) Check(holds map[uint32]uint32) error {
 			return fmt.Errorf("mapping %d rests and its port %d has no bit among those", ref, e.ExternalPort)
 		}
 	}
-	for i, counted := range m.taken[:m.Addresses()*int(portSpaces)*groupsPerSpace] {
+	for i, counted := range m.taken[:m.Addresses()*int(PortSpaces)*groupsPerSpace] {
 		n := 0
 		for _, w := range m.ports[i*wordsPerGroup:][:wordsPerGroup] {
 			n += bits.OnesCount64(w)

@@ -46,7 +46,7 @@ const (
 	TCPPorts PortSpace = iota
 	UDPPorts
 	EchoIdentifiers
-	portSpaces
+	PortSpaces // how many there are
 )
 
 // States of a mapping's word.
@@ -93,18 +93,18 @@ type MappingsRegion struct {
 	Capacity, Addresses                                             uint64
 }
 
-// ReserveMappings adds room for capacity mappings to the layout of a segment, and for their ports on
-// so many external addresses at most to that of one that grows: memory for them comes when control
-// grows it (see PortBytes), and then SetRoom.
+// ReserveMappings adds room for capacity mappings to the layout of a segment, and for their ports
+// on so many external addresses at most to that of one that grows: memory for them comes when
+// control grows it (see PortBytes), and then SetRoom.
 func ReserveMappings(l, growing *memory.Layout, capacity, addresses int) MappingsRegion {
 	return MappingsRegion{
 		Header:    memory.Add[mappingsHeader](l, 1),
 		Mappings:  memory.Add[Mapping](l, capacity),
 		Inside:    memory.Add[uint64](l, capacity/2+1),
 		Outside:   memory.Add[uint64](l, capacity/2+1),
-		Ports:     memory.Add[uint64](growing, addresses*int(portSpaces)*wordsPerSpace),
-		Taken:     memory.Add[uint32](growing, addresses*int(portSpaces)*groupsPerSpace),
-		Resting:   memory.Add[uint64](growing, addresses*int(portSpaces)*wordsPerSpace),
+		Ports:     memory.Add[uint64](growing, addresses*int(PortSpaces)*wordsPerSpace),
+		Taken:     memory.Add[uint32](growing, addresses*int(PortSpaces)*groupsPerSpace),
+		Resting:   memory.Add[uint64](growing, addresses*int(PortSpaces)*wordsPerSpace),
 		InUse:     memory.Add[uint32](growing, addresses),
 		Capacity:  uint64(capacity),
 		Addresses: uint64(addresses),
@@ -132,12 +132,13 @@ type Mappings struct {
 
 // What an external address takes in the sections Ports and InUse.
 const (
-	PortBytes  = uint64(portSpaces) * wordsPerSpace * 8 // of those that are taken, and again of those that rest
-	TakenBytes = uint64(portSpaces) * groupsPerSpace * 4
+	PortBytes  = uint64(PortSpaces) * wordsPerSpace * 8 // of those that are taken, and again of those that rest
+	TakenBytes = uint64(PortSpaces) * groupsPerSpace * 4
 	InUseBytes = 4
 )
 
-// OpenMappings returns a view of what lies at r in a segment and in one that grows. Fresh memory needs Init, used memory Rebuild.
+// OpenMappings returns a view of what lies at r in a segment and in one that grows. Fresh memory
+// needs Init, used memory Rebuild.
 func OpenMappings(s, growing *memory.Segment, r MappingsRegion) *Mappings {
 	n, addresses := int(r.Capacity), int(r.Addresses)
 	m := &Mappings{
@@ -145,9 +146,9 @@ func OpenMappings(s, growing *memory.Segment, r MappingsRegion) *Mappings {
 		mappings: memory.Slice[Mapping](s, r.Mappings, n),
 		inside:   memory.Slice[uint64](s, r.Inside, n/2+1),
 		outside:  memory.Slice[uint64](s, r.Outside, n/2+1),
-		ports:    memory.Slice[uint64](growing, r.Ports, addresses*int(portSpaces)*wordsPerSpace),
-		taken:    memory.Slice[uint32](growing, r.Taken, addresses*int(portSpaces)*groupsPerSpace),
-		resting:  memory.Slice[uint64](growing, r.Resting, addresses*int(portSpaces)*wordsPerSpace),
+		ports:    memory.Slice[uint64](growing, r.Ports, addresses*int(PortSpaces)*wordsPerSpace),
+		taken:    memory.Slice[uint32](growing, r.Taken, addresses*int(PortSpaces)*groupsPerSpace),
+		resting:  memory.Slice[uint64](growing, r.Resting, addresses*int(PortSpaces)*wordsPerSpace),
 		inUse:    memory.Slice[uint32](growing, r.InUse, addresses),
 	}
 	m.secret = m.h.Secret
@@ -167,15 +168,15 @@ func (m *Mappings) Rebuild() {
 	clear(m.inside)
 	clear(m.outside)
 	room := m.Addresses()
-	clear(m.ports[:room*int(portSpaces)*wordsPerSpace])
-	clear(m.taken[:room*int(portSpaces)*groupsPerSpace])
-	clear(m.resting[:room*int(portSpaces)*wordsPerSpace])
+	clear(m.ports[:room*int(PortSpaces)*wordsPerSpace])
+	clear(m.taken[:room*int(PortSpaces)*groupsPerSpace])
+	clear(m.resting[:room*int(PortSpaces)*wordsPerSpace])
 	clear(m.inUse[:room])
 	m.h.free, m.h.live, m.h.yields = 0, 0, 0
 	m.limboHead, m.limboEnd, m.fresh, m.walk, m.yielded = 0, 0, 0, 0, 0
 	for i := len(m.mappings) - 1; i >= 0; i-- { // so that the list gives low indexes first
 		e, ref := &m.mappings[i], uint32(i)
-		if e.word&stateMask != mappingLive || int(e.Address) >= room || e.Protocol >= portSpaces || !m.claim(e.Address, e.Protocol, e.ExternalPort) {
+		if e.word&stateMask != mappingLive || int(e.Address) >= room || e.Protocol >= PortSpaces || !m.claim(e.Address, e.Protocol, e.ExternalPort) {
 			e.word = mappingFree
 			e.outside = uint32(m.h.free)
 			m.h.free = uint64(ref + 1)
@@ -620,7 +621,8 @@ func (e *Mapping) take(w uint64) bool {
 	return atomic.CompareAndSwapUint64(&e.word, w, w&^stateMask&^holdsMask&^mappingRests|mappingGone)
 }
 
-// unlink takes ref out of a chain, whose head others may change meanwhile. What it leads to stays: somebody may stand on it.
+// unlink takes ref out of a chain, whose head others may change meanwhile. What it leads to stays:
+// somebody may stand on it.
 func (m *Mappings) unlink(chain *uint64, ref uint32, link func(*Mapping) *uint32) {
 	for {
 		head := atomic.LoadUint64(chain)

@@ -92,15 +92,15 @@ func below(n uint32, random *rand.ChaCha8) uint32 {
 
 // The words of a port space.
 func (m *Mappings) wordsOf(address uint32, space PortSpace) *[wordsPerSpace]uint64 {
-	return (*[wordsPerSpace]uint64)(m.ports[(int(address)*int(portSpaces)+int(space))*wordsPerSpace:])
+	return (*[wordsPerSpace]uint64)(m.ports[(int(address)*int(PortSpaces)+int(space))*wordsPerSpace:])
 }
 
 func (m *Mappings) takenOf(address uint32, space PortSpace) *[groupsPerSpace]uint32 {
-	return (*[groupsPerSpace]uint32)(m.taken[(int(address)*int(portSpaces)+int(space))*groupsPerSpace:])
+	return (*[groupsPerSpace]uint32)(m.taken[(int(address)*int(PortSpaces)+int(space))*groupsPerSpace:])
 }
 
 func (m *Mappings) restingOf(address uint32, space PortSpace) *[wordsPerSpace]uint64 {
-	return (*[wordsPerSpace]uint64)(m.resting[(int(address)*int(portSpaces)+int(space))*wordsPerSpace:])
+	return (*[wordsPerSpace]uint64)(m.resting[(int(address)*int(PortSpaces)+int(space))*wordsPerSpace:])
 }
 
 // claim takes a port unless it is used or rests.

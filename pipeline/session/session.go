@@ -51,15 +51,17 @@ const (
 	Hairpin  // the remote endpoint is an external address of weir's own
 	Asked    // TCP: a SYN is the last that the instance said
 	OnLink   // the remote address lies in a prefix of an outside port's own
+	Refresh  // packets from outside refresh it too
 	Given    // TCP: closed, it has let go of its mapping, and stays for its own endpoints alone
 	Bound    // the instance's packets must have the MAC configured for it: its neighbor entry's
+	Forward  // through a port that always leads to the instance: it holds no mapping
 )
 
 // ShortInside and ShortOutside are the flags with which a session's packets may go the short way,
 // from inside and from outside: the short way does all that the long one would. Any other flag, and
 // any new one until it is in these lists, sends them the long way.
 const (
-	ShortInside  = SNAT | FromOutside | SeenInside | SeenOutside | FinInside | FinOutside | Draining | Reset | Paired | Bound
+	ShortInside  = SNAT | FromOutside | SeenInside | SeenOutside | FinInside | FinOutside | Draining | Reset | Paired | Refresh | Bound | Forward
 	ShortOutside = ShortInside | OnLink
 )
 
@@ -133,7 +135,7 @@ func (s *Session) Closed() bool {
 
 // SetState moves a live session to another state.
 func (s *Session) SetState(st State) {
-	s.word = s.word&^(0xff<<stateShift) | uint64(st)<<stateShift
+	atomic.StoreUint64(&s.word, s.word&^(0xff<<stateShift)|uint64(st)<<stateShift)
 }
 
 // StateOf, ProtoOf and ExternalPortOf read a word that Load returned.

@@ -140,6 +140,25 @@ func (t *Table) Capacity() int { return len(t.sessions) }
 // Len returns the number of live sessions.
 func (t *Table) Len() int { return len(t.sessions) - int(t.h.free) }
 
+// Read copies session ref for a process that does not own the table. False: it is free, or changes
+// all the time.
+func (t *Table) Read(ref uint32) (s Session, live bool) {
+	for range readTries {
+		s = memory.Read(&t.sessions[ref])
+		if s.word == 0 {
+			return s, false
+		}
+		if again := memory.Read(&t.sessions[ref]); s == again {
+			return s, true
+		}
+	}
+	return s, false
+}
+
+// readTries is how often Read looks for a session that stays what it is for as long as it takes to
+// read it twice.
+const readTries = 16
+
 // At returns session ref.
 func (t *Table) At(ref uint32) *Session { return &t.sessions[ref] }
 

@@ -30,9 +30,9 @@ func (s *State) TakeCensus(names map[uint32]string) *Census {
 	for w := range s.Workers() {
 		t := s.Table(w)
 		for ref := range uint32(t.Capacity()) {
-			e := t.At(ref)
+			e, live := t.Read(ref)
 			word := e.Load()
-			if session.StateOf(word) == session.Free || e.Flags&(session.SNAT|session.Given) != session.SNAT {
+			if !live || e.Flags&(session.SNAT|session.Given) != session.SNAT {
 				continue
 			}
 			name, ok := names[e.VPC]

@@ -14,8 +14,8 @@ import (
 	"weir/pipeline/session"
 )
 
-// How many slots there are: twice what a configuration may name, so that it can be replaced by another one while sessions of the old one still count in
-// theirs. Slot 0 is nobody's.
+// How many slots there are: twice what a configuration may name, so that it can be replaced by
+// another one while sessions of the old one still count in theirs. Slot 0 is nobody's.
 const (
 	VPCSlots      = 2 * (config.MaxVPCs + 1)
 	InstanceSlots = 2 * config.MaxInstances
@@ -36,8 +36,9 @@ const (
 	addressBlock  = 16
 )
 
-// Room says what of the segment that grows has memory. Control takes it, and says so in the header of the state; the data plane maps it before it publishes a
-// generation that names it. So a worker never faults, and whoever takes over maps what the header says. Nothing gets smaller.
+// Room says what of the segment that grows has memory. Control takes it, and says so in the header
+// of the state; the data plane maps it before it publishes a generation that names it. So a worker
+// never faults, and whoever takes over maps what the header says. Nothing gets smaller.
 type Room struct {
 	VPCs, Instances, Addresses uint64 // slots
 	NeighborTables             uint64
@@ -51,7 +52,7 @@ func (r Room) max(o Room) Room {
 // growingSections is where everything lies in the segment that grows.
 type growingSections struct {
 	Neighbors, VPCs, Instances uint64
-	Unconfirmed                [maxWorkers]uint64
+	Unconfirmed, Shares        [maxWorkers]uint64
 }
 
 // layGrowing lays the segment that grows out at its largest.
@@ -66,12 +67,15 @@ func layGrowing(l *memory.Layout, workers int) (g growingSections) {
 	for w := range workers {
 		l.Align()
 		g.Unconfirmed[w] = memory.Add[UnconfirmedList](l, InstanceSlots)
+		l.Align()
+		g.Shares[w] = memory.Add[Share](l, VPCSlots)
 	}
 	l.Align()
 	return g
 }
 
-// piece is a run of bytes of the segment that grows, on the NUMA node of a worker or, with -1, of all by turns.
+// piece is a run of bytes of the segment that grows, on the NUMA node of a worker or, with -1, of
+// all by turns.
 type piece struct {
 	begin, end uint64
 	worker     int
@@ -97,6 +101,7 @@ func (s *State) pieces(from, to Room, f func(piece) error) error {
 	add(m.InUse, session.InUseBytes, from.Addresses, to.Addresses, -1)
 	for w := range s.Workers() {
 		add(g.Unconfirmed[w], uint64(unsafe.Sizeof(UnconfirmedList{})), from.Instances, to.Instances, w)
+		add(g.Shares[w], uint64(unsafe.Sizeof(Share{})), from.VPCs, to.VPCs, w)
 	}
 	return failed
 }
@@ -107,7 +112,8 @@ func (s *State) Room() Room {
 	return Room{atomic.LoadUint64(&r.VPCs), atomic.LoadUint64(&r.Instances), atomic.LoadUint64(&r.Addresses), atomic.LoadUint64(&r.NeighborTables)}
 }
 
-// Reserve makes room for so many slots of each kind, those that are free among them, while packets flow. Only control calls it. On an error nothing has changed.
+// Reserve makes room for so many slots of each kind, those that are free among them, while packets
+// flow. Only control calls it. On an error nothing has changed.
 func (s *State) Reserve(vpcs, instances, addresses int) error {
 	block := func(n, block, most int) uint64 { return uint64(min((n+block-1)/block*block, most)) }
 	return s.grow(Room{VPCs: block(vpcs, vpcBlock, VPCSlots), Instances: block(instances, instanceBlock, InstanceSlots), Addresses: block(addresses, addressBlock, AddressSlots)})
@@ -164,7 +170,8 @@ func (s *State) grow(to Room) error {
 	return nil
 }
 
-// Populate maps into this process what control has made room for since the last time. It allocates nothing.
+// Populate maps into this process what control has made room for since the last time. It allocates
+// nothing.
 func (s *State) Populate() error {
 	to := s.Room()
 	if err := s.pieces(s.mapped, to, func(p piece) error { return s.growing.Populate(p.begin, p.end) }); err != nil {

@@ -30,9 +30,10 @@ type Neighbor struct {
 	Word uint64 // State<<48 | MAC
 }
 
-// Neighbors is the table of link-layer addresses, in shared memory: control writes, workers read. It is a list of open
-// hash tables, each eight times the one before it, whose entries never move, so that a slot's number is good as long as its entry lives. One is enough until
-// it is half full; new entries go to the last.
+// Neighbors is the table of link-layer addresses, in shared memory: control writes, workers read.
+// It is a list of open hash tables, each eight times the one before it, whose entries never move,
+// so that a slot's number is good as long as its entry lives. One is enough until it is half full;
+// new entries go to the last.
 type Neighbors struct {
 	Entries []Neighbor // of all tables that there may be; those from Len on have no memory
 	secret  uint64
@@ -42,7 +43,8 @@ type Neighbors struct {
 	tables atomic.Uint32 // that this process has mapped
 }
 
-// NewNeighbors returns the tables that lie in entries, of which tables have memory. The first has so many entries: a power of two.
+// NewNeighbors returns the tables that lie in entries, of which tables have memory. The first has
+// so many entries: a power of two.
 func NewNeighbors(entries []Neighbor, first, tables int, secret uint64) *Neighbors {
 	n := &Neighbors{Entries: entries, secret: secret, first: uint32(first)}
 	n.tables.Store(uint32(tables))
@@ -61,8 +63,8 @@ func (n *Neighbors) Live() []Neighbor { return n.Entries[:n.Len()] }
 // room returns how many entries there may be before the next table is wanted.
 func (n *Neighbors) room() int { return int(n.first<<(3*(n.tables.Load()-1))) / 2 }
 
-// is compares the address. Control may be between its two stores; but then word is 0, so a reader who finds a word
-// and asks once more has seen a whole address.
+// is compares the address. Control may be between its two stores; but then word is 0, so a reader
+// who finds a word and asks once more has seen a whole address.
 func (e *Neighbor) is(a inet.Addr) bool {
 	return atomic.LoadUint64(&e.Addr.Hi) == a.Hi && atomic.LoadUint64(&e.Addr.Lo) == a.Lo
 }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package state is the memory that both processes see and that outlives them: counters, session tables, limits,
-// neighbors and rings, flat, in two segments. Workers write their own parts; control writes neighbors and the rings
-// to the workers. Nothing in it is a pointer, and no lock lies in it: a process may die between any two stores.
+// Package state is the memory that both processes see and that outlives them: counters, session
+// tables, limits, neighbors and rings, flat, in two segments. Workers write their own parts;
+// control writes neighbors and the rings to the workers. Nothing in it is a pointer, and no lock
+// lies in it: a process may die between any two stores.
 package state
 
 import (
@@ -63,8 +64,9 @@ type workerRegion struct {
 	Table                  session.Region
 }
 
-// State is the memory that outlives both processes' turns: counters, sessions, limits, neighbors and rings. It
-// lies in two segments that control makes and the data plane maps: one of a fixed size, and one for what grows with the configuration.
+// State is the memory that outlives both processes' turns: counters, sessions, limits, neighbors
+// and rings. It lies in two segments that control makes and the data plane maps: one of a fixed
+// size, and one for what grows with the configuration.
 type State struct {
 	Segment   *memory.Segment
 	Neighbors *Neighbors
@@ -88,7 +90,7 @@ type Sizes struct {
 }
 
 // stateLayout is the hash over everything that lies in a state segment.
-var stateLayout = memory.Hash(append(session.Types(), stateHeader{}, Room{}, Usage{}, UnconfirmedList{}, Counters{}, Neighbor{}, ring{})...)
+var stateLayout = memory.Hash(append(session.Types(), stateHeader{}, Room{}, Share{}, Usage{}, UnconfirmedList{}, Counters{}, Neighbor{}, ring{})...)
 
 // New makes a fresh State.
 func New(c Sizes) (*State, error) {
@@ -178,7 +180,8 @@ func NewRandom(seed *[32]byte) *mathrand.ChaCha8 {
 	return mathrand.NewChaCha8(key)
 }
 
-// Attach maps the state whose segments lie behind fd and growing, and takes both over, also when it fails.
+// Attach maps the state whose segments lie behind fd and growing, and takes both over, also when it
+// fails.
 func Attach(fd, growing int) (*State, error) {
 	s, g := new(memory.Segment), new(memory.Segment)
 	if err := s.Map(fd); err != nil {
@@ -226,6 +229,9 @@ func (s *State) Workers() int { return int(s.h.Workers) }
 func (s *State) Counters(w int) *Counters {
 	return memory.At[Counters](s.Segment, s.h.Worker[w].Counters)
 }
+
+// Counts returns what worker w has counted, for whoever is not that worker.
+func (s *State) Counts(w int) Counters { return memory.Read(s.Counters(w)) }
 
 // Runtime and Device return what the data plane writes about itself; it alone writes.
 func (s *State) Runtime() *Runtime { return &s.h.Runtime }
