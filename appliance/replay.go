@@ -192,7 +192,7 @@ func (r *replay) run(out io.Writer) (err error) {
 
 	w := newReplayWorker(cfg, state, gen)
 	respond := respond.New(state, w.macs)
-	respond.Passive = true
+	respond.Passive, respond.Assume = true, assumedMAC
 	respond.Configure(cfg, gen)
 
 	counters := state.Counters(0)

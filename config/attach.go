@@ -161,7 +161,6 @@ func (v *vpcChecker) place(t *attachmentText, port int, a *Attachment) {
 // tunnel checks what an attachment with encap has.
 func (v *vpcChecker) tunnel(t *attachmentText, port int, a *Attachment) {
 	p := &v.doc.ports[port]
-	v.faults.add(t.encap.spot, "tunnels are not supported yet; accepted today: vlan")
 	if t.vlan.ok && a.VLAN != (VLAN{}) {
 		v.faults.add(t.vlan.spot, "a tunnel has no vlan; expected vlan or encap")
 		a.VLAN = VLAN{}
@@ -191,16 +190,14 @@ func (v *vpcChecker) tunnel(t *attachmentText, port int, a *Attachment) {
 	}
 	slices.SortFunc(u.Peers, comparePrefix)
 	u.Peers = slices.Compact(u.Peers)
-	kind := kindKey{port, a.Encap}
-	if o, known := v.udpPorts[kind]; known && o.port != u.UDPPort {
+	kind, other := kindKey{port, a.Encap}, kindKey{port, VXLAN + Geneve - a.Encap}
+	switch o, known := v.udpPorts[kind]; {
+	case known && o.port != u.UDPPort:
 		v.faults.add(t.spot, "inside port %q has tunnels of this kind with udp_port %d at %v and %d; expected one", t.port.value, o.port, o.spot, u.UDPPort)
-	} else {
+	case v.udpPorts[other].port == u.UDPPort:
+		v.faults.add(t.spot, "inside port %q has VXLAN and Geneve with udp_port %d; expected different ports", t.port.value, u.UDPPort)
+	default:
 		v.udpPorts[kind] = udpPortOf{u.UDPPort, t.spot}
-	}
-	for other := range v.udpPorts {
-		if other.port == port && other.encap != a.Encap && v.udpPorts[other].port == u.UDPPort {
-			v.faults.add(t.spot, "inside port %q has VXLAN and Geneve with udp_port %d; expected different ports", t.port.value, u.UDPPort)
-		}
 	}
 }
 

@@ -29,7 +29,7 @@ func (w *Worker) apply(b *Burst, first int) {
 			if !p.uninvited(s) {
 				w.fromOutside(s, p)
 			}
-		case !w.sends(s, p): // route says why not
+		case !w.sends(s, p, true): // route says why not
 		case s.State() == session.Unconfirmed && ((p.kind == kindTCP || p.kind == kindEchoRequest) && begins(p) || !w.confirm(ref, s, p)):
 			// No reply, but a beginning: the sender outside does not choose its address. Or the
 			// mapping that it went to is gone.

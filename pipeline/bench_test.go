@@ -41,8 +41,16 @@ vpcs:
 // testSeed makes every choice in tests repeatable.
 var testSeed = [32]byte{1, 2, 3}
 
-// newTestWorker compiles text and returns a worker on it.
+// newTestWorker compiles text and returns a worker on it that lets instances send from any MAC.
 func newTestWorker(t testing.TB, text string) *Worker {
+	t.Helper()
+	w := newSourceWorker(t, text)
+	anySource(w.gen)
+	return w
+}
+
+// newSourceWorker compiles text and returns a worker on it.
+func newSourceWorker(t testing.TB, text string) *Worker {
 	t.Helper()
 	cfg, _, err := config.Parse([]config.File{{Name: "test.yaml", Data: []byte(text)}})
 	if err != nil {
@@ -57,7 +65,6 @@ func newTestWorker(t testing.TB, text string) *Worker {
 	if err != nil {
 		t.Fatal(err)
 	}
-	anySource(g)
 	t.Cleanup(func() { g.Close() })
 	w := NewWorker(s, 0, g, WorkerConfig{MACs: []config.MAC{{2, 0, 0, 0, 0, 1}, {2, 0, 0, 0, 0, 2}}, Seed: &testSeed})
 	w.SetClock(1e9)

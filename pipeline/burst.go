@@ -50,6 +50,7 @@ type Packet struct {
 
 	// classify
 	from       generation.Place
+	via        uint16 // the link of the endpoint that it came from, through a tunnel
 	family     inet.Family
 	proto      uint8
 	kind       kind

@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"io/fs"
+	"maps"
 	"math"
 	"net/netip"
 	"os"
@@ -84,6 +85,67 @@ func write(t *testing.T, dir string, golden map[string][]byte) {
 		}
 		if err := os.WriteFile(path, data, 0o644); err != nil {
 			t.Fatal(err)
+		}
+	}
+}
+
+const toNobody = "a packet inside the VPC goes to an address that no instance has: nobody is asked through a tunnel"
+
+// exempt are cases that have no twin of a kind, and why.
+var exempt = map[string]map[string]string{
+	"vlan": {
+		"malformed-ethernet": "what is cut inside a tag is cut elsewhere",
+		"spoofed-sources":    "a frame for a port that no VPC has comes with a tag that nobody has",
+		"priority-tags":      "has tags itself",
+		"vlan-attachments":   "has tags itself",
+		"vlan-outside":       "has tags itself",
+		"tunnels":            "has tunnels itself",
+	},
+	"geneve": {
+		"malformed-ethernet":         "an inner frame that is too short for Ethernet's header is none, and inner tags are refused by another name",
+		"m20-random":                 "the same",
+		"attached-public-subnet":     toNobody,
+		"longer-prefix-beats-custom": toNobody,
+		"reload-route-changed":       toNobody,
+		"untranslatable":             toNobody,
+		"vpc-internal-routes":        toNobody,
+		"priority-tags":              "has tags itself",
+		"vlan-attachments":           "has tags itself",
+		"vlan-outside":               "has tags itself",
+		"tunnels":                    "has tunnels itself",
+		"truncated-by-the-driver":    "what the driver cuts is the outer packet, which is short_frame then",
+	},
+	"vxlan-ipv6": {
+		"malformed-ethernet":         "an inner frame that is too short for Ethernet's header is none, and inner tags are refused by another name",
+		"m20-random":                 "the same",
+		"attached-public-subnet":     toNobody,
+		"longer-prefix-beats-custom": toNobody,
+		"reload-route-changed":       toNobody,
+		"untranslatable":             toNobody,
+		"vpc-internal-routes":        toNobody,
+		"priority-tags":              "has tags itself",
+		"vlan-attachments":           "has tags itself",
+		"vlan-outside":               "has tags itself",
+		"tunnels":                    "has tunnels itself",
+		"truncated-by-the-driver":    "what the driver cuts is the outer packet, which is short_frame then",
+	},
+}
+
+// TestTwins runs every case once more with its VPCs on VLANs and behind tunnels: inside frames come
+// and go so, and everything else is as the case says.
+func TestTwins(t *testing.T) {
+	for _, twin := range casetest.Twins() {
+		missing := maps.Clone(exempt[twin.Name])
+		for _, dir := range casetest.Dirs(t, "testdata/cases") {
+			name := filepath.Base(dir)
+			if _, ok := exempt[twin.Name][name]; ok {
+				delete(missing, name)
+				continue
+			}
+			t.Run(twin.Name+"/"+name, func(t *testing.T) { casetest.Load(t, dir).RunTwin(t, &twin) })
+		}
+		for name := range missing {
+			t.Errorf("%s: %s is exempt, and no case", twin.Name, name)
 		}
 	}
 }

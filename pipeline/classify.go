@@ -20,11 +20,15 @@ func (w *Worker) classify(b *Burst, from, to int) (bytes uint64) {
 		p := &b.Packets[i]
 		bytes += uint64(len(p.Data))
 		if b.opened { // by the worker that handed it over
-		} else if p.from, p.tci = own, 0; port.Tagged {
+		} else if p.from, p.tci, p.via = own, 0, 0; port.Tagged {
 			if r := w.unwrap(b, p); r != drop.Pass {
 				w.out(p, b.Port, b.inside, refuse(r))
 				continue
 			}
+		}
+		mac := mac
+		if p.via != 0 {
+			mac = w.station(p.via, mac)
 		}
 		if p.parsePlain(b.inside, mac) {
 			b.live = append(b.live, uint8(i))
@@ -45,6 +49,10 @@ func (w *Worker) classify(b *Burst, from, to int) (bytes uint64) {
 			}
 			b.live = append(b.live, uint8(i))
 		case punted:
+			if p.via != 0 && !w.speaks(p) {
+				w.out(p, b.Port, b.inside, refuse(drop.SpoofedHost))
+				continue
+			}
 			w.punt(b, p, discovery)
 		default:
 			// The driver has cut what was longer than the link takes at one piece. The kernel makes

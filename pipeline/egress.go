@@ -40,6 +40,13 @@ func (w *Worker) egress(b *Burst) {
 		} else if p.to.at == attach.None {
 			w.out(p, b.Port, b.inside, refuse(drop.NoNextHop))
 			continue
+		} else if p.neighbor == state.NoNeighbor && p.to.at.Tunnel() {
+			h := w.gen.Host(w.vpc(p)+1, p.hop)
+			if h == nil || h.Kind != generation.HostInstance {
+				w.out(p, b.Port, b.inside, refuse(drop.NoNextHop))
+				continue
+			}
+			p.reach(&w.gen.Instances[h.Index])
 		} else if p.neighbor == state.NoNeighbor {
 			p.neighbor = w.neighbors.Find(p.to.at, p.hop)
 		}

@@ -42,6 +42,7 @@ type handedFrame struct {
 	inside bool
 	front  uint16
 	tci    uint16
+	via    uint16
 }
 
 // handedPacket is a packet that has turned back.
@@ -117,7 +118,7 @@ func (l *handoffLane) give(b *Burst, p *Packet) bool {
 	if s == nil {
 		return false
 	}
-	*s = handedFrame{p.Data, p.Handle, p.from, uint8(b.Port), b.inside, p.Front, p.tci}
+	*s = handedFrame{p.Data, p.Handle, p.from, uint8(b.Port), b.inside, p.Front, p.tci, p.via}
 	return true
 }
 
@@ -157,7 +158,7 @@ func (w *Worker) adoptFrames(b *Burst, r *handoffRing[handedFrame], n int) {
 		}
 		p := &b.Packets[b.N]
 		p.Data, p.Handle, p.Long = s.data, s.handle, false
-		p.from, p.Front, p.tci = s.from, s.front, s.tci
+		p.from, p.Front, p.tci, p.via = s.from, s.front, s.tci, s.via
 		w.frames[b.N] = unsafe.Pointer(unsafe.SliceData(s.data))
 	}
 	prefetch.Lines(&w.frames[0], b.N) // they lie in the other worker's cache

@@ -23,8 +23,11 @@ const (
 type heldPacket struct {
 	frame  []byte
 	handle uintptr
-	hop    inet.Addr
+	hop    inet.Addr // the neighbor, on an attachment
+	on     attach.Word
 	to     way
+	inner  uint64 // through a tunnel: the instance's MAC
+	flow   uint16
 	front  uint16
 	tci    uint16
 	since  uint32 // millisecond
@@ -37,9 +40,11 @@ type heldPacket struct {
 }
 
 // hold keeps a packet until its neighbor is resolved, and asks control to resolve it.
-func (w *Worker) hold(b *Burst, p *Packet) {
-	hop := p.hop
-	if p.neighbor != state.NoNeighbor {
+func (w *Worker) hold(b *Burst, p *Packet, inner uint64) {
+	on, hop := p.to.at, p.hop
+	if on.Tunnel() {
+		on, hop = attach.Port(on.Port()), w.gen.Links[p.to.link].Hop
+	} else if p.neighbor != state.NoNeighbor {
 		_, hop = w.neighbors.At(p.neighbor)
 	}
 	// The fragments of a datagram count as one: each is worth nothing without the others.
@@ -54,7 +59,7 @@ func (w *Worker) hold(b *Burst, p *Packet) {
 			continue
 		}
 		here++
-		if h.hop != hop {
+		if h.hop != hop || h.on != on {
 			continue
 		}
 		frames++
@@ -65,13 +70,13 @@ func (w *Worker) hold(b *Burst, p *Packet) {
 	}
 	// Held or not, the neighbor is asked for: the next packet shall find it.
 	if frames == 0 {
-		w.resolve(p.to.at, hop)
+		w.resolve(on, hop)
 	}
 	if share := max(minHeldPerPort, maxHeld/len(w.gen.Ports)); w.holding == maxHeld || here >= share || !begun && same == maxHeldPerNeighbor || frames == maxHeldFrames {
 		w.out(p, b.Port, b.inside, refuse(drop.NeighborUnresolved))
 		return
 	}
-	w.held[w.holding] = heldPacket{frame: p.Data, handle: p.Handle, hop: hop, to: p.to, front: p.Front, tci: p.tci,
+	w.held[w.holding] = heldPacket{frame: p.Data, handle: p.Handle, hop: hop, on: on, to: p.to, inner: inner, flow: uint16(p.hash), front: p.Front, tci: p.tci,
 		since: w.tick, asked: w.tick, from: uint8(b.Port), inside: b.inside, piece: p.fragmented, first: !begun, of: of}
 	w.holding++
 	w.out(p, b.Port, b.inside, held)
@@ -95,10 +100,13 @@ func (w *Worker) Release() {
 	keep := 0
 	for i := range w.holding {
 		h := w.held[i]
-		mac := w.resolved(w.neighbors.Find(h.to.at, h.hop))
+		mac := w.resolved(w.neighbors.Find(h.on, h.hop))
 		switch {
 		case mac != 0 && w.Out[h.to.at.Port()].N+w.Spare.N < queueSize:
-			f := parcel{h.frame, h.handle, h.front, h.tci}
+			if h.to.at.Tunnel() {
+				mac = h.inner
+			}
+			f := parcel{h.frame, h.handle, h.front, h.tci, h.flow}
 			if r := w.send(h.to, mac, &f, len(h.frame)-header.EthernetSize > int(w.gen.Links[h.to.link].MTU)); r != drop.Pass {
 				w.outHeld(&h, r)
 			}
@@ -107,7 +115,7 @@ func (w *Worker) Release() {
 		default:
 			if w.tick-h.asked >= 1000 { // the question may have been lost
 				h.asked = w.tick
-				w.resolve(h.to.at, h.hop)
+				w.resolve(h.on, h.hop)
 			}
 			w.held[keep] = h
 			keep++

@@ -5,6 +5,7 @@ package pipeline
 import (
 	"weir/pipeline/drop"
 	"weir/pipeline/generation"
+	"weir/pipeline/inet"
 )
 
 // lookup asks for the sessions of the packets from the first-th live one on: first for the buckets
@@ -48,6 +49,10 @@ func (w *Worker) lookupTagged(b *Burst, first int) {
 	for _, i := range b.live[first:] {
 		p := &b.Packets[i]
 		if p.from.Index == generation.Unattached {
+			if end := w.gen.Ports[b.Port].Ends[p.family]; end != (inet.Addr{}) && end == p.remote {
+				w.serve(b, p)
+				continue
+			}
 			w.out(p, b.Port, b.inside, refuse(drop.AntiSpoof))
 			continue
 		}

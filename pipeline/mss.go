@@ -20,7 +20,7 @@ func (w *Worker) clampMSS(from int, p *Packet) {
 		if p.family == inet.V6 {
 			headers = header.IPv6Size + header.TCPSize
 		}
-		mtu := min(w.gen.Ports[from].MTU, w.gen.Links[p.to.link].MTU)
+		mtu := min(w.gen.Links[max(p.via, uint16(from))].MTU, w.gen.Links[p.to.link].MTU)
 		if mtu <= headers {
 			return
 		}

@@ -29,6 +29,7 @@
 //	account     what the driver tells of: frames sent and refused, turns
 //	plain       classify for the short way
 //	wrap        tags and outer headers: off in classify, on again in transmit
+//	tunnel      VXLAN and Geneve, for wrap
 //	source      whose a packet from inside is, and whether it comes from there
 //	create      the begin and the end of sessions
 //	fair        a VPC's share of a worker's table

@@ -61,7 +61,7 @@ func (w *Worker) punt(b *Burst, p *Packet, c class) {
 	if c == discovery && w.fromNextHop(p) {
 		c = nextHops
 	}
-	if len(p.Data) > state.RingFrame || !w.allowed(p.from.At, c) || !w.punts.Put(state.PuntFrame, p.from.At, drop.Pass, 0, inet.Addr{}, p.Data) {
+	if len(p.Data) > state.RingFrame || !w.allowed(p.from.At, c) || !w.punts.Put(state.PuntFrame, p.from.At, drop.Pass, 0, w.gen.Links[p.via].Endpoint, p.Data) {
 		w.out(p, b.Port, b.inside, refuse(drop.PuntLimited))
 		return
 	}
@@ -79,7 +79,7 @@ func (w *Worker) fromNextHop(p *Packet) bool {
 		from = inet.From16(d[header.EthernetSize+8:])
 	}
 	hops := w.gen.Hops
-	if p.from.Index != generation.Unattached {
+	if w.gen.Ports[p.from.At.Port()].Side == uint8(config.Inside) {
 		hops = w.gen.Routers
 	}
 	for i := range hops {
@@ -131,7 +131,7 @@ func (w *Worker) answer(p *Packet, r drop.Reason, mtu uint16) {
 	share := 1 / float64(w.state.Workers()) // each worker has its own
 	if w.errorRates[vpc].takeAbout(w.nanos, errorsPerVPC*share, max(1, errorVPCBurst*share), w.noise.Uint64()) &&
 		w.errorRate.takeAbout(w.nanos, errorsPerSecond*share, max(1, errorBurst*share), w.noise.Uint64()) {
-		w.punts.Put(state.PuntError, p.from.At, r, mtu, inet.Addr{}, p.Data)
+		w.punts.Put(state.PuntError, p.from.At, r, mtu, w.gen.Links[p.via].Endpoint, p.Data)
 	}
 }
 

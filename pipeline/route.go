@@ -17,7 +17,7 @@ func (w *Worker) route(b *Burst) {
 	for _, i := range b.live {
 		p := &b.Packets[i]
 		if p.act == actNone {
-			if s, ok := w.late(p.insideKey(w.gen.VPCs[w.vpc(p)].Slot), p); ok && w.sends(s, p) {
+			if s, ok := w.late(p.insideKey(w.gen.VPCs[w.vpc(p)].Slot), p); ok && w.sends(s, p, true) {
 				w.fromInside(s, p)
 				keep = append(keep, i)
 				continue
@@ -56,6 +56,9 @@ func (w *Worker) routeOne(p *Packet) verdict {
 		return refuse(spoofed)
 	}
 	in, attached := from.in, from.attached
+	if p.via != 0 && from.own {
+		w.learn(in, p)
+	}
 	if to := g.Host(domain, p.remote); to != nil && to.Kind == generation.HostOwn {
 		return punted
 	}

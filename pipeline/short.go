@@ -52,7 +52,7 @@ func (w *Worker) short(inside bool, s *session.Session, p *Packet, hash uint64) 
 	to := way{at: s.At, link: s.Link}
 	var mac uint64
 	if inside {
-		if !w.sends(s, p) {
+		if !w.sends(s, p, false) {
 			return false
 		}
 		l := w.liveHops(p.family)
@@ -63,7 +63,7 @@ func (w *Worker) short(inside bool, s *session.Session, p *Packet, hash uint64) 
 		to, mac = wayOut(h.At), h.mac
 	} else if to.at == attach.None || s.Neighbor == state.NoNeighbor {
 		return false
-	} else if mac = w.resolved(s.Neighbor); mac == 0 {
+	} else if mac = w.resolved(s.Neighbor); mac == 0 || to.at.Tunnel() && w.resolved(w.gen.Links[to.link].Neighbor) == 0 {
 		return false
 	}
 	if len(p.Data)-header.EthernetSize > int(w.gen.Links[to.link].MTU) || !to.at.Plain() && int(p.Front) < overhead(to.at) {
@@ -83,7 +83,7 @@ func (w *Worker) short(inside bool, s *session.Session, p *Packet, hash uint64) 
 	if to.at.Plain() {
 		w.queue(to.at.Port(), mac, p.Handle, p.Data)
 	} else {
-		w.wrap(to, mac, &parcel{p.Data, p.Handle, p.Front, p.tci})
+		w.wrap(to, mac, &parcel{p.Data, p.Handle, p.Front, p.tci, uint16(hash)})
 	}
 	return true
 }

@@ -44,21 +44,34 @@ func (w *Worker) sender(p *Packet) (s sender, r drop.Reason) {
 	if s.in == nil {
 		return s, drop.AntiSpoof
 	}
-	at, mac := s.in.At[p.family], s.in.MAC[p.family]
-	if at == attach.None { // it has no address of this family itself
-		at, mac = s.in.At[1-p.family], s.in.MAC[1-p.family]
+	f := p.family
+	if s.in.At[f] == attach.None { // it has no address of this family itself
+		f = 1 - f
 	}
+	at, mac := s.in.At[f], s.in.MAC[f]
 	switch {
 	case p.from.At != at:
 		return s, drop.SpoofedAttachment
+	case p.via != 0 && !g.Hosted(s.in, f, p.via):
+		return s, drop.SpoofedHost
 	case mac != 0 && !s.transit && mac != p.source():
 		return s, drop.SpoofedMAC
 	}
 	return s, drop.Pass
 }
 
-// sends reports whether a packet from inside comes from where the instance of a session is.
-func (w *Worker) sends(s *session.Session, p *Packet) bool {
+// sends reports whether a packet from inside comes from where the instance of a session is: certain
+// is whether an endpoint that is not the first of the instance's hosts will do.
+func (w *Worker) sends(s *session.Session, p *Packet, certain bool) bool {
+	if p.via != 0 && p.via != s.Link {
+		if !certain {
+			return false
+		}
+		h := w.gen.Host(w.vpc(p)+1, s.Private)
+		if h == nil || h.Kind != generation.HostInstance || !w.gen.Hosted(&w.gen.Instances[h.Index], p.family, p.via) {
+			return false
+		}
+	}
 	return p.from.At == s.At && (s.Flags&session.Bound == 0 || w.bound(s) == p.source())
 }
 
@@ -72,3 +85,17 @@ func (w *Worker) bound(s *session.Session) uint64 {
 
 // source returns the MAC that a packet came from.
 func (p *Packet) source() uint64 { return binary.LittleEndian.Uint64(p.Data[4:]) >> 16 }
+
+// learn notes the MAC of an instance behind a tunnel that was not known: nobody asks for it there,
+// and a guest whose own neighbor entry for weir is fresh says nothing by ARP for a while. Control
+// may write the entry at the same time.
+func (w *Worker) learn(in *generation.Instance, p *Packet) {
+	slot := in.Neighbor[p.family]
+	if slot == state.NoNeighbor {
+		return
+	}
+	word := &w.neighbors.Entries[slot].Word
+	if was := atomic.LoadUint64(word); state.NeighborState(was>>48) == state.NeighborIncomplete {
+		atomic.CompareAndSwapUint64(word, was, uint64(state.NeighborReachable)<<48|p.source())
+	}
+}

@@ -59,7 +59,7 @@ func (w *Worker) split(to way, mac uint64, f *parcel) bool {
 		q := &w.Out[port]
 		q.extra[q.N/64] |= 1 << (q.N % 64)
 		q.extras++
-		w.emit(to, mac, &parcel{piece, s.Handles[s.N], s.Front, f.tci})
+		w.emit(to, mac, &parcel{piece, s.Handles[s.N], s.Front, f.tci, f.flow})
 	}
 	return true
 }

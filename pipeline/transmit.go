@@ -19,10 +19,12 @@ func (w *Worker) transmit(b *Burst) {
 			continue
 		}
 		switch mac := w.resolved(p.neighbor); {
-		case mac == 0:
-			w.hold(b, p)
+		case mac == 0 && p.to.at.Tunnel(): // nobody is asked through a tunnel
+			w.out(p, b.Port, b.inside, refuse(drop.NeighborUnresolved))
+		case mac == 0 || p.to.at.Tunnel() && w.resolved(w.gen.Links[p.to.link].Neighbor) == 0:
+			w.hold(b, p, mac)
 		default:
-			f := parcel{p.Data, p.Handle, p.Front, p.tci}
+			f := parcel{p.Data, p.Handle, p.Front, p.tci, uint16(p.hash)}
 			if r := w.send(p.to, mac, &f, p.long); r != drop.Pass {
 				w.out(p, b.Port, b.inside, refuse(r))
 			}
@@ -36,6 +38,7 @@ type parcel struct {
 	handle uintptr
 	front  uint16
 	tci    uint16
+	flow   uint16 // a hash of it
 }
 
 // send queues a packet, tagged as its attachment's frames are, or in pieces when it is longer than

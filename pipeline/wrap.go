@@ -31,6 +31,8 @@ func overhead(at attach.Word) int {
 		return tagSize
 	case attach.QinQ:
 		return 2 * tagSize
+	case attach.VXLAN, attach.Geneve:
+		return header.EthernetSize + generation.MaxOuter
 	}
 	return 0
 }
@@ -44,7 +46,13 @@ func (w *Worker) unwrap(b *Burst, p *Packet) drop.Reason {
 	if p.Long || len(d) < header.EthernetSize {
 		return drop.Pass // parse says what is wrong with it
 	}
+	port := &w.gen.Ports[b.Port]
 	at, n := attach.Port(b.Port), 0
+	if port.UDP[0]|port.UDP[1] != 0 {
+		if r, tunnel := w.decap(port, b.Port, p); tunnel {
+			return r
+		}
+	}
 	switch tpid := binary.BigEndian.Uint16(d[12:]); tpid {
 	case tpidC, tpidS:
 		if len(d) < header.EthernetSize+tagSize {
@@ -109,6 +117,10 @@ func (p *Packet) untagPriority() bool {
 
 // wrap queues a frame with what its attachment's frames have. The caller knows that there is room.
 func (w *Worker) wrap(to way, mac uint64, f *parcel) {
+	if to.at.Tunnel() {
+		w.encap(to, mac, f)
+		return
+	}
 	n := overhead(to.at)
 	frame := grow(f.frame, n)
 	tci := f.tci

@@ -273,7 +273,7 @@ func (b *bench) startWeir(dir string, sessions int, mode config.Idle, nap datapl
 		}
 	}()
 	var g *generation.Generation
-	if f.state, g, err = newGateway(sessions, 1); err != nil {
+	if f.state, g, err = newGateway(sessions, 1, ""); err != nil {
 		return f, err
 	}
 	*f.gens.At(g.Number) = *g
@@ -529,7 +529,7 @@ func (b *bench) overRing(name string, weir bool, sessions int) (err error) {
 	if err != nil {
 		return err
 	}
-	st, gen, err := newGateway(sessions, 1)
+	st, gen, err := newGateway(sessions, 1, "")
 	if err != nil {
 		return err
 	}
@@ -584,8 +584,8 @@ func (b *bench) overRing(name string, weir bool, sessions int) (err error) {
 }
 
 // newGateway makes the benchmark's gateway.
-func newGateway(sessions, workers int) (*state.State, *generation.Generation, error) {
-	cfg, _, err := config.Parse([]config.File{{Name: "bench.yaml", Data: []byte(benchConfig(max(sessions, 1024)))}})
+func newGateway(sessions, workers int, wire string) (*state.State, *generation.Generation, error) {
+	cfg, _, err := config.Parse([]config.File{{Name: "bench.yaml", Data: []byte(benchConfig(max(sessions, 1024), wire))}})
 	if err != nil {
 		return nil, nil, err
 	}

@@ -46,12 +46,13 @@ func addresses(v4, v6 string) [2]inet.Addr {
 func plus(a inet.Addr, n uint32) inet.Addr { return inet.Addr{Hi: a.Hi, Lo: a.Lo + uint64(n)} }
 
 // benchConfig is the gateway's configuration. The devices that it names are not opened.
-func benchConfig(sessions int) string {
+func benchConfig(sessions int, wire string) string {
+	w := wires[wire]
 	var b strings.Builder
 	fmt.Fprintf(&b, `version: 1
 dataplane: {sessions: %d}
 ports:
-  - {name: inside, device: net_null0, side: inside}
+  - {name: inside, device: net_null0, side: inside%s}
   - {name: outside, device: net_null1, side: outside, addresses: [198.51.100.2/24, "2001:db8::2/64"],
      next_hops: [{address: 198.51.100.1, mac: "02:00:00:00:02:01"}, {address: "2001:db8::1", mac: "02:00:00:00:02:01"}]}
 pools:
@@ -61,13 +62,13 @@ gateways:
 sessions: {limits: {per_instance: 0}, port_rest: 0s}
 vpcs:
   - name: v
-    attach: [{port: inside, addresses: [10.0.0.1/24, "fd00::1/64"]}]
+    attach: [{port: inside, addresses: [10.0.0.1/24, "fd00::1/64"]%s}]
     subnets: [10.0.0.0/24, "fd00::/64"]
     routes: [{to: 0.0.0.0/0, gateway: g}, {to: "::/0", gateway: g}]
     instances:
-`, sessions)
+`, sessions, w.port, w.attach)
 	instance := func(n int, external string) {
-		fmt.Fprintf(&b, "      - {name: i%d, addresses: [10.0.0.%d, \"fd00::%x\"], mac: \"02:00:00:00:01:%02x\", external: {%s}}\n", n, n, n, n, external)
+		fmt.Fprintf(&b, "      - {name: i%d, addresses: [10.0.0.%d, \"fd00::%x\"], mac: \"02:00:00:00:01:%02x\"%s, external: {%s}}\n", n, n, n, n, w.instance, external)
 	}
 	for i := range benchInstances {
 		n := firstFloating + i

@@ -42,6 +42,8 @@ type lane struct {
 	tail     int
 	inFlight int
 
+	wire func(frame []byte, size int) int // what frames inside have before them; nil: nothing
+
 	frames []int // lengths to send, in turn
 	frame  int
 }
@@ -66,7 +68,13 @@ func (l *lane) make(port, n int, from traffic) error {
 	rx.N = n
 	for j, m := range rx.Mbufs[:n] {
 		b := m.Bytes()
-		size := from(l, b[:cap(b)], port, j)
+		b = b[:cap(b)]
+		var size int
+		if l.wire == nil || port != 0 {
+			size = from(l, b, port, j)
+		} else {
+			size = l.wire(b, from(l, b[wireRoom:], port, j))
+		}
 		rx.Data[j] = unsafe.Pointer(unsafe.SliceData(b))
 		rx.Len[j], rx.Segs[j], rx.PktLen[j] = uint16(size), 1, uint32(size)
 		m.SetLen(size)
@@ -120,7 +128,7 @@ func (l *lane) collect() {
 		}
 		for i := range q.N {
 			m := dpdk.Mbuf(q.Handles[i])
-			m.SetLen(len(q.Frames[i]))
+			m.SetBytes(q.Frames[i])
 			l.sent[at%laneRing] = m
 			at++
 		}

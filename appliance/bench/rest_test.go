@@ -90,7 +90,7 @@ func measureRest(b *testing.B, idle config.Idle, nap dataplane.Backoff, interrup
 	f := &weirForwarder{done: make(chan struct{})}
 	var g *generation.Generation
 	var err error
-	if f.state, g, err = newGateway(1024, 1); err != nil {
+	if f.state, g, err = newGateway(1024, 1, ""); err != nil {
 		b.Fatal(err)
 	}
 	defer f.state.Close()

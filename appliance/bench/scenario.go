@@ -20,6 +20,7 @@ import (
 type population struct {
 	name string
 	sets []flows // equally many sessions of each
+	wire string  // how frames come and go inside, a name in wires; empty: plain
 }
 
 var (
@@ -48,28 +49,39 @@ type scenario struct {
 func scenarios() []scenario {
 	var list []scenario
 	for _, p := range []population{
-		{"floating/v4", []flows{floating4}}, {"floating/v6", []flows{floating6}},
-		{"snat/v4", []flows{snat4}}, {"snat/v6", []flows{snat6}}, {"snat-tcp/v4", []flows{snatTCP4}},
+		{"floating/v4", []flows{floating4}, ""}, {"floating/v6", []flows{floating6}, ""},
+		{"snat/v4", []flows{snat4}, ""}, {"snat/v6", []flows{snat6}, ""}, {"snat-tcp/v4", []flows{snatTCP4}, ""},
 	} {
 		list = append(list,
 			scenario{name: "established/" + p.name + "/out", of: p, ports: []int{0}, from: sendEstablished},
 			scenario{name: "established/" + p.name + "/in", of: p, ports: []int{1}, from: sendEstablished})
 	}
-	floating, snat := population{"floating/v4", []flows{floating4}}, population{"snat/v4", []flows{snat4}}
-	narrow := population{"narrow", []flows{narrow4}}
+	floating, snat := population{"floating/v4", []flows{floating4}, ""}, population{"snat/v4", []flows{snat4}, ""}
+	narrow := population{"narrow", []flows{narrow4}, ""}
 	return append(list,
-		scenario{name: "established/mixed", of: population{"mixed", []flows{floating4, snat4, floating6, snat6}}, ports: []int{0, 1}, from: sendEstablished},
+		scenario{name: "established/mixed", of: population{"mixed", []flows{floating4, snat4, floating6, snat6}, ""}, ports: []int{0, 1}, from: sendEstablished},
+		scenario{name: "established/vlan/v4/out", of: onWire("vlan"), ports: []int{0}, from: sendEstablished},
+		scenario{name: "established/vlan/v4/in", of: onWire("vlan"), ports: []int{1}, from: sendEstablished},
+		scenario{name: "established/vxlan/v4/out", of: onWire("vxlan"), ports: []int{0}, from: sendEstablished},
+		scenario{name: "established/vxlan/v4/in", of: onWire("vxlan"), ports: []int{1}, from: sendEstablished},
+		scenario{name: "established/geneve/v4/out", of: onWire("geneve"), ports: []int{0}, from: sendEstablished},
+		scenario{name: "established/geneve/v4/in", of: onWire("geneve"), ports: []int{1}, from: sendEstablished},
 		scenario{name: "handoff/snat/v4/out", of: snat, ports: []int{0}, from: sendEstablished, mixed: true, open: true}, // a ring may be full
 		scenario{name: "fragments/floating/v4/out", of: floating, ports: []int{0}, from: sendFragments},
 		scenario{name: "unknown/floating/v4/in", of: floating, ports: []int{1}, from: sendUnknown},
 		scenario{name: "unknown/snat/v4/in", of: snat, ports: []int{1}, from: sendUnknown, drops: []drop.Reason{drop.Unsolicited, drop.Filtered}},
 		scenario{name: "new/floating/v4", of: floating, begin: true},
-		scenario{name: "new/floating/v6", of: population{"floating/v6", []flows{floating6}}, begin: true},
+		scenario{name: "new/floating/v6", of: population{"floating/v6", []flows{floating6}, ""}, begin: true},
 		scenario{name: "new/snat/v4", of: snat, begin: true},
-		scenario{name: "new/snat/v6", of: population{"snat/v6", []flows{snat6}}, begin: true},
+		scenario{name: "new/snat/v6", of: population{"snat/v6", []flows{snat6}, ""}, begin: true},
 		scenario{name: "new/snat-50/v4", of: narrow, begin: true, fill: 50},
 		scenario{name: "new/snat-99/v4", of: narrow, begin: true, fill: 99, open: true}, // some find no port
 	)
+}
+
+// onWire is the flows of floating addresses whose frames have a tag or an outer header inside.
+func onWire(wire string) population {
+	return population{name: wire + "/floating/v4", sets: []flows{floating4}, wire: wire}
 }
 
 // sendEstablished sends packets of sessions, in random order.
@@ -108,7 +120,7 @@ type rig struct {
 
 // newRig makes a gateway with room for sessions in all; every lane has the flows of s.
 func (b *bench) newRig(s *scenario, sessions, workers int) (*rig, error) {
-	st, gen, err := newGateway(sessions, workers)
+	st, gen, err := newGateway(sessions, workers, s.of.wire)
 	if err != nil {
 		return nil, err
 	}
@@ -123,7 +135,7 @@ func (b *bench) newRig(s *scenario, sessions, workers int) (*rig, error) {
 		l := &lane{
 			worker: dataplane.Worker{Index: w, Pool: b.pool, State: st, Pipe: pipe}, pipe: pipe,
 			counters: st.Counters(w), index: w, workers: workers,
-			pool: b.pool, random: rand.NewPCG(rand.Uint64(), rand.Uint64()), clock: 1e9, epoch: tsc.Read(), nanos: 1e9 / b.hz, frames: []int{64},
+			pool: b.pool, random: rand.NewPCG(rand.Uint64(), rand.Uint64()), clock: 1e9, epoch: tsc.Read(), nanos: 1e9 / b.hz, frames: []int{64}, wire: wires[s.of.wire].wrap,
 		}
 		for _, set := range s.of.sets {
 			f := set

@@ -20,12 +20,14 @@ import (
 )
 
 func TestExampleConfiguration(t *testing.T) {
-	_, warnings, err := config.Load("weir.example.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, w := range warnings {
-		t.Error(w)
+	for _, name := range []string{"weir.example.yaml", "tenants.example.yaml"} {
+		_, warnings, err := config.Load(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, w := range warnings {
+			t.Error(w)
+		}
 	}
 }
 

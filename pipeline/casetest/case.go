@@ -53,6 +53,7 @@ type Case struct {
 	Config  *config.Config // weir.yaml
 	Reloads []Reload       // in their order
 	steps   []step
+	twin    *Twin // nil: as written
 }
 
 // Reload is a change of the configuration.

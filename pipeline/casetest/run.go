@@ -119,7 +119,7 @@ func (r *runner) open() func() {
 	r.worker = pipeline.NewWorker(r.state, 0, r.gen, pipeline.WorkerConfig{MACs: macs, AnyMAC: true, AssumeMAC: neighbor, Seed: &seed})
 	r.clock = pipeline.NewClock(r.worker)
 	r.respond = respond.New(r.state, macs)
-	r.respond.Passive = true
+	r.respond.Passive, r.respond.Assume = true, neighbor
 	r.respond.Configure(cfg, r.gen)
 	return func() {
 		r.gen.Close()
@@ -131,6 +131,9 @@ func (r *runner) reload() {
 	cfg, _, err := config.Load(filepath.Join(r.Dir, r.at.reload))
 	if err != nil {
 		r.fail("%v", err)
+	}
+	if r.twin != nil {
+		r.twin.configure(cfg)
 	}
 	if keys := config.RestartOnly(r.Config, cfg); len(keys) > 0 {
 		r.fail("%v changed, which takes a restart", keys)
@@ -160,7 +163,19 @@ func (r *runner) step() {
 	r.list("%s < %s", r.Config.Ports[r.at.port].Name, packettext.Format(data))
 
 	before := *r.state.Counters(0)
+	if r.wrapped(r.at.port) {
+		data = r.twin.in(r.at.port, r.Config.Ports[r.at.port].MAC, data)
+	}
 	r.process(data)
+	for i, f := range r.sent {
+		if r.wrapped(f.port) {
+			plain, err := r.twin.out(f.port, r.Config.Ports[f.port].MAC, f.data)
+			if err != nil {
+				r.fail("%v: % x", err, f.data)
+			}
+			r.sent[i].data = plain
+		}
+	}
 	after := *r.state.Counters(0)
 	r.balance(&after)
 	r.compareSent()

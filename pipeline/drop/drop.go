@@ -19,6 +19,18 @@ const (
 	NotOurMAC
 	BadEtherType
 	VLANTag
+	TunnelChecksum
+	TunnelFragment
+	TunnelLength
+	TunnelVersion
+	TunnelControl
+	TunnelOptions
+	TunnelCritical
+	TunnelVNI
+	TunnelPeer
+	TunnelInner
+	TunnelInnerTag
+	TunnelECN
 	BadIPHeader
 	BadIPChecksum
 	BadExtension
@@ -40,6 +52,7 @@ const (
 	AntiSpoof
 	SpoofedAttachment
 	SpoofedMAC
+	SpoofedHost
 	NoRoute
 	RouteDrop
 	NoEligible
@@ -123,6 +136,42 @@ var reasons = [NumReasons]struct {
 	VLANTag: {"vlan_tag", Malformed, "classify",
 		"a VLAN tag, or none, that belongs to no attachment of the port",
 		"", "compare `vlan` under `attach` and `ports` with what the switch sends"},
+	TunnelChecksum: {"tunnel_checksum", Malformed, "classify",
+		"wrong IPv4 header checksum of an outer packet",
+		"", "broken packets: capture in the underlay"},
+	TunnelFragment: {"tunnel_fragment", Malformed, "classify",
+		"an outer packet in fragments",
+		"", "the underlay's MTU is too small: raise it by what the tunnel adds"},
+	TunnelLength: {"tunnel_length", Malformed, "classify",
+		"an outer packet whose IP, UDP or tunnel header is cut short or has a wrong length",
+		"", "broken or hostile packets: capture in the underlay"},
+	TunnelVersion: {"tunnel_version", Malformed, "classify",
+		"a VXLAN header without a valid VNI, or a Geneve header of another version",
+		"", "another protocol on the tunnel's UDP port"},
+	TunnelControl: {"tunnel_control", Policy, "classify",
+		"a Geneve control packet",
+		"", "the peer sends Geneve OAM, which weir does not speak"},
+	TunnelOptions: {"tunnel_options", Malformed, "classify",
+		"Geneve options that reach over the end",
+		"", "broken or hostile packets: capture in the underlay"},
+	TunnelCritical: {"tunnel_critical", Policy, "classify",
+		"a critical Geneve option, none of which weir knows",
+		"", "the peer is no plain Geneve endpoint, such as an OVN chassis"},
+	TunnelVNI: {"tunnel_vni", Policy, "classify",
+		"a VNI that no attachment of the port has",
+		"", "compare `vni` under `attach` with the peer"},
+	TunnelPeer: {"tunnel_peer", Spoofed, "classify",
+		"from an endpoint that is the host of no instance of the attachment",
+		"", "compare `host` of the instances with where their packets come from"},
+	TunnelInner: {"tunnel_inner", Malformed, "classify",
+		"a tunnel packet without an Ethernet frame in it",
+		"", "the peer tunnels another protocol"},
+	TunnelInnerTag: {"tunnel_inner_tag", Policy, "classify",
+		"an inner frame with a VLAN tag",
+		"", "the peer must take VLAN tags off before the tunnel"},
+	TunnelECN: {"tunnel_ecn", Malformed, "classify",
+		"congestion marked on an outer packet whose inner one does not take part (RFC 6040)",
+		"", "the underlay marks packets that do not take part in ECN"},
 	BadIPHeader: {"bad_ip_header", Malformed, "classify",
 		"the IP header's version, lengths or options are wrong",
 		"", "broken or hostile packets: capture at the neighbor"},
@@ -180,6 +229,9 @@ var reasons = [NumReasons]struct {
 	SpoofedMAC: {"spoofed_mac", Spoofed, "route",
 		"a source address of an instance whose `mac` is another",
 		"", "a guest uses another's address, or the instance's `mac` is out of date"},
+	SpoofedHost: {"spoofed_host", Spoofed, "classify, route",
+		"a source address of an instance that is on another host",
+		"", "the instance moved, or a guest uses another's address: compare `host` with where its packets come from"},
 	NoRoute: {"no_route", Policy, "route",
 		"no route of the VPC matches",
 		"TCP of a connection: as `no_session`", "the VPC's routes: prefix, `class`, `from`"},

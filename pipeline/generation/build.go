@@ -36,10 +36,11 @@ type builder struct {
 	newAddresses map[netip.Addr]uint32
 	renames      []rename
 	links        map[Link]uint16
+	endpoints    map[endpointKey]bool
 }
 
 func newBuilder(c *Compiler, cfg *config.Config) *builder {
-	return &builder{c: c, cfg: cfg, neighbors: map[uint32]int{}, newVPCs: map[string]uint32{}, newInstances: map[InstanceID]uint32{}, newAddresses: map[netip.Addr]uint32{}}
+	return &builder{c: c, cfg: cfg, neighbors: map[uint32]int{}, newVPCs: map[string]uint32{}, newInstances: map[InstanceID]uint32{}, newAddresses: map[netip.Addr]uint32{}, endpoints: map[endpointKey]bool{}}
 }
 
 // neighborChange is what the word of an entry is to become.
@@ -224,6 +225,13 @@ func (b *builder) buildPorts() error {
 			first, last := inet.PrefixRange(p)
 			b.Private = append(b.Private, Prefix{First: first, Last: last, At: own})
 		}
+		if p.Side == config.Inside {
+			if err := b.buildEnds(i, &r); err != nil {
+				return err
+			}
+			b.Ports = append(b.Ports, r)
+			continue
+		}
 		for _, h := range p.NextHops {
 			hop, err := b.hop(own, h)
 			if err != nil {
@@ -312,6 +320,9 @@ func (b *builder) buildAttachments(vi int) error {
 	for i := range list {
 		a := &list[i]
 		by := b.wayOf(a)
+		if a.Encap != config.NoEncap {
+			b.Ports[a.Port].UDP[a.Encap-config.VXLAN] = a.Tunnel.UDPPort
+		}
 		b.addAttachment(Attachment{At: by.at, VPC: uint32(vi), MTU: b.Links[by.link].MTU, Link: by.link})
 		for _, p := range a.Addresses {
 			b.hostList = append(b.hostList, Host{Addr: inet.FromNetip(p.Addr()), Domain: uint32(vi) + 1, Kind: HostOwn, Port: uint8(a.Port)})

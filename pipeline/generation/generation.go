@@ -53,7 +53,7 @@ type Header struct {
 type section struct{ Off, Count, Cap uint64 }
 
 const (
-	numSections   = 28
+	numSections   = 29
 	sourceSection = numSections - 1
 )
 
@@ -67,6 +67,7 @@ type Tables struct {
 	Routers     table[Hop]    // next hops of attachments
 	Attachments table[Attachment]
 	tags        table[uint32] // open hash table by word: 1 + index of an attachment; 0: empty
+	Endpoints   table[uint16] // of instances behind tunnels: links
 	Links       table[Link]
 	VPCs        table[VPC]
 	Instances   table[Instance]
@@ -91,7 +92,7 @@ type Tables struct {
 
 // columns returns all sections in their order.
 func (t *Tables) columns() [numSections]column {
-	return [numSections]column{&t.Ports, &t.OnLink, &t.Private, &t.Hops, &t.Groups, &t.Routers, &t.Attachments, &t.tags, &t.Links, &t.VPCs, &t.Instances, &t.Selections, &t.Candidates, &t.Routes,
+	return [numSections]column{&t.Ports, &t.OnLink, &t.Private, &t.Hops, &t.Groups, &t.Routers, &t.Attachments, &t.tags, &t.Endpoints, &t.Links, &t.VPCs, &t.Instances, &t.Selections, &t.Candidates, &t.Routes,
 		&t.ranges, &t.starts, &t.results, &t.Hosts, &t.SNAT, &t.PortRanges, &t.Forwards, &t.Sources, &t.Attached, &t.gateways, &t.sets, &t.names, &t.nameEnds, &t.source}
 }
 
@@ -104,7 +105,9 @@ type Port struct {
 	Side   uint8
 	Tagged bool // some of its frames have tags or outer headers
 	MTU    uint16
-	Own    Place // inside: of its plain frames; outside: of all its frames
+	Own    Place        // inside: of its plain frames; outside: of all its frames
+	Ends   [2]inet.Addr // inside, per family: where tunnels end; zero: nowhere
+	UDP    [2]uint16    // VXLAN's and Geneve's ports there; 0: there are none
 	MAC    config.MAC
 	_      [2]uint8
 }
@@ -132,8 +135,28 @@ type Attachment struct {
 type Link struct {
 	MTU uint16 // of an IP packet
 	PCP config.PCP
-	_   [5]uint8
+
+	// Through a tunnel.
+	Size     uint8 // of the outer header, behind Ethernet's; 0: no tunnel
+	Flags    uint8
+	_        [3]uint8
+	Neighbor uint32 // who gets the outer packets
+	Inner    uint64 // MAC word that inner frames come from and go to; 0: the port's
+	Endpoint inet.Addr
+	Hop      inet.Addr // the neighbor's address
+	Header   [MaxOuter]byte
+	Sum      uint32 // of the words of an IPv4 header
+	_        [4]uint8
 }
+
+// MaxOuter is the longest outer header: IPv6, UDP and VXLAN or Geneve without options.
+const MaxOuter = header.IPv6Size + header.UDPSize + 8
+
+// Flags of a link through a tunnel.
+const (
+	CopyDSCP = 1 << iota // of the inner packet
+	FullUDP              // UDP over IPv6 has a checksum
+)
 
 // Group is a set of next hops that a session's packets are spread over.
 type Group struct {
@@ -176,6 +199,7 @@ type Instance struct {
 	Link       [2]uint16      // the way to it
 	_          [4]uint8
 	MAC        [2]uint64 // of its packets, per family; 0: any
+	Hosts      [2]span   // in Endpoints, per family: the links that its packets may come by; the first one leads to it
 }
 
 // Kinds of a selection.
@@ -250,12 +274,13 @@ const (
 	hostFloating             // outside: 1:1
 	hostEphemeral            // outside: 1:1
 	HostSNAT                 // outside: shared by port ranges
+	HostLink                 // of an attachment: an endpoint, whose packets come by link Index
 )
 
 // Host is an address that weir knows, in a domain: 0 outside, 1 + index of a VPC inside.
 type Host struct {
 	Addr   inet.Addr
-	Domain uint32
+	Domain uint32 // or EndpointDomain
 	Kind   uint8  // 0: empty
 	Port   uint8  // hostOwn: the port it belongs to
 	Ranges uint16 // hostSNAT: how many

@@ -89,6 +89,12 @@ func (b *builder) buildInstance(v *config.VPC, in *config.Instance, vi, vpc uint
 		if rec.At[f], rec.Link[f] = by.at, by.link; by.at == attach.None {
 			continue
 		}
+		if t := v.Via(a); t.Encap != config.NoEncap {
+			if err := b.hosts(&rec, f, in, t); err != nil {
+				return rec, err
+			}
+			rec.Link[f] = b.Endpoints[rec.Hosts[f].First]
+		}
 		if rec.Neighbor[f], err = b.neighbor(by.at, inet.FromNetip(hop.Address), mac); err != nil {
 			return rec, err
 		}

@@ -28,9 +28,12 @@ type Responder struct {
 	macs  []config.MAC
 
 	attachments map[attach.Word]*config.Attachment // of VPCs
+	via         inet.Addr                          // the endpoint that the message in hand came from
+	now         int64                              // when it came
 
 	// Passive: neighbors count as resolved, so nobody is asked and nothing learned. For replays.
 	Passive bool
+	Assume  config.MAC // then: of neighbors that nobody resolved
 
 	probes map[probeKey]*probe
 	scan   int64 // when to look through the probes next
@@ -157,6 +160,7 @@ func (r *Responder) Handle(m *state.Message, now int64) {
 	if m.At.Port() >= len(r.macs) {
 		return
 	}
+	r.via, r.now = m.Addr, now
 	switch m.Kind {
 	case state.PuntResolve:
 		r.want(probeKey{m.At, m.Addr}, now)
@@ -187,14 +191,13 @@ func (r *Responder) Handle(m *state.Message, now int64) {
 
 // frame begins a frame of ours to dst in the responder's buffer.
 func (r *Responder) frame(dst header.MAC, at attach.Word, etherType uint16) []byte {
-	return header.AppendEthernet(r.buf[:0], dst, header.MAC(r.macs[at.Port()]), etherType)
+	return header.AppendEthernet(r.buf[:0], dst, r.mac(at), etherType)
 }
 
 // send hands a frame to a worker, any of which can transmit through every port.
 func (r *Responder) send(at attach.Word, b []byte) {
 	r.buf = b
-	b = r.wrap(at, b)
-	if !r.state.Inject(0).Put(state.InjectFrame, at, drop.Pass, 0, inet.Addr{}, b) {
+	if b = r.wrap(at, b); b == nil || !r.state.Inject(0).Put(state.InjectFrame, at, drop.Pass, 0, inet.Addr{}, b) {
 		r.state.CountLost()
 	}
 }
@@ -210,7 +213,7 @@ func (r *Responder) arp(at attach.Word, e header.Ethernet, now int64) {
 		r.Learn(at, a.Sender(), a.SenderMAC(), now)
 	}
 	if a.Operation() == header.ARPRequest && r.answers(at, a.Target()) {
-		r.send(at, header.AppendARPReply(r.frame(a.SenderMAC(), at, header.EtherTypeARP), header.MAC(r.macs[at.Port()]), a))
+		r.send(at, header.AppendARPReply(r.frame(a.SenderMAC(), at, header.EtherTypeARP), r.mac(at), a))
 	}
 }
 
@@ -225,7 +228,7 @@ func (r *Responder) ipv6(at attach.Word, e header.Ethernet, ip header.IPv6, now 
 			if ip.Src().IsUnspecified() { // duplicate detection: all nodes shall hear it
 				to = header.MulticastMAC(netip.IPv6LinkLocalAllNodes())
 			}
-			r.send(at, header.AppendNeighborAdvertisement(r.frame(to, at, header.EtherTypeIPv6), header.MAC(r.macs[at.Port()]), flags, s.Target(), ip.Src(), s.Target()))
+			r.send(at, header.AppendNeighborAdvertisement(r.frame(to, at, header.EtherTypeIPv6), r.mac(at), flags, s.Target(), ip.Src(), s.Target()))
 		}
 		return
 	}
@@ -258,6 +261,9 @@ func (r *Responder) prefixes(at attach.Word) []netip.Prefix {
 	}
 	if a := r.attachments[at]; a != nil {
 		return a.Addresses
+	}
+	if at.Plain() { // where tunnels end
+		return p.Addresses
 	}
 	return nil
 }
@@ -357,6 +363,10 @@ func (r *Responder) ask(k probeKey, p *probe, now int64) {
 		delete(r.probes, k)
 		return
 	}
+	if k.at.Tunnel() { // guests tell of themselves: nobody is asked through a tunnel
+		p.tries, p.wanted, p.next = 0, false, now+ReaskInterval
+		return
+	}
 	if p.tries >= ProbeTries {
 		r.state.Neighbors.Set(k.at, k.addr, state.NeighborIncomplete, config.MAC{})
 		switch {
@@ -378,7 +388,7 @@ func (r *Responder) ask(k probeKey, p *probe, now int64) {
 	if !ok {
 		return
 	}
-	mac := header.MAC(r.macs[k.at.Port()])
+	mac := r.mac(k.at)
 	if target.Is4() {
 		r.send(k.at, header.AppendARPRequest(r.frame(header.Broadcast, k.at, header.EtherTypeARP), mac, src, target))
 		return
