@@ -351,6 +351,18 @@ func deviceName(device string) string {
 	return name
 }
 
+// interfaceOf returns the network interface of the host that a device makes or uses, which two
+// devices may not share, or nothing.
+func interfaceOf(device string) string {
+	_, arguments, _ := strings.Cut(device, ",")
+	for a := range strings.SplitSeq(arguments, ",") {
+		if name, ok := strings.CutPrefix(a, "iface="); ok {
+			return name
+		}
+	}
+	return ""
+}
+
 // parseArgument reads one EAL argument.
 func parseArgument(s string) (string, error) {
 	if s == "" || strings.ContainsFunc(s, func(c rune) bool { return c < ' ' || c == 0x7f }) {

@@ -240,7 +240,8 @@ func (r *reader) file(f File) bool {
 			}
 		}
 	}
-	return true
+	// What an anchor, an alias, a tag or nothing stands for is missing: no reference to it is judged.
+	return !r.missing
 }
 
 // sectionKeys are the keys that only one file may have.
