@@ -22,8 +22,13 @@ COPY dpdk dpdk
 COPY metrics metrics
 COPY pipeline pipeline
 ARG VERSION=dev
-RUN CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-X main.version=${VERSION}" -o /out/weir ./appliance && \
-    go build -trimpath -buildvcs=false -ldflags "-X main.version=${VERSION}" -o /out/weir-dataplane ./appliance/weir-dataplane
+COPY deploy/project/make/licences deploy/project/make/hardened /usr/local/lib/
+# As the Makefile has them.
+RUN CGO_ENABLED=0 go build -trimpath -buildvcs=false -buildmode=pie -ldflags "-X main.version=${VERSION} -bindnow" -o /out/weir ./appliance && \
+    go build -trimpath -buildvcs=false -buildmode=pie \
+        -ldflags "-X main.version=${VERSION} -linkmode=external -extldflags=-Wl,-z,relro,-z,now,-z,noexecstack" -o /out/weir-dataplane ./appliance/weir-dataplane && \
+    /usr/local/lib/hardened /out/weir /out/weir-dataplane && \
+    /usr/local/lib/licences go > /out/THIRD-PARTY
 
 FROM ${BASE_IMAGE}
 # DPDK's drivers are loaded at run time, so nothing but their names would bring them in.
@@ -31,6 +36,7 @@ RUN apt-get update -qq && \
     DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends librte-meta-bus librte-meta-mempool librte-meta-net >/dev/null && \
     rm -rf /var/lib/apt/lists/*
 COPY --from=build /out/weir /out/weir-dataplane /usr/local/bin/
+COPY --from=build /out/THIRD-PARTY /usr/share/doc/weir/
 COPY LICENSE deploy/host/weir.example.yaml /usr/share/doc/weir/
 ENTRYPOINT ["/usr/local/bin/weir"]
 CMD ["run", "--config", "/etc/weir/weir.yaml"]

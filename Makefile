@@ -21,6 +21,11 @@ RUNS     ?= 5
 IMAGE    ?= weir:latest
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 
+# Position-independent, with a relocation table that is read-only from the start on. The C part's own flags are in dpdk/eal.go.
+HARDENED := -trimpath -buildmode=pie
+LINK     := -bindnow
+LINK_C   := -linkmode=external -extldflags=-Wl,-z,relro,-z,now,-z,noexecstack
+
 PURE := ./config/... ./metrics/... ./pipeline/...
 
 .PHONY: help
@@ -29,8 +34,9 @@ help: ## list these words
 
 .PHONY: build
 build: packages-build ## build bin/weir and, with libdpdk, bin/weir-dataplane
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/weir ./appliance
-	$(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/weir-dataplane ./appliance/weir-dataplane
+	CGO_ENABLED=0 $(GO) build $(HARDENED) -ldflags "-X main.version=$(VERSION) $(LINK)" -o bin/weir ./appliance
+	$(GO) build $(HARDENED) -ldflags "-X main.version=$(VERSION) $(LINK_C)" -o bin/weir-dataplane ./appliance/weir-dataplane
+	@deploy/project/make/hardened bin/weir bin/weir-dataplane
 
 .PHONY: run
 run: need-root build ## play: two tenants, an Internet and a weir in namespaces (DURATION=10s: end by itself)
@@ -63,6 +69,18 @@ conformance: need-root packages-test ## write docs/conformance.md from the outco
 .PHONY: fuzz
 fuzz: packages-build ## run every fuzz target for FUZZTIME (10s)
 	deploy/project/make/fuzz "$(GO)" $(FUZZTIME)
+
+.PHONY: fuzz-turn
+fuzz-turn: packages-build ## run one fuzz target for a minute: another each day
+	deploy/project/make/fuzz "$(GO)" 1m "$$(($$(date +%s) / 86400))"
+
+.PHONY: licences
+licences: ## print the licence texts of all that the programs contain
+	@deploy/project/make/licences "$(GO)"
+
+.PHONY: sbom
+sbom: ## write bin/sbom.json: what weir is made of, as CycloneDX
+	$(GO) run github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.9.0 mod -json -licenses -output bin/sbom.json .
 
 .PHONY: bench
 bench: packages-bench build ## measure on a quiet machine, beside dpdk-testpmd (RUNS=5); results in bin/bench-*.json

@@ -54,7 +54,7 @@ func (c *checker) checkDevices() {
 		if !p.device.ok || !p.side.ok {
 			continue
 		}
-		name := deviceName(p.device.value)
+		name := DeviceName(p.device.value)
 		me := owner{"port", p.name.value, p.device.spot}
 		if f := first[name]; f == nil {
 			first[name] = p
@@ -121,7 +121,7 @@ func (c *checker) inside(i int, p *portText, port *Port) {
 		port.Addresses = append(port.Addresses, a.value)
 	}
 	port.NextHops = c.nextHops(p.nextHops, p.addresses, "the port's")
-	if o := c.outer[outerTag{deviceName(p.device.value), 0}]; o.spot != nil && len(p.addresses) > 0 {
+	if o := c.outer[outerTag{DeviceName(p.device.value), 0}]; o.spot != nil && len(p.addresses) > 0 {
 		c.faults.add(p.addresses[0].spot, "untagged frames of the device belong to %v; expected a vlan there, or no addresses here", o)
 	}
 }
@@ -156,7 +156,7 @@ func (v *vpcChecker) place(t *attachmentText, port int, a *Attachment) {
 		v.attached[key] = here
 	}
 	if a.Encap == NoEncap {
-		if o := v.outer[outerTag{deviceName(p.device.value), a.VLAN.Outer}]; o.spot != nil {
+		if o := v.outer[outerTag{DeviceName(p.device.value), a.VLAN.Outer}]; o.spot != nil {
 			v.faults.add(t.port.spot, "frames with this first tag belong to %v on the same device; expected another vlan", o)
 		}
 		if a.VLAN == (VLAN{}) && len(p.addresses) > 0 {

@@ -72,6 +72,8 @@ var DefaultConfig = Config{
 		Memory:   512 << 20,
 		Idle:     IdleSleep,
 		Sessions: 1 << 20,
+		VFIOIntr: "auto",
+		IOVA:     "auto",
 	},
 	Sessions: Sessions{
 		Spread:       SpreadFlow,
@@ -142,8 +144,9 @@ type Dataplane struct {
 	Workers  []int  // logical cores that poll
 	Memory   uint64 // bytes for packet buffers and DPDK's own needs
 	Idle     Idle
-	Sessions int // capacity of the session table, all workers together
-	EALArgs  []string
+	Sessions int    // capacity of the session table, all workers together
+	VFIOIntr string // how vfio delivers interrupts: auto, legacy, msi, msix
+	IOVA     string // how devices address memory: auto, pa, va
 }
 
 // Idle says what a worker does while its queues are empty.

@@ -643,7 +643,7 @@ func TestParsers(t *testing.T) {
 			t.Errorf("%s %q: %v", c.name, c.text, err)
 		}
 	}
-	if a, b := deviceName("3B:00.1"), deviceName("0000:3b:00.1,x=1"); a != b {
+	if a, b := DeviceName("3B:00.1"), DeviceName("0000:3b:00.1,x=1"); a != b {
 		t.Errorf("one device has the names %q and %q", a, b)
 	}
 	id, _ := parseID("00000000-0000-4000-8000-00000000000A")

@@ -109,7 +109,8 @@ func RestartOnly(old, new *Config) []string {
 	only("dataplane.memory", old.Dataplane.Memory, new.Dataplane.Memory)
 	only("dataplane.idle", old.Dataplane.Idle, new.Dataplane.Idle)
 	only("dataplane.sessions", old.Dataplane.Sessions, new.Dataplane.Sessions)
-	only("dataplane.eal_args", old.Dataplane.EALArgs, new.Dataplane.EALArgs)
+	only("dataplane.vfio_intr", old.Dataplane.VFIOIntr, new.Dataplane.VFIOIntr)
+	only("dataplane.iova", old.Dataplane.IOVA, new.Dataplane.IOVA)
 	var d diff
 	compare(&d, comparison[Port]{KindPort, old.Ports, new.Ports, 0, 0, namePort, func(a, b *Port) bool { return true }}, comparePorts)
 	for _, c := range d.changes {

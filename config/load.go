@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -30,8 +29,8 @@ type File struct {
 }
 
 // Load reads the configuration at path: a file, or a directory whose *.yaml and *.yml files are
-// merged in the order of their names (hidden files and subdirectories are left out). The error is a
-// Faults; warnings come only with a Config.
+// merged in the order of their names (hidden files and subdirectories are left out), and the
+// folders that these include. The error is a Faults; warnings come only with a Config.
 func Load(path string) (*Config, []Warning, error) {
 	files, err := ReadFiles(path)
 	if err != nil {
@@ -47,29 +46,9 @@ func Parse(files []File) (*Config, []Warning, error) { return new(Parser).Parse(
 // ReadFiles returns the files that make up the configuration at path, in the order of their names.
 // The error is a Faults with a fault for each file that cannot be read.
 func ReadFiles(path string) ([]File, error) {
-	names, err := namesAt(path)
-	if err != nil {
-		return nil, err
-	}
-	if len(names) > MaxFiles {
-		return nil, tooManyFiles(path, len(names))
-	}
 	var files []File
-	var faults Faults
-	size := 0
-	for _, name := range names {
-		data, err := readFile(name)
-		if err != nil {
-			faults = append(faults, unreadable(name, err))
-			continue
-		}
-		if size += len(data); size > MaxSize {
-			return nil, tooMuch(path)
-		}
-		files = append(files, File{name, data})
-	}
-	if len(faults) > 0 {
-		return nil, faults
+	if err := visit(path, func(f File) { files = append(files, f) }); err != nil {
+		return nil, err
 	}
 	return files, nil
 }
@@ -88,16 +67,13 @@ func namesAt(path string) ([]string, error) {
 
 // filesIn returns the configuration files in a directory, sorted.
 func filesIn(dir string) ([]string, error) {
-	entries, err := os.ReadDir(dir) // sorted by name
+	entries, err := entriesOf(dir)
 	if err != nil {
 		return nil, Faults{unreadable(dir, err)}
 	}
 	var names []string
 	for _, e := range entries {
-		ext := filepath.Ext(e.Name())
-		if (ext == ".yaml" || ext == ".yml") && !strings.HasPrefix(e.Name(), ".") && !e.IsDir() {
-			names = append(names, filepath.Join(dir, e.Name()))
-		}
+		names = append(names, filepath.Join(dir, e))
 	}
 	if len(names) == 0 {
 		return nil, Faults{{File: dir, Message: "has no configuration; expected at least one *.yaml or *.yml file"}}
@@ -107,38 +83,35 @@ func filesIn(dir string) ([]string, error) {
 
 // readFile reads a regular file of at most MaxFileSize bytes.
 func readFile(name string) ([]byte, error) {
-	var b bytes.Buffer
-	_, err := readInto(&b, name)
-	return b.Bytes(), err
-}
-
-// readInto reads like readFile, and returns the file's size. It judges what it has opened, not what
-// has the name a moment before or after. Opening a pipe or a device so does not wait.
-func readInto(w io.Writer, name string) (int, error) {
 	fd, err := openAt(name)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	f := os.NewFile(uintptr(fd), name)
 	defer f.Close()
-	var info unix.Stat_t
-	if err := unix.Fstat(fd, &info); err != nil {
-		return 0, err
+	return readAll(f)
+}
+
+// readAll reads a regular file of at most MaxFileSize bytes. It judges what was opened, not what
+// has the name a moment before or after.
+func readAll(f *os.File) ([]byte, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
 	}
-	if info.Mode&unix.S_IFMT != unix.S_IFREG {
-		return 0, errors.New("it is not a regular file; expected a YAML file")
+	if !info.Mode().IsRegular() {
+		return nil, errors.New("it is not a regular file; expected a YAML file")
 	}
-	if info.Size > MaxFileSize {
-		return 0, errTooLarge
+	if info.Size() > MaxFileSize {
+		return nil, errTooLarge
 	}
-	if b, ok := w.(*bytes.Buffer); ok {
-		b.Grow(int(info.Size) + bytes.MinRead)
-	}
-	n, err := io.Copy(w, io.LimitReader(f, MaxFileSize+1))
+	var b bytes.Buffer
+	b.Grow(int(info.Size()) + bytes.MinRead)
+	n, err := io.Copy(&b, io.LimitReader(f, MaxFileSize+1))
 	if err == nil && n > MaxFileSize {
 		err = errTooLarge
 	}
-	return int(n), err
+	return b.Bytes(), err
 }
 
 // openAt opens a file for reading. A pipe that nobody writes, a terminal, or a device is opened
@@ -160,8 +133,8 @@ func tooMuch(path string) Faults {
 }
 
 // tooManyFiles is about more than MaxFiles files.
-func tooManyFiles(path string, n int) Faults {
-	return Faults{{File: path, Message: fmt.Sprintf("cannot be read: it has %d files; expected at most %d", n, MaxFiles)}}
+func tooManyFiles(path string) Faults {
+	return Faults{{File: path, Message: fmt.Sprintf("cannot be read: it has more than %d files", MaxFiles)}}
 }
 
 func unreadable(name string, err error) Fault {

@@ -33,7 +33,8 @@ type fragment struct {
 	sum    Sum
 	doc    *document
 	faults findings
-	whole  bool // false: none of it could be read
+	whole  bool   // false: none of it could be read
+	head   []byte // the text of a file that includes folders
 }
 
 // Parse checks files as one configuration. It keeps none of their bytes. The error is a Faults;
@@ -48,7 +49,7 @@ func (p *Parser) ParseContext(ctx context.Context, files []File) (*Config, []War
 	case len(files) == 0:
 		return nil, nil, Faults{{File: "configuration", Message: "has no files; expected at least one"}}
 	case len(files) > MaxFiles:
-		return nil, nil, tooManyFiles("configuration", len(files))
+		return nil, nil, tooManyFiles("configuration")
 	}
 	begin := time.Now()
 	last := p.read(ctx, files)
@@ -59,7 +60,7 @@ func (p *Parser) ParseContext(ctx context.Context, files []File) (*Config, []War
 	p.Read = time.Since(begin)
 	defer func() { p.Check = time.Since(begin) - p.Read }()
 	var c *checker
-	if p.checked != nil {
+	if p.checked != nil && len(judge(p.last).list) == 0 {
 		c = p.checked.follow(p.good, p.last)
 	}
 	if c == nil {
@@ -106,7 +107,10 @@ func (p *Parser) read(ctx context.Context, files []File) []*fragment {
 					if len(f.Data) >= largeFile {
 						large.Unlock()
 					}
-					all[i] = &fragment{f.Name, sum, r.doc, r.faults, whole}
+					all[i] = &fragment{name: f.Name, sum: sum, doc: r.doc, faults: r.faults, whole: whole}
+					if len(r.doc.includes) > 0 {
+						all[i].head = f.Data
+					}
 				}
 			}
 		})
@@ -118,6 +122,7 @@ func (p *Parser) read(ctx context.Context, files []File) []*fragment {
 // join merges what the files say, in their order. It does not modify the fragments.
 func join(all []*fragment) (doc *document, faults findings, whole bool) {
 	doc, whole = newDocument(), true
+	faults = judge(all)
 	doc.first = &spot{file: all[0].name, line: 1}
 	for _, f := range all {
 		whole = whole && f.whole
@@ -175,7 +180,7 @@ func (d *document) take(key string, from *document) {
 // onlyVPCs reports whether a file holds only VPCs and instances.
 func (f *fragment) onlyVPCs() bool {
 	d := f.doc
-	return f.whole && len(f.faults.list)+len(d.sections)+len(d.ports)+len(d.pools)+len(d.gateways) == 0
+	return f.whole && len(f.faults.list)+len(d.includes)+len(d.sections)+len(d.ports)+len(d.pools)+len(d.gateways) == 0
 }
 
 // sameVPCs reports whether two files declare VPCs of the same names.

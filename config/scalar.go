@@ -339,8 +339,8 @@ func parseDevice(s string) (string, error) {
 	return s, nil
 }
 
-// deviceName returns what two ports may not share: the device without its arguments.
-func deviceName(device string) string {
+// DeviceName returns what two ports may not share: the device without its arguments.
+func DeviceName(device string) string {
 	name, _, _ := strings.Cut(device, ",")
 	if pciForm.MatchString(name) {
 		name = strings.ToLower(name)
@@ -363,10 +363,10 @@ func interfaceOf(device string) string {
 	return ""
 }
 
-// parseArgument reads one EAL argument.
-func parseArgument(s string) (string, error) {
-	if s == "" || strings.ContainsFunc(s, func(c rune) bool { return c < ' ' || c == 0x7f }) {
-		return s, errors.New("is not a valid argument; expected text without control characters")
+// parseFolder reads the path of a folder, absolute or beside the file.
+func parseFolder(s string) (string, error) {
+	if s == "" || len(s) > 4095 || strings.ContainsFunc(s, func(c rune) bool { return !strconv.IsPrint(c) }) {
+		return s, errors.New("is not the path of a folder; expected one such as tenants/")
 	}
 	return s, nil
 }

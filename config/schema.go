@@ -21,6 +21,8 @@ type document struct {
 	config    Config           // the sections that refer to nothing, with defaults
 	sessions  translationText  // the translation keys of that section
 	sections  map[string]*spot // where each of them is
+	keys      map[string]*spot // where each key of a file is, but version
+	includes  []includeText
 	ports     []portText
 	pools     []poolText
 	gateways  []gatewayText
@@ -28,7 +30,9 @@ type document struct {
 	instances []instanceText // those listed outside their VPC
 }
 
-func newDocument() *document { return &document{config: DefaultConfig, sections: map[string]*spot{}} }
+func newDocument() *document {
+	return &document{config: DefaultConfig, sections: map[string]*spot{}, keys: map[string]*spot{}}
+}
 
 type portText struct {
 	spot           *spot
@@ -147,11 +151,11 @@ type forwardText struct {
 
 // The keys of each object, in the order in which messages list them.
 var (
-	rootKeys       = []string{"version", "api", "metrics", "log", "dataplane", "ports", "pools", "gateways", "sessions", "reload", "warnings", "vpcs", "instances"}
+	rootKeys       = []string{"version", "include", "api", "metrics", "log", "dataplane", "ports", "pools", "gateways", "sessions", "reload", "warnings", "vpcs", "instances"}
 	apiKeys        = []string{"listen", "socket"}
 	metricsKeys    = []string{"tenants"}
 	logKeys        = []string{"level", "format"}
-	dataplaneKeys  = []string{"workers", "memory", "idle", "sessions", "eal_args"}
+	dataplaneKeys  = []string{"workers", "memory", "idle", "sessions", "vfio_intr", "iova"}
 	portKeys       = []string{"name", "device", "side", "vlan", "pcp", "mtu", "mac", "addresses", "next_hops", "private_sources", "answer"}
 	nextHopKeys    = []string{"address", "mac"}
 	poolKeys       = []string{"name", "ranges", "ports", "sessions"}
@@ -215,7 +219,12 @@ func (r *reader) file(f File) bool {
 		return false
 	}
 	for key, v := range r.object(root, rootKeys) {
+		if key != "version" {
+			r.doc.keys[key] = v.spot
+		}
 		switch key {
+		case "include":
+			r.include(v)
 		case "api", "metrics", "log", "dataplane", "sessions", "reload", "warnings":
 			r.section(key, v)
 		case "ports":
@@ -242,6 +251,12 @@ func (r *reader) file(f File) bool {
 	}
 	// What an anchor, an alias, a tag or nothing stands for is missing: no reference to it is judged.
 	return !r.missing
+}
+
+// gone are keys of before, by their path, and what is there instead.
+var gone = map[string]string{
+	"dataplane.eal_args": "arguments for EAL could run any program text in the data plane, and are no longer a configuration's; " +
+		"expected vfio_intr or iova, or weir-dataplane --eal-arg",
 }
 
 // sectionKeys are the keys that only one file may have.
@@ -308,8 +323,10 @@ func (r *reader) dataplane(v value) {
 			c.Idle = text(r, v, parseIdle).value
 		case "sessions":
 			c.Sessions = r.integer(v, MinSessions, MaxSessions).value
-		case "eal_args":
-			c.EALArgs = values(texts(r, v, "EAL arguments", parseArgument))
+		case "vfio_intr":
+			c.VFIOIntr = text(r, v, words("auto", "legacy", "msi", "msix")).value
+		case "iova":
+			c.IOVA = text(r, v, words("auto", "pa", "va")).value
 		}
 	}
 }

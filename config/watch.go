@@ -97,30 +97,13 @@ type Sum [sha256.Size]byte
 
 // Digest returns the Sum of the configuration at path without keeping its files in memory.
 func Digest(path string) Sum {
-	names, err := namesAt(path)
+	h := sha256.New()
+	err := visit(path, func(f File) {
+		sum := sha256.Sum256(f.Data)
+		sumFile(h, f.Name, sum[:])
+	})
 	if err != nil {
 		return DigestOf(nil, err)
-	}
-	if len(names) > MaxFiles {
-		return DigestOf(nil, tooManyFiles(path, len(names)))
-	}
-	h := sha256.New()
-	var faults Faults
-	size := 0
-	for _, name := range names {
-		file := sha256.New()
-		n, err := readInto(file, name)
-		if err != nil {
-			faults = append(faults, unreadable(name, err))
-			continue
-		}
-		if size += n; size > MaxSize {
-			return DigestOf(nil, tooMuch(path))
-		}
-		sumFile(h, name, file.Sum(nil))
-	}
-	if len(faults) > 0 {
-		return DigestOf(nil, faults)
 	}
 	return Sum(h.Sum(nil))
 }
@@ -150,6 +133,16 @@ func sumFile(h hash.Hash, name string, sum []byte) {
 func (w watcher) follow(notify *fsnotify.Watcher, watched map[string]bool) {
 	wanted := map[string]bool{}
 	target := resolve(w.path, wanted)
+	for _, dir := range includedBy(w.path) {
+		dir = resolve(dir, wanted)
+		if info, err := os.Stat(dir); err == nil && info.IsDir() {
+			wanted[dir] = true
+			names, _ := entriesOf(dir)
+			for _, name := range names {
+				resolve(filepath.Join(dir, name), wanted)
+			}
+		}
+	}
 	if info, err := os.Stat(target); err == nil && info.IsDir() {
 		wanted[target] = true
 		names, _ := filesIn(target)

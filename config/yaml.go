@@ -234,6 +234,8 @@ func (r *reader) object(v value, keys []string) iter.Seq2[string, value] {
 			case key.Kind != yaml.ScalarNode || key.ShortTag() != "!!str" || key.Anchor != "":
 				child.spot.key = "?"
 				r.faults.add(child.spot, "the key is %s; expected one of %s", kindOf(key), strings.Join(keys, ", "))
+			case k < 0 && gone[child.spot.path()] != "":
+				r.faults.add(child.spot, "%s", gone[child.spot.path()])
 			case k < 0:
 				r.faults.add(child.spot, "unknown key; expected one of %s", strings.Join(keys, ", "))
 			case lines[k] != 0:

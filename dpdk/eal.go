@@ -3,6 +3,7 @@
 package dpdk
 
 // #cgo pkg-config: libdpdk
+// #cgo CFLAGS: -fstack-protector-strong -D_FORTIFY_SOURCE=2
 // #include <stdlib.h>
 // #include "dpdk.h"
 // #include <rte_eal.h>
@@ -18,6 +19,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -79,11 +82,16 @@ func Init(cfg EALConfig) error {
 
 	// EAL makes a directory for what it shares with other processes, and leaves it. We share
 	// nothing.
-	dir, err := os.MkdirTemp("", "weir-eal-")
+	removeLeftovers(os.TempDir())
+	dir, err := os.MkdirTemp("", leftover)
 	if err != nil {
 		return fmt.Errorf("EAL: directory for its start: %w: point TMPDIR to one that can be written", err)
 	}
 	defer os.RemoveAll(dir)
+	if held, err := os.Open(dir); err == nil {
+		unix.Flock(int(held.Fd()), unix.LOCK_EX) // until it is removed
+		defer held.Close()
+	}
 	const env = "RUNTIME_DIRECTORY"
 	before, had := os.LookupEnv(env)
 	os.Setenv(env, dir)
@@ -120,6 +128,29 @@ func Init(cfg EALConfig) error {
 		stop()
 	}
 	return err
+}
+
+// leftover is the beginning of the name of EAL's directory.
+const leftover = "weir-eal-"
+
+// removeLeftovers removes the directories of starts of this user's that were killed: nobody holds
+// their lock. One that is a minute old has it or never will.
+func removeLeftovers(tmp string) {
+	dirs, _ := filepath.Glob(filepath.Join(tmp, leftover+"*"))
+	for _, dir := range dirs {
+		info, err := os.Lstat(dir)
+		if err != nil || !info.IsDir() || time.Since(info.ModTime()) < time.Minute || info.Sys().(*syscall.Stat_t).Uid != uint32(os.Geteuid()) {
+			continue
+		}
+		f, err := os.OpenFile(dir, unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+		if err != nil {
+			continue
+		}
+		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			os.RemoveAll(dir)
+		}
+		f.Close()
+	}
 }
 
 // ealArgs is EAL's command line. EAL's main thread is the only lcore, allowed on all cores, so that

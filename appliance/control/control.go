@@ -7,6 +7,7 @@ package control
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -77,6 +78,9 @@ const gcPercent = 25
 // Run is the control process's life, until ctx ends.
 func Run(ctx context.Context, o Options) error {
 	debug.SetGCPercent(gcPercent)
+	if err := link.Harden(); err != nil {
+		return fmt.Errorf("keep others out of this process's memory: %w", err)
+	}
 	c := newControl(o.Config)
 	changed := make(chan struct{}, 1)
 	poke := func() {

@@ -12,7 +12,7 @@ import (
 
 // Frames of a device with several ports belong to the outside port that their first tag names, else
 // to the inside port.
-func TestDevices(t *testing.T) {
+func TestDevicesOfPorts(t *testing.T) {
 	shared, alone := new(dpdk.Port), new(dpdk.Port)
 	list := Devices([]*dpdk.Port{shared, alone, shared, shared}, []link.StartPort{
 		{VLAN: config.VLAN{Outer: 300}}, {}, {Inside: true}, {VLAN: config.VLAN{Outer: 400, Inner: 7}}})

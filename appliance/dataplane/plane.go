@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"runtime"
 	"runtime/metrics"
 	"slices"
@@ -42,22 +43,26 @@ func (g *Generations) At(number uint64) *generation.Generation { return &g[numbe
 
 // plane is a running data plane.
 type plane struct {
-	log     *slog.Logger
-	control link.Conn // the one that commands
-	refused link.Conn // room for telling another one so
-	orders  []byte    // the payload of link.Start; nil: nothing runs yet
-	state   *state.State
-	gens    Generations
-	current uint64
-	ports   []*dpdk.Port
-	nodes   []int                 // by worker: the NUMA node of its memory, -1: any
-	pools   map[int]*dpdk.Mempool // by NUMA node; nil: that has no room for one
-	workers []*Worker
-	waiters []*dpdk.Waiter
-	stop    atomic.Bool
-	running sync.WaitGroup
-	eal     bool // it is initialized
-	samples [2]metrics.Sample
+	log        *slog.Logger
+	bounds     Bounds
+	commanders []uint32   // users who may command
+	peer       unix.Ucred // room for who has connected
+	locks      []*os.File // of network interfaces
+	control    link.Conn  // the one that commands
+	refused    link.Conn  // room for telling another one so
+	orders     []byte     // the payload of link.Start; nil: nothing runs yet
+	state      *state.State
+	gens       Generations
+	current    uint64
+	ports      []*dpdk.Port
+	nodes      []int                 // by worker: the NUMA node of its memory, -1: any
+	pools      map[int]*dpdk.Mempool // by NUMA node; nil: that has no room for one
+	workers    []*Worker
+	waiters    []*dpdk.Waiter
+	stop       atomic.Bool
+	running    sync.WaitGroup
+	eal        bool // it is initialized
+	samples    [2]metrics.Sample
 }
 
 // start does all that allocates.
@@ -205,6 +210,9 @@ func (d *plane) close() error {
 	}
 	if d.eal {
 		errs = append(errs, dpdk.Cleanup())
+	}
+	for _, l := range d.locks {
+		errs = append(errs, os.Remove(l.Name()), l.Close())
 	}
 	return errors.Join(errs...)
 }

@@ -5,6 +5,8 @@ package dataplane
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -21,13 +23,20 @@ var pciAddress = regexp.MustCompile(`^([0-9a-fA-F]{4}:)?[0-9a-fA-F]{2}:[0-9a-fA-
 
 // open starts EAL and the ports.
 func (d *plane) open(c *link.StartConfig) error {
+	args, err := d.bounds.eal(&c.Dataplane)
+	if err != nil {
+		return err
+	}
 	var pci []string
 	for _, p := range c.Ports {
+		if err := d.bounds.allow(p.Device); err != nil {
+			return fmt.Errorf("port %q: %w", p.Name, err)
+		}
 		if pciAddress.MatchString(p.Device) {
 			pci = append(pci, p.Device)
 		}
 	}
-	if err := dpdk.Init(dpdk.EALConfig{Memory: c.Dataplane.Memory, PCI: pci, Args: c.Dataplane.EALArgs, Log: d.log}); err != nil {
+	if err := dpdk.Init(dpdk.EALConfig{Memory: c.Dataplane.Memory, PCI: pci, Args: args, Log: d.log}); err != nil {
 		return err
 	}
 	d.eal = true
@@ -43,8 +52,12 @@ func (d *plane) open(c *link.StartConfig) error {
 				p.Shared = p.Shared || o.Inside != p.Inside
 			}
 		}
-		if err := claim(p.Device); err != nil {
+		claimed, err := claim(link.RunDirectory, p.Device)
+		if err != nil {
 			return fmt.Errorf("port %q: %w", p.Name, err)
+		}
+		if claimed != nil {
+			d.locks = append(d.locks, claimed)
 		}
 		port, err := openPort(p, d.spread(&p), len(c.Dataplane.Workers), c.Dataplane.Idle == config.IdleSleep, func(node int) (*dpdk.Mempool, error) {
 			if node < 0 { // a virtual device is where its first worker is
@@ -176,28 +189,58 @@ func poolSize(ports, workers int) int {
 }
 
 // claim keeps other data planes away from a network interface, which any number of processes could
-// read. The lock is an abstract Unix socket: it belongs to a network namespace, as interfaces do,
-// and ends with the process. Any other device has one owner anyway.
-func claim(device string) error {
+// read: it locks a file named by network namespace and interface, in a directory that only this
+// user and root write to. The lock ends with the process. Any other device has one owner anyway.
+func claim(directory, device string) (*os.File, error) {
 	_, args, _ := strings.Cut(device, ",")
 	for arg := range strings.SplitSeq(args, ",") {
 		name, ok := strings.CutPrefix(arg, "iface=")
 		if !ok {
 			continue
 		}
-		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if name == "" || name == "." || name == ".." || strings.ContainsRune(name, '/') {
+			return nil, fmt.Errorf("interface %q: no interface has this name", name)
+		}
+		l, err := lock(directory, name)
+		if err == unix.EWOULDBLOCK {
+			return nil, fmt.Errorf("interface %s: another data plane uses it, or another port; stop that data plane, or choose another interface", name)
+		}
 		if err != nil {
-			return fmt.Errorf("socket: %w", err)
+			return nil, fmt.Errorf("interface %s: lock in %s: %w", name, directory, err)
 		}
-		if err := unix.Bind(fd, &unix.SockaddrUnix{Name: "@weir/interface/" + name}); err != nil {
-			unix.Close(fd)
-			if err == unix.EADDRINUSE {
-				return fmt.Errorf("interface %s: another data plane uses it, or another port; stop that data plane, or choose another interface", name)
-			}
-			return fmt.Errorf("interface %s: lock: %w", name, err)
-		}
+		return l, nil
 	}
-	return nil
+	return nil, nil
+}
+
+// lock takes an interface's lock, or returns EWOULDBLOCK.
+func lock(directory, name string) (*os.File, error) {
+	if err := os.MkdirAll(directory, 0o750); err != nil {
+		return nil, err
+	}
+	if err := link.CheckDirectory(directory); err != nil {
+		return nil, err
+	}
+	var space, now, named unix.Stat_t
+	if err := unix.Stat("/proc/self/ns/net", &space); err != nil {
+		return nil, err
+	}
+	path := filepath.Join(directory, fmt.Sprintf("interface-%d-%s.lock", space.Ino, name))
+	for {
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+			f.Close()
+			return nil, err
+		}
+		// Whoever let go of it has removed the file, perhaps this one.
+		if err := unix.Fstat(int(f.Fd()), &now); err == nil && unix.Stat(path, &named) == nil && now.Ino == named.Ino && now.Dev == named.Dev {
+			return f, nil
+		}
+		f.Close()
+	}
 }
 
 // openPort opens a device, promiscuous only if it does not take the MAC that the configuration

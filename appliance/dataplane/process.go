@@ -11,30 +11,69 @@ import (
 	"math"
 	"os"
 	"os/signal"
+	"os/user"
 	"runtime/debug"
+	"slices"
+	"strconv"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"weir/appliance/link"
 )
 
+// Options are what the command line says.
+type Options struct {
+	Socket  string // where to listen
+	Control string // a user, by name or number, who may command beside root and this process's own; empty: none
+	Bounds
+}
+
+// commanders returns who may command.
+func (o *Options) commanders() ([]uint32, error) {
+	list := []uint32{0, uint32(os.Geteuid())}
+	if o.Control == "" {
+		return list, nil
+	}
+	number := o.Control
+	if _, err := strconv.ParseUint(number, 10, 32); err != nil {
+		u, err := user.Lookup(o.Control)
+		if err != nil {
+			return nil, fmt.Errorf("--control: %w; expected the user that weir run runs as", err)
+		}
+		number = u.Uid
+	}
+	uid, err := strconv.ParseUint(number, 10, 32)
+	return append(list, uint32(uid)), err
+}
+
 // Run is the data plane's life. The process has nothing to collect: it allocates at start, and
 // nothing afterwards. It obeys one control process at a time, and forwards whether there is one or
 // not.
-func Run(socket string) error {
+func Run(o Options) error {
+	if err := o.Bounds.check(); err != nil {
+		return err
+	}
+	commanders, err := o.commanders()
+	if err != nil {
+		return err
+	}
+	if err := link.Harden(); err != nil {
+		return fmt.Errorf("keep others out of this process's memory: %w", err)
+	}
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(math.MaxInt64) // an inherited GOMEMLIMIT would collect all the same
 	signal.Ignore(unix.SIGINT, unix.SIGPIPE)
 	terminated := make(chan os.Signal, 1)
 	signal.Notify(terminated, unix.SIGTERM)
 
-	l, err := link.Listen(socket)
+	l, err := link.Listen(o.Socket)
 	if err != nil {
 		return err
 	}
-	defer os.Remove(socket)
+	defer os.Remove(o.Socket)
 	defer unix.Close(l)
-	d := &plane{log: slog.Default(), control: link.Conn{FD: link.NoConn}, refused: link.Conn{FD: link.NoConn}}
+	d := &plane{log: slog.Default(), bounds: o.Bounds, commanders: commanders, control: link.Conn{FD: link.NoConn}, refused: link.Conn{FD: link.NoConn}}
 	return errors.Join(d.serve(l, terminated), d.close())
 }
 
@@ -75,6 +114,8 @@ func (d *plane) accept(l int) {
 	fd, _, e := unix.Syscall6(unix.SYS_ACCEPT4, uintptr(l), 0, 0, unix.SOCK_CLOEXEC, 0, 0)
 	switch {
 	case e != 0:
+	case !d.mayCommand(int(fd)):
+		unix.Close(int(fd))
 	case d.control.FD == link.NoConn:
 		d.control.FD = int(fd)
 	default:
@@ -86,6 +127,13 @@ func (d *plane) accept(l int) {
 		d.refused.FD = int(fd)
 		d.refused.Send(link.Failed, 0, alreadyCommanded)
 	}
+}
+
+// mayCommand asks the kernel who has connected. Not unix.GetsockoptUcred, which allocates.
+func (d *plane) mayCommand(fd int) bool {
+	size := uint32(unix.SizeofUcred)
+	_, _, e := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_PEERCRED, uintptr(unsafe.Pointer(&d.peer)), uintptr(unsafe.Pointer(&size)), 0)
+	return e == 0 && slices.Contains(d.commanders, d.peer.Uid)
 }
 
 var alreadyCommanded = []byte("another weir run controls this data plane; stop it first, or choose another socket with --socket")

@@ -37,7 +37,10 @@ const (
 )
 
 // DefaultSocket is where a data plane listens that nobody tells otherwise.
-const DefaultSocket = "/run/weir/dataplane.sock"
+const DefaultSocket = RunDirectory + "/dataplane.sock"
+
+// RunDirectory is the data plane's.
+const RunDirectory = "/run/weir-dataplane"
 
 const (
 	messageHeader = 16
@@ -197,6 +200,9 @@ func Listen(path string) (int, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return -1, fmt.Errorf("socket %s: %w; choose another path with --socket", path, err)
 	}
+	if err := CheckDirectory(filepath.Dir(path)); err != nil {
+		return -1, fmt.Errorf("socket %s: %w; choose another path with --socket", path, err)
+	}
 	if c, err := Dial(path); err == nil {
 		c.Close()
 		return -1, fmt.Errorf("socket %s: another data plane listens there; stop it, or choose another path with --socket", path)
@@ -206,7 +212,7 @@ func Listen(path string) (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("socket: %w", err)
 	}
-	old := unix.Umask(0o077) // write access to it is control of the gateway
+	old := unix.Umask(0o117) // the group may connect; who commands is asked of each that does
 	err = unix.Bind(fd, &unix.SockaddrUnix{Name: path})
 	unix.Umask(old)
 	if err == nil {
@@ -225,7 +231,15 @@ func Dial(path string) (*Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("socket: %w", err)
 	}
+	if err := CheckDirectory(filepath.Dir(path)); err != nil && !os.IsNotExist(err) {
+		unix.Close(fd)
+		return nil, fmt.Errorf("socket %s: %w", path, err)
+	}
 	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("socket %s: %w", path, err)
+	}
+	if err := checkPeer(fd, path); err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("socket %s: %w", path, err)
 	}

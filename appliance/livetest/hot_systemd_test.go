@@ -99,7 +99,7 @@ func TestHotUnits(t *testing.T) {
 	program = installed
 
 	places := map[string]string{"/usr/local/bin/weir": installed, "/usr/local/bin/weir-dataplane": dataplane,
-		"/etc/weir/weir.yaml": w.config, "/run/weir/dataplane.sock": w.socket}
+		"/etc/weir/weir.yaml": w.config, "/run/weir-dataplane/dataplane.sock": w.socket, "weir": "root", "$DATAPLANE": "--device=net_af_packet"}
 	start := func(u unit) *process {
 		t.Helper()
 		words := u.command(t, "ExecStart", places)
