@@ -103,7 +103,7 @@ func check(out io.Writer, path, target string, asJSON, strict bool) error {
 			fmt.Fprintf(out, "fault: %s\n", f)
 		}
 		for _, w := range warnings {
-			fmt.Fprintf(out, "warning: %s\n", w)
+			fmt.Fprintf(out, "warning: %s [%s:%s]\n", w, w.Name, w.Object)
 		}
 		if err == nil {
 			instances := 0

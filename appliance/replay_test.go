@@ -362,7 +362,7 @@ func (p *program) testCheck(t *testing.T) {
 		{"good and strict", []string{"check", "--strict", at("good.yaml")}, 0, `: good: `, `^$`},
 		{"a directory", []string{"check", at("parts")}, 0, `1 VPCs, 2 instances\n$`, `^$`},
 		{"all faults", []string{"check", at("faulty.yaml")}, 1, `(?s)^fault: \S+faulty.yaml:6: .*"q".*\nfault: \S+faulty.yaml:11: .*no gateway is named "nowhere".*\n$`, `^$`},
-		{"warnings", []string{"check", at("warned.yaml")}, 0, `(?s)^warning: \S+warned.yaml:12: .*192.0.2.1 is in no gateway.*: good: `, `^$`},
+		{"warnings", []string{"check", at("warned.yaml")}, 0, `(?s)^warning: \S+warned.yaml:12: .*192.0.2.1 is in no gateway.* \[address-without-gateway:v/web\]\n.*: good: `, `^$`},
 		{"warnings and strict", []string{"check", "--strict", at("warned.yaml")}, 1, `(?m)^warning: `, `^$`},
 		{"against the same", []string{"check", at("good.yaml"), "--against", at("good.yaml")}, 0, `(?s): good: .*\nthe meaning does not change`, `^$`},
 		{"against what a reload takes over", []string{"check", at("moved.yaml"), "--against", at("good.yaml")}, 0, `(?s): good: .*\nchange: instance "web" of vpc "v" changed\n$`, `^$`},

@@ -46,6 +46,7 @@ type kindKey struct {
 // checkDevices lets ports share a device whose frames can be told apart by their first tag.
 func (c *checker) checkDevices() {
 	first := map[string]*portText{}
+	interfaces := map[string]*portText{}
 	inside := map[string]owner{}
 	c.outer = map[outerTag]owner{}
 	for i := range c.doc.ports {
@@ -57,6 +58,12 @@ func (c *checker) checkDevices() {
 		me := owner{"port", p.name.value, p.device.spot}
 		if f := first[name]; f == nil {
 			first[name] = p
+			if i := interfaceOf(p.device.value); i != "" && interfaces[i] != nil {
+				c.faults.add(p.device.spot, "interface %s of port %q is already used by %v; expected another interface",
+					i, p.name.value, owner{"port", interfaces[i].name.value, interfaces[i].device.spot})
+			} else {
+				interfaces[i] = p
+			}
 		} else {
 			other := owner{"port", f.name.value, f.device.spot}
 			if f.device.value != p.device.value && p.vlan.value != f.vlan.value {

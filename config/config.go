@@ -109,6 +109,7 @@ type Config struct {
 	Gateways  []Gateway
 	Sessions  Sessions
 	Reload    Reload
+	Warnings  Warnings
 	VPCs      []VPC
 }
 
@@ -353,6 +354,11 @@ type Timeouts struct {
 type PortTimeout struct {
 	Port    uint16
 	Timeout time.Duration
+}
+
+// Warnings says what is not worth a warning.
+type Warnings struct {
+	Ignore []string // NAME:OBJECT, where the object may end in *
 }
 
 // Reload holds the guards of a reload.

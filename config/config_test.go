@@ -434,7 +434,7 @@ func TestEveryKeyIsTried(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, keys := range [][]string{rootKeys, apiKeys, metricsKeys, logKeys, dataplaneKeys, portKeys, nextHopKeys, poolKeys, gatewayKeys, sessionsKeys,
-		poolSessions, limitsKeys, timeoutsKeys, reloadKeys, vpcKeys, attachKeys, routeKeys, placedKeys, externalKeys, snatKeys, forwardKeys} {
+		poolSessions, limitsKeys, timeoutsKeys, reloadKeys, warningsKeys, vpcKeys, attachKeys, routeKeys, placedKeys, externalKeys, snatKeys, forwardKeys} {
 		for _, key := range keys {
 			if !regexp.MustCompile(`\b`+key+`: *\S`).Match(text.Bytes()) && !regexp.MustCompile(`(?m)\b`+key+`:$`).Match(text.Bytes()) {
 				t.Errorf("no test has the key %q", key)
@@ -467,7 +467,7 @@ func TestLoad(t *testing.T) {
 	fails(filepath.Join(dir, "none.yaml"), "none.yaml: cannot be read: no such file or directory")
 	fails(dir, "has no configuration; expected at least one *.yaml or *.yml file")
 
-	write("b.yml", "version: 1\napi: {listen: \"[::1]:1\"}\n")
+	write("b.yml", "version: 1\napi: {listen: \"[::1]:1\"}\nwarnings: {ignore: [\"no-ports:*\"]}\n")
 	write("a.yaml", "version: 1\nlog: {level: error}\n")
 	write(".hidden.yaml", "not YAML: [")
 	write("a.yaml.bak", "not YAML: [")
@@ -962,4 +962,36 @@ func large(n int) []File {
 		}
 	}
 	return []File{{"large.yaml", b.Bytes()}}
+}
+
+// Every warning has one of the names that warnings.ignore takes, and what weir check prints of it
+// silences it there.
+func TestWarningNames(t *testing.T) {
+	seen := map[string]bool{}
+	for _, c := range readCases(t, "testdata/warnings.txt") {
+		_, warnings, err := Parse(c.files)
+		if err != nil {
+			continue // it is about faults
+		}
+		for _, w := range warnings {
+			if !slices.Contains(warningNames, w.Name) || w.Object == "" {
+				t.Errorf("%s: %v has name %q and object %q", c.name, w, w.Name, w.Object)
+				continue
+			}
+			seen[w.Name] = true
+			quiet := append(slices.Clone(c.files), File{"quiet.yaml", fmt.Appendf(nil, "version: 1\nwarnings: {ignore: [%q]}\n", w.Name+":"+w.Object)})
+			if slices.ContainsFunc(c.files, func(f File) bool { return strings.Contains(string(f.Data), "\nwarnings:") }) {
+				continue // which only one file may have
+			}
+			_, left, err := Parse(quiet)
+			if err != nil || slices.ContainsFunc(left, func(l Warning) bool { return l.Name == w.Name && l.Object == w.Object }) {
+				t.Errorf("%s: %s:%s is ignored and there: %v, %v", c.name, w.Name, w.Object, left, err)
+			}
+		}
+	}
+	for _, name := range warningNames {
+		if !seen[name] && name != "no-ports" { // see good.txt
+			t.Errorf("no case has a warning %s", name)
+		}
+	}
 }

@@ -60,6 +60,7 @@ func Changes(old, new *Config) []Change {
 	d.section("sessions", KindSessions, old.Sessions, new.Sessions)
 	d.section("metrics", KindSection, old.Metrics, new.Metrics)
 	d.section("reload", KindSection, old.Reload, new.Reload)
+	d.section("warnings", KindSection, old.Warnings, new.Warnings)
 	compare(&d, comparison[Port]{KindPort, old.Ports, new.Ports, 0, 0, namePort, same[Port]}, comparePorts)
 	compare(&d, comparison[Pool]{KindPool, old.Pools, new.Pools, 0, 0, func(p *Pool) string { return fmt.Sprintf("pool %q", p.Name) }, d.samePool},
 		func(a, b *Pool) int { return cmp.Compare(a.Name, b.Name) })

@@ -195,11 +195,11 @@ func TestEveryFieldCounts(t *testing.T) {
 			t.Fatalf("%s is a %v, which this test cannot change", path, v.Kind())
 		}
 	}
-	for _, part := range []string{"API", "Metrics", "Log", "Dataplane", "Sessions", "Reload", "Ports", "Pools", "Gateways", "VPCs"} {
+	for _, part := range []string{"API", "Metrics", "Log", "Dataplane", "Sessions", "Reload", "Warnings", "Ports", "Pools", "Gateways", "VPCs"} {
 		change(part, reflect.ValueOf(c).Elem().FieldByName(part))
 	}
-	if n := reflect.TypeFor[Config]().NumField(); n != 10 {
-		t.Errorf("Config has %d fields; this test knows 10", n)
+	if n := reflect.TypeFor[Config]().NumField(); n != 11 {
+		t.Errorf("Config has %d fields; this test knows 11", n)
 	}
 	if tried < 80 {
 		t.Errorf("only %d changes tried", tried)

@@ -15,6 +15,10 @@ type Fault struct {
 	Line    int    `json:"line,omitempty"` // from 1; 0: the file as a whole
 	Path    string `json:"path,omitempty"` // such as vpcs[0].routes[1].gateway, counted within the file
 	Message string `json:"message"`        // the value, what is wrong with it, what was expected
+
+	// Of a warning: by what warnings.ignore knows it, such as no-address-for-route, blue/web-2.
+	Name   string `json:"name,omitempty"`
+	Object string `json:"object,omitempty"`
 }
 
 // Warning has the form of a Fault. It reports what is legal but probably wrong.
@@ -61,7 +65,7 @@ func (f *findings) add(at *spot, format string, args ...any) {
 		f.more = true
 		return
 	}
-	f.list = append(f.list, Fault{at.file, at.line, at.path(), Printable(fmt.Sprintf(format, args...))})
+	f.list = append(f.list, Fault{File: at.file, Line: at.line, Path: at.path(), Message: Printable(fmt.Sprintf(format, args...))})
 }
 
 // join adds what was found elsewhere.

@@ -123,6 +123,7 @@ func (p *Parser) read(ctx context.Context, files []File) []*fragment {
 func join(all []*fragment) (doc *document, faults findings, whole bool) {
 	doc, whole = newDocument(), true
 	faults = judge(all)
+	doc.first = &spot{file: all[0].name, line: 1}
 	for _, f := range all {
 		whole = whole && f.whole
 		faults.join(f.faults.list)
@@ -169,6 +170,8 @@ func (d *document) take(key string, from *document) {
 		d.config.Dataplane = from.config.Dataplane
 	case "sessions":
 		d.config.Sessions, d.sessions = from.config.Sessions, from.sessions
+	case "warnings":
+		d.config.Warnings = from.config.Warnings
 	case "reload":
 		d.config.Reload = from.config.Reload
 	}

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -350,10 +351,31 @@ func DeviceName(device string) string {
 	return name
 }
 
+// interfaceOf returns the network interface of the host that a device makes or uses, which two
+// devices may not share, or nothing.
+func interfaceOf(device string) string {
+	_, arguments, _ := strings.Cut(device, ",")
+	for a := range strings.SplitSeq(arguments, ",") {
+		if name, ok := strings.CutPrefix(a, "iface="); ok {
+			return name
+		}
+	}
+	return ""
+}
+
 // parseFolder reads the path of a folder, absolute or beside the file.
 func parseFolder(s string) (string, error) {
 	if s == "" || len(s) > 4095 || strings.ContainsFunc(s, func(c rune) bool { return !strconv.IsPrint(c) }) {
 		return s, errors.New("is not the path of a folder; expected one such as tenants/")
+	}
+	return s, nil
+}
+
+// parseIgnored reads the name and the object of a warning.
+func parseIgnored(s string) (string, error) {
+	name, object, _ := strings.Cut(s, ":")
+	if !slices.Contains(warningNames, name) || object == "" {
+		return s, errors.New("is no warning; expected NAME:OBJECT as weir check prints it, such as no-address-for-route:blue/web-2, or no-address-for-route:* for all objects")
 	}
 	return s, nil
 }

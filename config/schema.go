@@ -17,6 +17,7 @@ import (
 
 // document is what a file says, or what all files say, merged: lists in the order of the files.
 type document struct {
+	first     *spot            // the beginning of the first file
 	config    Config           // the sections that refer to nothing, with defaults
 	sessions  translationText  // the translation keys of that section
 	sections  map[string]*spot // where each of them is
@@ -150,7 +151,7 @@ type forwardText struct {
 
 // The keys of each object, in the order in which messages list them.
 var (
-	rootKeys       = []string{"version", "include", "api", "metrics", "log", "dataplane", "ports", "pools", "gateways", "sessions", "reload", "vpcs", "instances"}
+	rootKeys       = []string{"version", "include", "api", "metrics", "log", "dataplane", "ports", "pools", "gateways", "sessions", "reload", "warnings", "vpcs", "instances"}
 	apiKeys        = []string{"listen", "socket"}
 	metricsKeys    = []string{"tenants"}
 	logKeys        = []string{"level", "format"}
@@ -164,6 +165,7 @@ var (
 	limitsKeys     = []string{"per_instance", "per_vpc"}
 	instanceLimits = []string{"per_instance"}
 	timeoutsKeys   = []string{"tcp_partially_open", "tcp_established", "tcp_closing", "udp", "udp_ports", "icmp", "other"}
+	warningsKeys   = []string{"ignore"}
 	reloadKeys     = []string{"max_shrink"}
 	vpcKeys        = []string{"name", "attach", "subnets", "routes", "instances", "limits", "weight"}
 	attachKeys     = []string{"port", "vlan", "pcp", "encap", "vni", "peers", "mac", "udp_port", "dscp", "udp_checksum", "addresses", "next_hops"}
@@ -223,7 +225,7 @@ func (r *reader) file(f File) bool {
 		switch key {
 		case "include":
 			r.include(v)
-		case "api", "metrics", "log", "dataplane", "sessions", "reload":
+		case "api", "metrics", "log", "dataplane", "sessions", "reload", "warnings":
 			r.section(key, v)
 		case "ports":
 			for e := range r.list(v, "ports") {
@@ -247,7 +249,8 @@ func (r *reader) file(f File) bool {
 			}
 		}
 	}
-	return true
+	// What an anchor, an alias, a tag or nothing stands for is missing: no reference to it is judged.
+	return !r.missing
 }
 
 // gone are keys of before, by their path, and what is there instead.
@@ -257,7 +260,7 @@ var gone = map[string]string{
 }
 
 // sectionKeys are the keys that only one file may have.
-var sectionKeys = []string{"api", "metrics", "log", "dataplane", "sessions", "reload"}
+var sectionKeys = []string{"api", "metrics", "log", "dataplane", "sessions", "reload", "warnings"}
 
 // section reads one of them.
 func (r *reader) section(key string, v value) {
@@ -277,6 +280,11 @@ func (r *reader) section(key string, v value) {
 		r.sessions(v)
 	case "reload":
 		r.reload(v)
+	case "warnings":
+		for _, v := range r.object(v, warningsKeys) {
+			r.doc.config.Warnings.Ignore = values(texts(r, v, "warnings", parseIgnored))
+			slices.Sort(r.doc.config.Warnings.Ignore)
+		}
 	}
 }
 
@@ -928,4 +936,15 @@ func (r *reader) requireKey(v value, key string) {
 		}
 	}
 	r.faults.add(v.spot, "has no %s; expected one", key)
+}
+
+// values returns the well-formed values of a list.
+func values[T any](list []at[T]) []T {
+	var all []T
+	for _, a := range list {
+		if a.ok {
+			all = append(all, a.value)
+		}
+	}
+	return all
 }

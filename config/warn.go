@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // smallSNAT is the number of ports below which an instance with many connections runs out of them.
@@ -35,6 +36,7 @@ type warner struct {
 	poolGateways [][]int              // gateways of each pool
 	single       map[netip.Addr][]int // gateways of single addresses
 	associated   bool                 // any pool or address belongs to a gateway
+	missing      map[missing][]lacking
 }
 
 // warn looks through all of c.
@@ -83,7 +85,7 @@ func (w *warner) warnAPI() {
 	if listen == "" || Loopback(listen) {
 		return
 	}
-	w.found.add(w.doc.sections["api"], "api.listen %q is reached from other hosts, without authentication: metrics tell anybody there who the tenants are; "+
+	w.add("open-api", listen, w.doc.sections["api"], "api.listen %q is reached from other hosts, without authentication: metrics tell anybody there who the tenants are; "+
 		"expected a loopback address, or metrics: {tenants: ids} and a firewall", listen)
 }
 
@@ -107,21 +109,31 @@ func (w *warner) warnPorts() {
 			external[family(h.address)] = true
 		}
 	}
+	if len(w.config.Ports) == 0 {
+		w.add("no-ports", "ports", w.doc.first, "there are no ports: weir forwards nothing; expected an inside and an outside port")
+	}
 	for i, p := range w.config.Ports {
 		s := w.doc.ports[i].spot
 		if p.Side == Inside {
 			if !used[i] {
-				w.found.add(s, "inside port %q is attached to no VPC: it drops everything it receives; expected it under vpcs[].attach", p.Name)
+				w.add("port-without-vpc", p.Name, s, "inside port %q is attached to no VPC: it drops everything it receives; expected it under vpcs[].attach", p.Name)
 			}
 			continue
 		}
-		var reaches [2]bool
+		var reaches, leads [2]bool
 		for _, a := range p.Addresses {
 			reaches[family(a.Addr())] = true
 		}
+		for _, h := range p.NextHops {
+			leads[family(h.Address)] = true
+		}
 		for f, name := range []string{"IPv4", "IPv6"} {
-			if external[f] && !reaches[f] { // a next hop lies in the prefix of an address
-				w.found.add(s, "outside port %q has no %s address and next hop: no %s packet leaves through it", p.Name, name, name)
+			switch {
+			case external[f] && !reaches[f]: // a next hop lies in the prefix of an address
+				w.add("no-next-hop", p.Name, s, "outside port %q has no %s address and next hop: no %s packet leaves through it", p.Name, name, name)
+			case external[f] && !leads[f]:
+				w.add("no-next-hop", p.Name, s, "outside port %q has no %s next hop: %s packets reach only its own network through it; expected a router under next_hops",
+					p.Name, name, name)
 			}
 		}
 	}
@@ -135,7 +147,28 @@ func family(a netip.Addr) int {
 	return 1
 }
 
+// private reports whether an address is no public one.
+func private(a netip.Addr) bool {
+	return a.IsPrivate() || netip.MustParsePrefix("100.64.0.0/10").Contains(a) || a.IsLinkLocalUnicast()
+}
+
 func (w *warner) warnPools() {
+	var public [2]bool // families in which an outside port has a public address
+	for _, p := range w.config.Ports {
+		for _, a := range p.Addresses {
+			if p.Side == Outside && !private(a.Addr()) {
+				public[family(a.Addr())] = true
+			}
+		}
+	}
+	for i, p := range w.config.Pools {
+		for _, r := range p.Ranges {
+			if public[family(r.From)] && private(r.From) {
+				w.add("private-pool", p.Name, w.doc.pools[i].spot, "pool %q has private addresses (%v), and an outside port public ones: nobody on the Internet answers to them", p.Name, r)
+				break
+			}
+		}
+	}
 	if !w.associated {
 		return // the unnamed gateway has them all
 	}
@@ -147,7 +180,7 @@ func (w *warner) warnPools() {
 	}
 	for i, p := range w.config.Pools {
 		if len(w.poolGateways[i]) == 0 && !named[i] {
-			w.found.add(w.doc.pools[i].spot, "pool %q is in no gateway: no route to a named gateway uses its addresses", p.Name)
+			w.add("pool-without-gateway", p.Name, w.doc.pools[i].spot, "pool %q is in no gateway: no route to a named gateway uses its addresses", p.Name)
 		}
 	}
 }
@@ -161,7 +194,7 @@ func (w *warner) warnLimits(what string, l limitsText) {
 		at[int]
 	}{{"per_instance", l.perInstance}, {"per_vpc", l.perVPC}} {
 		if limit.ok && limit.value > table {
-			w.found.add(limit.spot, "%s: %s of %d is more than the table has (dataplane.sessions: %d): it limits nothing; expected less, or a larger table",
+			w.add("limit-beyond-table", strings.ReplaceAll(strings.TrimPrefix(what, "VPC "), `"`, ""), limit.spot, "%s: %s of %d is more than the table has (dataplane.sessions: %d): it limits nothing; expected less, or a larger table",
 				what, limit.name, limit.value, table)
 		}
 	}
@@ -182,7 +215,7 @@ func (w *warner) beginsAt(p netip.Prefix) bool {
 
 // warnVPC returns the warnings about one VPC.
 func (w *warner) warnVPC(index int) []Warning {
-	w.found = findings{}
+	w.found, w.missing = findings{}, map[missing][]lacking{}
 	var tags []tag
 	var unnamedRoute [2]bool
 	for i, r := range w.config.VPCs[index].Routes {
@@ -190,11 +223,11 @@ func (w *warner) warnVPC(index int) []Warning {
 			continue
 		}
 		if r.Untranslated {
-			w.warnUntranslated(&r, w.doc.vpcs[index].routes[i].spot)
+			w.warnUntranslated(w.config.VPCs[index].Name, &r, w.doc.vpcs[index].routes[i].spot)
 			continue
 		}
 		if r.To.Bits() > 0 && covered(privateNetworks, r.To) && !w.beginsAt(r.To) {
-			w.found.add(w.doc.vpcs[index].routes[i].spot, "route to %v leads outside, to private addresses that no outside port has under private_sources: from there only packets of sessions come in", r.To)
+			w.add("private-destination", w.config.VPCs[index].Name+"/"+r.To.String(), w.doc.vpcs[index].routes[i].spot, "route to %v leads outside, to private addresses that no outside port has under private_sources: from there only packets of sessions come in", r.To)
 		}
 		g := tag{r.Gateway, family(r.To.Addr()), r.From, w.doc.vpcs[index].routes[i].spot}
 		if g.gateway == UnnamedGateway {
@@ -204,19 +237,63 @@ func (w *warner) warnVPC(index int) []Warning {
 		tags = append(tags, g)
 	}
 	if t := &w.doc.vpcs[index]; len(t.instances) > 0 && len(t.attach) == 0 {
-		w.found.add(t.spot, "VPC %q has instances (%v) but no attachment: nothing reaches them; expected at least one under attach", w.config.VPCs[index].Name, t.instances[0].spot)
+		w.add("vpc-without-attachment", w.config.VPCs[index].Name, t.spot, "VPC %q has instances (%v) but no attachment: nothing reaches them; expected at least one under attach", w.config.VPCs[index].Name, t.instances[0].spot)
 	}
 	w.warnLimits(fmt.Sprintf("VPC %q", w.config.VPCs[index].Name), w.doc.vpcs[index].limits)
 	marks := make([][2]int, len(w.config.Gateways)+1) // the last instance, from 1, with something eligible there
 	for i := range w.config.VPCs[index].Instances {
 		w.warnInstance(index, i, tags, unnamedRoute, marks)
 	}
+	w.warnMissing(w.config.VPCs[index].Name)
+	w.warnNetwork(index)
 	return w.found.list
+}
+
+// never are destinations that no packet from inside is forwarded to.
+var never = []struct {
+	prefix netip.Prefix
+	why    string
+}{
+	{netip.MustParsePrefix("224.0.0.0/4"), "multicast is not forwarded"},
+	{netip.MustParsePrefix("240.0.0.0/4"), "class E is nobody's"},
+	{netip.MustParsePrefix("127.0.0.0/8"), "loopback addresses are on no wire"},
+	{netip.MustParsePrefix("ff00::/8"), "multicast is not forwarded"},
+	{netip.MustParsePrefix("::1/128"), "the loopback address is on no wire"},
+}
+
+// warnNetwork warns of attachments and routes of a VPC.
+func (w *warner) warnNetwork(index int) {
+	v, t := &w.config.VPCs[index], &w.doc.vpcs[index]
+	in := func(list []netip.Prefix, a netip.Addr) bool {
+		return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Contains(a) })
+	}
+	six := slices.ContainsFunc(v.Subnets, func(p netip.Prefix) bool { return p.Addr().Is6() })
+	for i := range t.attach {
+		a := &t.attach[i]
+		object := v.Name + "/" + a.port.value
+		for _, own := range a.addresses {
+			if own.ok && !in(v.Subnets, own.value.Addr()) {
+				w.add("attachment-outside-subnets", object, own.spot, "%v is in no subnet of VPC %q: its instances do not reach weir there; expected an address within its subnets",
+					own.value.Addr(), v.Name)
+			}
+		}
+		if port, known := w.ports[a.port.value]; known && six && w.config.Ports[port].MTU < 1280 {
+			w.add("interface-mtu", object, a.port.spot, "port %q has MTU %d, and VPC %q has IPv6 subnets; expected at least 1280 (RFC 8200 section 5)",
+				a.port.value, w.config.Ports[port].MTU, v.Name)
+		}
+	}
+	for i, r := range v.Routes {
+		for _, n := range never {
+			if n.prefix.Bits() <= r.To.Bits() && n.prefix.Contains(r.To.Addr()) {
+				w.add("route-without-match", v.Name+"/"+r.To.String(), t.routes[i].spot, "the route to %v never matches: %s", r.To, n.why)
+			}
+		}
+	}
 }
 
 // warnUntranslated warns of a route by which nothing leaves: the pools of its gateway say by which
 // ports.
-func (w *warner) warnUntranslated(r *Route, s *spot) {
+func (w *warner) warnUntranslated(vpc string, r *Route, s *spot) {
 	for p := range w.config.Pools {
 		of := w.poolGateways[p]
 		if r.Gateway == UnnamedGateway && len(of) == 0 || slices.Contains(of, r.Gateway) {
@@ -229,7 +306,7 @@ func (w *warner) warnUntranslated(r *Route, s *spot) {
 			return
 		}
 	}
-	w.found.add(s, "gateway %q has no pool, whose ports untranslated packets would leave by: they are dropped; expected a gateway with a pool", name)
+	w.add("untranslated-without-pool", vpc+"/"+r.To.String(), s, "gateway %q has no pool, whose ports untranslated packets would leave by: they are dropped; expected a gateway with a pool", name)
 }
 
 func (w *warner) warnInstance(vpc, index int, tags []tag, unnamedRoute [2]bool, marks [][2]int) {
@@ -252,7 +329,7 @@ func (w *warner) warnInstance(vpc, index int, tags []tag, unnamedRoute [2]bool, 
 		}
 		marks[len(marks)-1][family(a)] = serial
 		if w.associated && !unnamedRoute[family(a)] {
-			w.found.add(s, "%v is in no gateway: it receives packets, but instance %q never sends from it; "+
+			w.add("address-without-gateway", w.config.VPCs[vpc].Name+"/"+i.Name, s, "%v is in no gateway: it receives packets, but instance %q never sends from it; "+
 				"expected the address or its pool in a gateway, or a route to %q", a, i.Name, unnamed)
 		}
 	}
@@ -268,7 +345,7 @@ func (w *warner) warnInstance(vpc, index int, tags []tag, unnamedRoute [2]bool, 
 	for _, p := range t.attached {
 		hold(p.value.Addr(), p.spot)
 	}
-	w.warnSNAT(i, t)
+	w.warnSNAT(w.config.VPCs[vpc].Name, i, t)
 	if held == 0 {
 		return // an instance without anything external stays inside by intent
 	}
@@ -285,20 +362,82 @@ func (w *warner) warnInstance(vpc, index int, tags []tag, unnamedRoute [2]bool, 
 		if g.gateway < len(w.config.Gateways) {
 			name = w.config.Gateways[g.gateway].Name
 		}
-		w.found.add(t.spot, "instance %q has no external %s address in gateway %q, the target of the route at %v: "+
-			"its packets there are dropped", i.Name, familyOf(own), name, g.route)
+		if object := w.config.VPCs[vpc].Name + "/" + i.Name; !w.ignored(noAddressForRoute, object) {
+			m := missing{g.route, familyOf(own), name}
+			w.missing[m] = append(w.missing[m], lacking{t.spot, object, i.Name})
+		}
 	}
 }
 
+const noAddressForRoute = "no-address-for-route"
+
+// missing is a gateway that a route leads to, and lacking an instance without an address of a
+// family there.
+type missing struct {
+	route           *spot
+	family, gateway string
+}
+
+type lacking struct {
+	spot         *spot
+	object, name string
+}
+
+// warnMissing says what instances lack, a line for each route: one that leads to a partner would
+// otherwise have a line for each instance that has nothing to do with it.
+func (w *warner) warnMissing(vpc string) {
+	for m, list := range w.missing {
+		if len(list) == 1 {
+			w.add(noAddressForRoute, list[0].object, list[0].spot, "instance %q has no external %s address in gateway %q, the target of the route at %v: "+
+				"its packets there are dropped", list[0].name, m.family, m.gateway, m.route)
+			continue
+		}
+		var names []string
+		for _, l := range list[:min(len(list), 3)] {
+			names = append(names, fmt.Sprintf("%q", l.name))
+		}
+		if len(list) > 3 {
+			names = append(names, "...")
+		}
+		w.add(noAddressForRoute, vpc+"/*", m.route, "%d instances have no external %s address in gateway %q, the route's target: their packets there are dropped (%s)",
+			len(list), m.family, m.gateway, strings.Join(names, ", "))
+	}
+}
+
+// add notes a warning, unless warnings.ignore silences it.
+func (w *warner) add(name, object string, s *spot, format string, args ...any) {
+	if w.ignored(name, object) {
+		return
+	}
+	n := len(w.found.list)
+	if w.found.add(s, format, args...); len(w.found.list) > n {
+		w.found.list[n].Name, w.found.list[n].Object = name, object
+	}
+}
+
+// ignored reports whether warnings.ignore has NAME:OBJECT, or NAME: and how the object begins and
+// *.
+func (w *warner) ignored(name, object string) bool {
+	return slices.ContainsFunc(w.config.Warnings.Ignore, func(s string) bool {
+		n, o, _ := strings.Cut(s, ":")
+		beginning, open := strings.CutSuffix(o, "*")
+		return n == name && (o == object || open && strings.HasPrefix(object, beginning))
+	})
+}
+
+// warningNames are the names that warnings.ignore takes.
+var warningNames = []string{"address-without-gateway", "attachment-outside-subnets", "few-ports", "interface-mtu", "limit-beyond-table", noAddressForRoute, "no-next-hop", "no-ports",
+	"open-api", "pool-without-gateway", "port-without-vpc", "private-destination", "private-pool", "route-without-match", "untranslated-without-pool", "vpc-without-attachment"}
+
 // warnSNAT warns of addresses on which an instance has few ports.
-func (w *warner) warnSNAT(i *Instance, t *instanceText) {
+func (w *warner) warnSNAT(vpc string, i *Instance, t *instanceText) {
 	total := map[netip.Addr]int{}
 	for _, s := range i.SNAT {
 		total[s.Address] += int(s.Last) - int(s.First) + 1
 	}
 	for _, s := range t.snat {
 		if n := total[s.address.value]; n > 0 && n < smallSNAT {
-			w.found.add(s.spot, "instance %q has only %d ports of %v: too few for many simultaneous connections; expected %d or more",
+			w.add("few-ports", vpc+"/"+i.Name, s.spot, "instance %q has only %d ports of %v: too few for many simultaneous connections; expected %d or more",
 				i.Name, n, s.address.value, smallSNAT)
 			delete(total, s.address.value)
 		}

@@ -21,12 +21,13 @@ import (
 // reader turns YAML into a document. It works on nodes, because only a node knows its line. This
 // file knows YAML and none of the keys; schema.go has those.
 type reader struct {
-	faults findings
-	doc    *document
-	ctx    context.Context    // its end ends the reading; nil: nothing does
-	text   []byte             // of the file, while it is read
-	lists  map[string][]piece // of the document, decoded item by item: see split
-	torn   bool               // an item did not decode by itself
+	missing bool // some value was refused unread
+	faults  findings
+	doc     *document
+	ctx     context.Context    // its end ends the reading; nil: nothing does
+	text    []byte             // of the file, while it is read
+	lists   map[string][]piece // of the document, decoded item by item: see split
+	torn    bool               // an item did not decode by itself
 }
 
 // ended reports whether nobody waits for the result any more.
@@ -88,6 +89,13 @@ func (r *reader) parseDocument(f File) (value, bool) {
 		r.torn = r.lists != nil
 		line, message := yamlError(err)
 		root.spot.line = line
+		for at := line; at <= line+1; at++ { // the parser may name the line before
+			if a := unquoted.FindSubmatch(lineOf(f.Data, at)); a != nil {
+				root.spot.line = at
+				r.faults.add(root.spot, "%s; put %s in quotes", message, clip(string(a[1])))
+				return root, false
+			}
+		}
 		r.faults.add(root.spot, "%s; expected one YAML document", message)
 		return root, false
 	}
@@ -161,6 +169,19 @@ func decode(data []byte) (root *yaml.Node, err error) {
 	return document.Content[0], nil
 }
 
+// unquoted finds an IPv6 address or prefix that begins with a colon, which YAML takes for a mapping's.
+var unquoted = regexp.MustCompile(`[\[{,:\s](::[0-9a-fA-F:.]*(?:/[0-9]+)?)(?:[\]},\s]|$)`)
+
+// lineOf returns a line of a file, from 1.
+func lineOf(data []byte, line int) []byte {
+	for i, l := range bytes.Split(data, []byte("\n")) {
+		if i == line-1 {
+			return l
+		}
+	}
+	return nil
+}
+
 var yamlErrorForm = regexp.MustCompile(`(?s)^yaml: (?:line (\d+): )?(.*)$`)
 
 // yamlError takes the line number out of a parser error.
@@ -178,14 +199,17 @@ func yamlError(err error) (line int, message string) {
 func (r *reader) plain(v value) bool {
 	if v.node.Kind == yaml.AliasNode {
 		r.faults.add(v.spot, "the alias *%s is not accepted; expected the value itself", clip(v.node.Value))
+		r.missing = true
 		return false
 	}
 	if v.node.Anchor != "" {
 		r.faults.add(v.spot, "the anchor &%s is not accepted; expected the value alone", clip(v.node.Anchor))
+		r.missing = true
 		return false
 	}
 	if v.node.Style&yaml.TaggedStyle != 0 {
 		r.faults.add(v.spot, "the tag %s is not accepted; expected the value alone", clip(v.node.Tag))
+		r.missing = true
 		return false
 	}
 	return true
@@ -237,6 +261,7 @@ func (r *reader) list(v value, what string) iter.Seq[value] {
 			return
 		}
 		if v.node.Kind != yaml.SequenceNode {
+			r.missing = r.missing || v.spot.up != nil && v.spot.up.up == nil // what others refer to
 			r.faults.add(v.spot, "found %s; expected a list of %s ([] for none)", kindOf(v.node), what)
 			return
 		}
