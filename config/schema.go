@@ -249,7 +249,8 @@ func (r *reader) file(f File) bool {
 			}
 		}
 	}
-	// What an anchor, an alias, a tag or nothing stands for is missing: no reference to it is judged.
+	// What an anchor, an alias, a tag or nothing stands for is missing: no reference to it is
+	// judged.
 	return !r.missing
 }
 

@@ -169,7 +169,8 @@ func decode(data []byte) (root *yaml.Node, err error) {
 	return document.Content[0], nil
 }
 
-// unquoted finds an IPv6 address or prefix that begins with a colon, which YAML takes for a mapping's.
+// unquoted finds an IPv6 address or prefix that begins with a colon, which YAML takes for a
+// mapping's.
 var unquoted = regexp.MustCompile(`[\[{,:\s](::[0-9a-fA-F:.]*(?:/[0-9]+)?)(?:[\]},\s]|$)`)
 
 // lineOf returns a line of a file, from 1.

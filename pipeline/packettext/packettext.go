@@ -6,20 +6,26 @@
 // A line is a frame. Words are separated by spaces; what is not said has the default in
 // parentheses, and lengths and checksums are right unless the line says otherwise:
 //
-//	MAC > MAC [vlan=TCI | qinq=TCI]... BODY       Ethernet, source first; tags 0x8100 and 0x88a8, outermost first
+//	MAC > MAC [vlan=TCI | qinq=TCI]... BODY       Ethernet, source first; tags 0x8100 and 0x88a8,
+//	                                              outermost first
 //	raw HEX                                       any bytes
 //
 // BODY is one of
 //
 //	udp A:PORT > B:PORT                           ulen=N
-//	tcp A:PORT > B:PORT FLAGS                     seq= ack= urg= (0) win= (65535) doff=N and the options
-//	                                              mss=N ws=N sackok ts=N:N nop opt=HEX, in their order
-//	icmp echo-request A > B                       id= seq= (0); echo-reply, timestamp, timestamp-reply likewise
-//	icmp unreachable CODE A > B                   mtu= (0) or rest=N, the 32 bits behind the checksum (0)
+//	tcp A:PORT > B:PORT FLAGS                     seq= ack= urg= (0) win= (65535) doff=N and the
+//	                                              options
+//	                                              mss=N ws=N sackok ts=N:N nop opt=HEX, in their
+//	                                              order
+//	icmp echo-request A > B                       id= seq= (0); echo-reply, timestamp,
+//	                                              timestamp-reply likewise
+//	icmp unreachable CODE A > B                   mtu= (0) or rest=N, the 32 bits behind the
+//	                                              checksum (0)
 //	icmp time-exceeded CODE A > B                 rest=
 //	icmp TYPE/CODE A > B                          rest=
 //	icmp6 ...                                     as icmp, and icmp6 too-big A > B mtu=
-//	nd solicit A > B target=A                     slla=MAC tlla=MAC ndopt=HEX, in their order; (ttl=255)
+//	nd solicit A > B target=A                     slla=MAC tlla=MAC ndopt=HEX, in their order;
+//	                                              (ttl=255)
 //	nd advert A > B target=A                      the same, and router solicited override
 //	ip proto=N A > B                              any protocol; the only form for a later fragment
 //	arp who-has A tell B                          sha= (Ethernet source) tha= (zero)
@@ -32,13 +38,17 @@
 //	ttl=N (64) tos=N (0)                          hop limit and traffic class in IPv6
 //	frag=ID:OFFSET[:more]                         OFFSET in bytes; in IPv6 a Fragment header
 //	ipid=N (0) df rf ipopt=HEX ipsum=SUM          IPv4 only; options are padded with zeros
-//	flow=N (0) ext=NAME[:HEX]                     IPv6 only; headers in their order among each other and frag; HEX
-//	                                              is all but the next header byte (00010400000000, six bytes of
-//	                                              padding); NAME: hop dst route ah mobility hip shim6 test1
+//	flow=N (0) ext=NAME[:HEX]                     IPv6 only; headers in their order among each other
+//	                                              and frag; HEX
+//	                                              is all but the next header byte (00010400000000,
+//	                                              six bytes of
+//	                                              padding); NAME: hop dst route ah mobility hip
+//	                                              shim6 test1
 //	                                              test2 (253, 254) or a number
 //	iplen=N                                       IPv4 total length, IPv6 payload length
 //	sum=SUM                                       of the transport
-//	cut=N                                         the IP packet ends after N bytes, whatever its lengths say
+//	cut=N                                         the IP packet ends after N bytes, whatever its
+//	                                              lengths say
 //
 // SUM is a number or bad, a value that is surely wrong and not zero. Every body takes pad=N or
 // pad=hex:HEX, bytes behind the packet, and, arp and nd apart, a payload: these in any number,

@@ -13,7 +13,8 @@ const MaxPorts = 32
 // Counters are one worker's counts since the shared state was made. The worker alone writes them,
 // with plain stores of whole words; anybody may read them. At any time
 //
-//	received    = forwarded + punted + dropped (all reasons) + held + handed - adopted + what the worker has in hand
+//	received    = forwarded + punted + dropped (all reasons) + held + handed - adopted
+//	              + what the worker has in hand
 //	transmitted = forwarded + fragmented + originated
 type Counters struct {
 	Received, ReceivedBytes       [MaxPorts]uint64
