@@ -14,7 +14,7 @@ import (
 	"weir/pipeline/state"
 )
 
-// UnconfirmedTimeout ends a session that began from outside and got no answer (design: 30 s).
+// UnconfirmedTimeout ends a session that began from outside and got no answer.
 const UnconfirmedTimeout = 30 * time.Second
 
 // PressedTimeout ends, while the table is nearly full, what has not been answered: a client's SYN

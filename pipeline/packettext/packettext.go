@@ -38,7 +38,8 @@
 //	ttl=N (64) tos=N (0)                          hop limit and traffic class in IPv6
 //	frag=ID:OFFSET[:more]                         OFFSET in bytes; in IPv6 a Fragment header
 //	ipid=N (0) df rf ipopt=HEX ipsum=SUM          IPv4 only; options are padded with zeros
-//	flow=N (0) ext=NAME[:HEX]                     IPv6 only; headers in their order among each other
+//	flow=N (0) ext=NAME[:HEX]                     IPv6 only; headers in their order among each
+//	                                              other
 //	                                              and frag; HEX
 //	                                              is all but the next header byte (00010400000000,
 //	                                              six bytes of
