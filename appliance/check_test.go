@@ -27,7 +27,7 @@ func TestCheckOutput(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for text, good := range map[string]bool{"version: 1\n": true, "version: 1\n\"a\\nb: good: 1 ports\": 1\nports: [{name: a\u202e}]\n": false} {
+	for text, good := range map[string]bool{"version: 1\nwarnings: {ignore: [\"no-ports:*\"]}\n": true, "version: 1\n\"a\\nb: good: 1 ports\": 1\nports: [{name: a\u202e}]\n": false} {
 		write(text)
 		var out bytes.Buffer
 		if err := check(&out, dir, "", false, false); (err == nil) != good {
