@@ -175,9 +175,10 @@ var unquoted = regexp.MustCompile(`[\[{,:\s](::[0-9a-fA-F:.]*(?:/[0-9]+)?)(?:[\]
 
 // lineOf returns a line of a file, from 1.
 func lineOf(data []byte, line int) []byte {
-	for i, l := range bytes.Split(data, []byte("\n")) {
-		if i == line-1 {
-			return l
+	i := 0
+	for l := range bytes.Lines(data) { // Split would take more memory than the file
+		if i++; i == line {
+			return bytes.TrimSuffix(l, []byte("\n"))
 		}
 	}
 	return nil
