@@ -106,7 +106,7 @@ func (w *Worker) selectForward(p *Packet, in *generation.Instance, c *generation
 	}
 	p.leaveAs(c.Addr, to.Port, c.Ports, true)
 	p.setDeltas(p.local, c.Addr, p.localPort, to.Port)
-	f := flow{in: in, private: p.local, privatePort: p.localPort, external: c.Addr, externalPort: to.Port, ports: c.Ports, flags: session.SNAT | session.Forward, mapping: session.None}
+	f := flow{in: in, private: p.local, privatePort: p.localPort, external: c.Addr, externalPort: to.Port, ports: c.Ports, refresh: c.Rules&generation.InboundRefresh != 0, flags: session.SNAT | session.Forward, mapping: session.None}
 	if !begins(p) || w.filled(7) || w.create(p, &f) != drop.Pass {
 		w.counts.stateless++
 	}
