@@ -50,11 +50,11 @@ replay: build ## replay captured packets through the playground's configuration;
 .PHONY: test
 test: need-root packages-test build lint ## everything: lint, tests, races, live tests, playground, deployment
 	@# One package at a time: the live tests share the cores with workers that poll.
-	$(GO) test -count=1 -p 1 -timeout 10m $$($(GO) list ./... | grep -vxFf <($(GO) list $(PURE)))
+	$(GO) test -count=1 -p 1 -timeout 30m $$($(GO) list ./... | grep -vxFf <($(GO) list $(PURE)))
 	CGO_ENABLED=0 $(GO) test -count=1 -run '^$$' $(PURE)
 	@# Side by side: each keeps one core busy. Short, since the race detector sees nothing in the long loops of single goroutines.
-	$(GO) test -count=1 -race -short -timeout 10m $(PURE) & race=$$!; plain=0; \
-	$(GO) test -count=1 -timeout 10m $(PURE) || plain=1; wait $$race && exit $$plain
+	$(GO) test -count=1 -race -short -timeout 30m $(PURE) & race=$$!; plain=0; \
+	$(GO) test -count=1 -timeout 30m $(PURE) || plain=1; wait $$race && exit $$plain
 	$(MAKE) --no-print-directory replay
 	$(MAKE) --no-print-directory run DURATION=5s
 
