@@ -264,7 +264,7 @@ func (r *run) restart() {
 	r.slow.refused, r.slow.pressed, r.slow.spent = map[string]int64{}, false, 0
 	place := map[*session.Session]int{}
 	for _, w := range r.workers {
-		for _, list := range w.unconfirmed {
+		for _, list := range w.unconfirmed[:r.state.Room().Instances] { // the others have no memory
 			for ref := list.Oldest; ref != session.None; ref = w.sessions.At(ref).Next {
 				place[w.sessions.At(ref)] = len(place)
 			}
