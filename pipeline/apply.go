@@ -61,14 +61,13 @@ func (p *Packet) uninvited(s *session.Session) bool {
 	return p.kind == kindEchoRequest && s.Flags&session.SNAT != 0 || p.turned != (s.Flags&session.Hairpin != 0)
 }
 
-// late finds the session of a packet that began after the batch was looked up: with an earlier
-// packet of one burst.
-func (w *Worker) late(k session.Key, p *Packet) (*session.Session, bool) {
+// late finds the session, or nil, of a packet that began after the batch was looked up: with an
+// earlier packet of one burst.
+func (w *Worker) late(k session.Key, p *Packet) *session.Session {
 	if !w.created || p.stray() {
-		return nil, false
+		return nil
 	}
-	s := w.liveSession(k)
-	return s, s != nil
+	return w.liveSession(k)
 }
 
 // fromInside applies a session to a packet from its instance. Only these refresh it (RFC 4787

@@ -79,7 +79,7 @@ func (w *Worker) classifyAny(b *Burst, i int, mac uint64) {
 	default:
 		// The driver has cut what was longer than the link takes at one piece. The kernel makes
 		// such, of fragments.
-		if v == refuse(drop.ShortFrame) && len(p.Data)-header.EthernetSize >= w.mtus[b.Port] {
+		if v == refuse(drop.ShortFrame) && len(p.Data)-header.EthernetSize >= int(w.gen.Ports[b.Port].MTU) {
 			v = refuse(drop.Truncated)
 		}
 		w.out(p, b.Port, b.inside, v)
@@ -121,7 +121,7 @@ func (w *Worker) parse(p *Packet, inside bool, mac uint64) verdict {
 		return v
 	case header.EtherTypeARP:
 		return punted
-	case 0x8100, 0x88a8, 0x9100:
+	case header.EtherTypeVLAN, header.EtherTypeQinQ, 0x9100:
 		return refuse(drop.VLANTag)
 	}
 	return refuse(drop.BadEtherType)

@@ -13,7 +13,7 @@ func (w *Worker) deliver(b *Burst) {
 	for _, i := range b.live {
 		p := &b.Packets[i]
 		if p.act == actNone {
-			if s, ok := w.late(p.outsideKey(), p); ok && !p.uninvited(s) && !w.astray(s, p) {
+			if s := w.late(p.outsideKey(), p); s != nil && !p.uninvited(s) && !w.astray(s, p) {
 				w.fromOutside(s, p)
 			} else if v := w.deliverOne(p); v == punted {
 				w.serve(b, p)
@@ -58,13 +58,7 @@ func (w *Worker) deliverOne(p *Packet) verdict {
 	}
 	if h == nil {
 		if r := g.Find(generation.AttachedTables+uint32(p.family), p.local); r != 0 {
-			if p.expired {
-				return refuse(drop.TTLExceeded)
-			}
-			in := &g.Instances[g.Attached[r-1].Instance]
-			p.act = actInPlain
-			p.reach(in)
-			return goesOn
+			return p.comeInPlain(&g.Instances[g.Attached[r-1].Instance])
 		}
 		return refuse(drop.UnknownDestination)
 	}
@@ -97,6 +91,11 @@ func (w *Worker) deliverPrivate(p *Packet, in *generation.Instance) verdict {
 	default:
 		return refuse(drop.NoPartner)
 	}
+	return p.comeInPlain(in)
+}
+
+// comeInPlain notes that a packet goes to an instance as it is.
+func (p *Packet) comeInPlain(in *generation.Instance) verdict {
 	if p.expired {
 		return refuse(drop.TTLExceeded)
 	}

@@ -22,45 +22,48 @@ func (w *Worker) egress(b *Burst) {
 			w.out(p, b.Port, b.inside, refuse(drop.Fragment))
 			continue
 		}
-		if p.hairpin {
-			// Only now does the packet still say who sent it.
-			if mtu := w.gen.Beyond(p.remote); len(p.Data)-header.EthernetSize > int(mtu) && (p.family == inet.V6 || p.Data[header.EthernetSize+6]&0x40 != 0) {
-				w.answer(p, drop.TooBig, mtu)
-				w.out(p, b.Port, b.inside, refuse(drop.TooBig))
-				continue
-			}
-			keep = append(keep, i)
-			continue
-		}
-		if p.act == actOut || p.act == actOutPlain {
-			if !w.nextHop(p) {
-				w.out(p, b.Port, b.inside, refuse(drop.NoNextHop))
-				continue
-			}
-		} else if p.to.at == attach.None {
+		var mtu uint16
+		if p.hairpin { // only now does the packet still say who sent it
+			mtu = w.gen.Beyond(p.remote)
+		} else if w.findWay(p) {
+			mtu = w.gen.Links[p.to.link].MTU
+		} else {
 			w.out(p, b.Port, b.inside, refuse(drop.NoNextHop))
 			continue
-		} else if p.neighbor == state.NoNeighbor && p.to.at.Tunnel() {
-			h := w.gen.Host(w.vpc(p)+1, p.hop)
-			if h == nil || h.Kind != generation.HostInstance {
-				w.out(p, b.Port, b.inside, refuse(drop.NoNextHop))
-				continue
-			}
-			p.reach(&w.gen.Instances[h.Index])
-		} else if p.neighbor == state.NoNeighbor {
-			p.neighbor = w.neighbors.Find(p.to.at, p.hop)
 		}
-		if mtu := w.gen.Links[p.to.link].MTU; len(p.Data)-header.EthernetSize > int(mtu) {
+		if len(p.Data)-header.EthernetSize > int(mtu) {
 			if p.family == inet.V6 || p.Data[header.EthernetSize+6]&0x40 != 0 { // DF
 				w.answer(p, drop.TooBig, mtu)
 				w.out(p, b.Port, b.inside, refuse(drop.TooBig))
 				continue
 			}
-			p.long = true
+			p.long = !p.hairpin // what turns back is measured again
 		}
 		keep = append(keep, i)
 	}
 	b.live = keep
+}
+
+// findWay finds the port and neighbor of a packet, and reports whether there is one. A neighbor
+// that is not known yet will be asked for; behind a tunnel nobody is asked, an instance has the
+// address or nothing does.
+func (w *Worker) findWay(p *Packet) bool {
+	switch {
+	case p.act == actOut || p.act == actOutPlain:
+		return w.nextHop(p)
+	case p.to.at == attach.None:
+		return false
+	case p.neighbor != state.NoNeighbor:
+	case p.to.at.Tunnel():
+		h := w.gen.Host(w.vpc(p)+1, p.hop)
+		if h == nil || h.Kind != generation.HostInstance {
+			return false
+		}
+		p.reach(&w.gen.Instances[h.Index])
+	default:
+		p.neighbor = w.neighbors.Find(p.to.at, p.hop)
+	}
+	return true
 }
 
 // reach notes the way to an instance.

@@ -19,9 +19,10 @@ func newLevel(shares []state.Share, t *session.Table, g *generation.Generation) 
 		weights[g.VPCs[i].Slot] = uint16(g.VPCs[i].Weight)
 	}
 	l := state.NewLevel(shares, t.Capacity())
-	for ref := range uint32(t.Capacity()) {
+	for ref, left := uint32(0), t.Len(); left > 0 && int(ref) < t.Capacity(); ref++ {
 		if s := t.At(ref); s.State() != session.Free {
 			l.Add(s.VPC, max(weights[s.VPC], 1))
+			left--
 		}
 	}
 	return l

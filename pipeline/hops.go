@@ -73,7 +73,7 @@ func (l *liveHops) find(w *Worker, f inet.Family) {
 			continue
 		}
 		if mac := w.resolved(h.Neighbor); mac != 0 {
-			l.hops[l.n] = liveHop{mac, w.mtus[h.At.Port()], h}
+			l.hops[l.n] = liveHop{mac, int(w.gen.Ports[h.At.Port()].MTU), h}
 			l.n++
 			l.ports |= 1 << h.At.Port()
 		}

@@ -15,9 +15,7 @@ import (
 // to be possible.
 func (w *Worker) inbound(p *Packet, in *generation.Instance, h *generation.Host) {
 	f := p.family
-	p.act, p.newAddr, p.newPort = actIn, in.Addr[f], p.localPort
-	p.reach(in)
-	p.setDeltas(p.local, in.Addr[f], p.localPort, p.localPort)
+	p.comeIn(in, p.localPort)
 	w.counts.stateless++
 	r := w.gen.Find(in.Routes[f], p.remote)
 	if r == 0 || w.gen.Routes[r-1].Kind != generation.RouteGateway || !begins(p) {
@@ -36,13 +34,23 @@ func (w *Worker) inbound(p *Packet, in *generation.Instance, h *generation.Host)
 	}
 }
 
+// comeIn notes that a packet goes to an instance's own address, and to a port of it.
+func (p *Packet) comeIn(in *generation.Instance, port uint16) {
+	a := in.Addr[p.family]
+	p.act, p.newAddr, p.newPort = actIn, a, port
+	p.reach(in)
+	p.setDeltas(p.local, a, p.localPort, port)
+}
+
 // invited delivers a packet to a mapping of an SNAT address, if the filtering lets its sender in
 // (RFC 4787 §5), and begins a session. The session holds the mapping from the first packet from
 // inside on.
 func (w *Worker) invited(p *Packet, h *generation.Host) drop.Reason {
 	space, ok := p.portSpace()
+	var in *generation.Instance
 	if ok {
-		if to, in := w.gen.ForwardTo(h, space, p.localPort); to != nil {
+		var to *generation.Forward
+		if to, in = w.gen.ForwardTo(h, space, p.localPort); to != nil {
 			return w.forwarded(p, h, in, to)
 		}
 	}
@@ -54,13 +62,8 @@ func (w *Worker) invited(p *Packet, h *generation.Host) drop.Reason {
 	if ref == session.None {
 		return drop.Unsolicited
 	}
-	m := w.mappings.At(ref)
-	owner, ok := w.gen.PortOwner(h, p.localPort)
-	if !ok {
-		return drop.Unsolicited
-	}
-	in, f := &w.gen.Instances[owner], p.family
-	if in.Addr[f] != m.Private || w.gen.VPCs[in.VPC].Slot != m.VPC {
+	m, f := w.mappings.At(ref), p.family
+	if in == nil || in.Addr[f] != m.Private || w.gen.VPCs[in.VPC].Slot != m.VPC {
 		return drop.Unsolicited
 	}
 	switch {
@@ -71,9 +74,7 @@ func (w *Worker) invited(p *Packet, h *generation.Host) drop.Reason {
 	case p.pinned:
 		return drop.Untranslatable
 	}
-	p.act, p.newAddr, p.newPort = actIn, m.Private, m.PrivatePort
-	p.reach(in)
-	p.setDeltas(p.local, m.Private, p.localPort, m.PrivatePort)
+	p.comeIn(in, m.PrivatePort)
 	if r := w.gen.Find(in.Routes[f], p.remote); !piece && r != 0 && w.gen.Routes[r-1].Kind == generation.RouteGateway {
 		w.beginOutside(p, in, h, session.FromOutside|session.SNAT)
 	}
@@ -109,12 +110,9 @@ func (w *Worker) forwarded(p *Packet, h *generation.Host, in *generation.Instanc
 	case p.pinned:
 		return drop.Untranslatable
 	}
-	f := p.family
-	p.act, p.newAddr, p.newPort = actIn, in.Addr[f], to.Private
-	p.reach(in)
-	p.setDeltas(p.local, in.Addr[f], p.localPort, to.Private)
+	p.comeIn(in, to.Private)
 	w.counts.stateless++
-	if r := w.gen.Find(in.Routes[f], p.remote); r != 0 && w.gen.Routes[r-1].Kind == generation.RouteGateway && begins(p) &&
+	if r := w.gen.Find(in.Routes[p.family], p.remote); r != 0 && w.gen.Routes[r-1].Kind == generation.RouteGateway && begins(p) &&
 		w.beginOutside(p, in, h, session.FromOutside|session.SNAT|session.Forward) {
 		w.counts.stateless--
 	}
@@ -140,10 +138,7 @@ func (w *Worker) beginOutside(p *Packet, in *generation.Instance, h *generation.
 	// The inside key may be taken by a flow that the instance began and that left by another
 	// address: that one stays.
 	key := session.InsideKey(w.gen.VPCs[in.VPC].Slot, p.newAddr, p.remote, p.newPort, p.remotePort, p.proto)
-	if ref := w.sessions.Find(&key); ref != session.None && w.usable(ref, w.sessions.At(ref)) {
-		return false
-	}
-	if w.filled(6) {
+	if w.liveSession(key) != nil || w.filled(6) {
 		return false
 	}
 	// At most a quarter of what the instance may have, and of what the VPC may: strangers take no

@@ -28,7 +28,7 @@ func (w *Worker) lookup(b *Burst, first int) {
 			b.live = b.live[:first]
 			return
 		}
-		vpc = w.gen.VPCs[w.gen.Attachments[at].VPC].Slot
+		vpc = w.gen.Attachments[at].Slot
 	}
 	keys := w.batch.Keys[first:][:len(live)]
 	for k, i := range live {
@@ -56,7 +56,7 @@ func (w *Worker) lookupTagged(b *Burst, first int) {
 			w.out(p, b.Port, b.inside, refuse(drop.AntiSpoof))
 			continue
 		}
-		w.batch.Keys[len(live)].SetInside(w.gen.Attachments[p.from.Index].Slot, p.local, p.remote, p.localPort, p.remotePort, p.proto)
+		w.batch.Keys[len(live)].SetInside(w.vpcSlot(p), p.local, p.remote, p.localPort, p.remotePort, p.proto)
 		live = append(live, i)
 	}
 	b.live = live

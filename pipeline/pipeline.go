@@ -91,7 +91,6 @@ type Worker struct {
 	rand      *rand.ChaCha8
 	noise     *rand.ChaCha8          // for the limits of ICMP errors
 	macs      [state.MaxPorts]uint64 // our MAC per port
-	mtus      [state.MaxPorts]int    // of the generation in use
 	timeouts  *[session.NumStates]uint32
 	anyMAC    bool   // accept frames to any station: replay
 	assumed   uint64 // replay: MAC word of neighbors that nobody resolves; 0: resolve
@@ -181,9 +180,6 @@ func NewWorker(s *state.State, w int, g *generation.Generation, c WorkerConfig) 
 // SetGeneration makes the worker use g from its next burst on.
 func (w *Worker) SetGeneration(g *generation.Generation) {
 	w.gen = g
-	for i := range g.Ports {
-		w.mtus[i] = int(g.Ports[i].MTU)
-	}
 	w.timeouts, w.weighed = &g.Header.Timeouts[w.pressed], 0
 	atomic.StoreUint64(&w.counters.Generation, g.Number)
 }

@@ -82,12 +82,12 @@ func (w *Worker) overload(p *Packet, in *generation.Instance, external inet.Addr
 	for range min(total, maxPortProbes) {
 		port := session.PortAt(ranges, at)
 		key := session.OutsideKey(external, p.remote, port, p.remotePort, p.proto)
-		ref := w.sessions.Find(&key)
-		if ref == session.None || !w.usable(ref, w.sessions.At(ref)) {
+		s := w.liveSession(key)
+		if s == nil {
 			p.newPort = port
 			return true
 		}
-		if s := w.sessions.At(ref); !closed && s.State() == session.TCPClosing && s.GivesWay(p.segment().seq) {
+		if !closed && s.State() == session.TCPClosing && s.GivesWay(p.segment().seq) {
 			p.newPort, closed = port, true
 		}
 		if at += step; at >= total {

@@ -123,7 +123,7 @@ func (w *Worker) answer(p *Packet, r drop.Reason, mtu uint16) {
 	vpc := uint32(0) // slot 0 is no VPC's: the outside's
 	inside := p.from.Index != generation.Unattached
 	if inside {
-		vpc = w.gen.VPCs[w.vpc(p)].Slot
+		vpc = w.vpcSlot(p)
 	}
 	if inside && w.punts.Used() > state.RingSlots*3/4 {
 		return

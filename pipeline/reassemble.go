@@ -12,16 +12,13 @@ import (
 // reassemble gives later fragments the ports of the first. Those whose first comes in the same
 // burst, or later, leave the burst.
 func (w *Worker) reassemble(b *Burst) {
-	if !b.fragments {
-		return
-	}
 	w.pieces.call++
 	w.pieces.later.Port, w.pieces.later.inside = b.Port, b.inside
 	w.ageFragments()
 	keep := b.live[:0]
 	for _, i := range b.live {
 		p := &b.Packets[i]
-		if !p.fragmented || p.turned { // what turned back knows its ports
+		if !p.fragmented {
 			keep = append(keep, i)
 			continue
 		}
@@ -51,19 +48,21 @@ func (w *Worker) reassembleOne(b *Burst, p *Packet) verdict {
 	if p.family == inet.V4 {
 		key.proto = p.proto
 	}
+	var from sender
 	if b.inside {
 		if p.from.Index == generation.Unattached {
 			return goesOn // look-up drops it
 		}
-		if _, r := w.sender(p); r != drop.Pass {
+		var spoofed drop.Reason
+		if from, spoofed = w.sender(p); spoofed != drop.Pass {
 			return goesOn // route drops it
 		}
-		key.vpc = g.VPCs[w.vpc(p)].Slot
+		key.vpc = w.vpcSlot(p)
 	}
 	hash := w.pieces.hash(&key)
 	i := t.find(&key, hash)
 	if i == 0 {
-		tracked, plain := w.fragmentWay(b, p)
+		tracked, plain := w.fragmentWay(b, p, &from)
 		if !tracked {
 			return goesOn // deliver or route says why it goes no further
 		}
@@ -141,8 +140,9 @@ func (w *Worker) refusesFragment(p *Packet) bool {
 }
 
 // fragmentWay says of a fragment whether its datagram is tracked, and whether its way depends on no
-// port: attached prefixes and what stays in the VPC. What goes no further is not tracked.
-func (w *Worker) fragmentWay(b *Burst, p *Packet) (tracked, plain bool) {
+// port: attached prefixes and what stays in the VPC. from sent it, if it is from inside. What goes
+// no further is not tracked.
+func (w *Worker) fragmentWay(b *Burst, p *Packet, from *sender) (tracked, plain bool) {
 	g := w.gen
 	if !b.inside {
 		h := g.Host(0, p.local)
@@ -157,10 +157,6 @@ func (w *Worker) fragmentWay(b *Burst, p *Packet) (tracked, plain bool) {
 	}
 	v := w.vpc(p)
 	if to := g.Host(v+1, p.remote); to != nil && to.Kind == generation.HostOwn {
-		return false, false
-	}
-	from, spoofed := w.sender(p)
-	if spoofed != drop.Pass {
 		return false, false
 	}
 	r := g.Find(from.in.Routes[p.family], p.remote)

@@ -17,7 +17,7 @@ func (w *Worker) route(b *Burst) {
 	for _, i := range b.live {
 		p := &b.Packets[i]
 		if p.act == actNone {
-			if s, ok := w.late(p.insideKey(w.gen.VPCs[w.vpc(p)].Slot), p); ok && w.sends(s, p, true) {
+			if s := w.late(p.insideKey(w.vpcSlot(p)), p); s != nil && w.sends(s, p, true) {
 				w.fromInside(s, p)
 				keep = append(keep, i)
 				continue
@@ -40,6 +40,9 @@ func (w *Worker) route(b *Burst) {
 
 // vpc returns the index of the VPC that a packet from inside came from.
 func (w *Worker) vpc(p *Packet) uint32 { return w.gen.Attachments[p.from.Index].VPC }
+
+// vpcSlot returns the slot of that VPC in the shared memory.
+func (w *Worker) vpcSlot(p *Packet) uint32 { return w.gen.Attachments[p.from.Index].Slot }
 
 func (w *Worker) routeOne(p *Packet) verdict {
 	g := w.gen

@@ -27,22 +27,7 @@ func (w *Worker) selectSource(p *Packet, in *generation.Instance, tag uint32) dr
 	if sel.Kind == generation.SelectSNAT {
 		return w.selectSNAT(p, in, sel)
 	}
-	c := w.choose(p, in, sel)
-	if p.loops(c.Addr, p.localPort) {
-		return drop.Martian
-	}
-	if p.fragmented && c.Rules&generation.DropFragments != 0 {
-		return drop.Fragment
-	}
-	p.leaveAs(c.Addr, p.localPort, c.Ports, false)
-	p.setDeltas(p.local, c.Addr, p.localPort, p.localPort)
-	// 1:1 never needs state: a session only keeps the address over changes. Without one the
-	// function chooses.
-	f := flow{in: in, private: p.local, privatePort: p.localPort, external: c.Addr, externalPort: p.localPort, ports: c.Ports, refresh: c.Rules&generation.InboundRefresh != 0, mapping: session.None}
-	if !begins(p) || w.filled(7) || w.create(p, &f) != drop.Pass {
-		w.counts.stateless++
-	}
-	return drop.Pass
+	return w.leaveKept(p, in, w.choose(p, in, sel), p.localPort, 0)
 }
 
 // begins reports whether a packet may begin a session: a SYN that neither ends nor answers
@@ -95,18 +80,19 @@ func (w *Worker) pick(f *rendezvous.Flow, sel *generation.Selection) *generation
 	return best
 }
 
-// selectForward gives a flow of an internal endpoint that a port leads to that port, towards
-// everybody and whatever the mapping. As with a 1:1 address a session only keeps it over changes.
-func (w *Worker) selectForward(p *Packet, in *generation.Instance, c *generation.Candidate, to *generation.Forward) drop.Reason {
-	if p.loops(c.Addr, to.Port) {
+// leaveKept lets a flow leave as from an external address and port that it has without a session,
+// as with a 1:1 address or by a forward. A session only keeps it over changes: without one the
+// packets are told the same. flags are the session's.
+func (w *Worker) leaveKept(p *Packet, in *generation.Instance, c *generation.Candidate, port, flags uint16) drop.Reason {
+	if p.loops(c.Addr, port) {
 		return drop.Martian
 	}
 	if p.fragmented && c.Rules&generation.DropFragments != 0 {
 		return drop.Fragment
 	}
-	p.leaveAs(c.Addr, to.Port, c.Ports, true)
-	p.setDeltas(p.local, c.Addr, p.localPort, to.Port)
-	f := flow{in: in, private: p.local, privatePort: p.localPort, external: c.Addr, externalPort: to.Port, ports: c.Ports, refresh: c.Rules&generation.InboundRefresh != 0, flags: session.SNAT | session.Forward, mapping: session.None}
+	p.leaveAs(c.Addr, port, c.Ports, flags&session.SNAT != 0)
+	p.setDeltas(p.local, c.Addr, p.localPort, port)
+	f := flow{in: in, private: p.local, privatePort: p.localPort, external: c.Addr, externalPort: port, ports: c.Ports, refresh: c.Rules&generation.InboundRefresh != 0, flags: flags, mapping: session.None}
 	if !begins(p) || w.filled(7) || w.create(p, &f) != drop.Pass {
 		w.counts.stateless++
 	}
@@ -124,7 +110,7 @@ func (w *Worker) selectSNAT(p *Packet, in *generation.Instance, sel *generation.
 	c := &w.gen.Candidates[sel.Candidates.First]
 	if c.Forwards.Count > 0 {
 		if f := w.gen.ForwardFrom(c, space, p.localPort); f != nil {
-			return w.selectForward(p, in, c, f)
+			return w.leaveKept(p, in, c, f.Port, session.SNAT|session.Forward)
 		}
 	}
 	if !begins(p) {

@@ -136,14 +136,6 @@ func (g *Generation) Own(a inet.Addr) bool {
 	return g.Host(0, a) != nil || g.Find(AttachedTables+uint32(a.Family()), a) != 0
 }
 
-// PortOwner returns the instance whose range of the SNAT address h holds port.
-func (g *Generation) PortOwner(h *Host, port uint16) (uint32, bool) {
-	if r := g.rangeOf(h, port); r != nil {
-		return r.Instance, true
-	}
-	return 0, false
-}
-
 // rangeOf returns the range of the SNAT address h that holds port, or nil.
 func (g *Generation) rangeOf(h *Host, port uint16) *SNATRange {
 	list := g.SNAT[h.Index : h.Index+uint32(h.Ranges)]

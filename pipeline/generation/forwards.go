@@ -63,8 +63,8 @@ func (b *builder) addPortRanges(in *config.Instance, address netip.Addr, space s
 	return s
 }
 
-// ForwardTo returns the forward that a port of the SNAT address h has, and the instance that it
-// leads to; nil: it has none.
+// ForwardTo returns the forward that a port of the SNAT address h has, nil for none, and the
+// instance whose range holds the port, nil for none.
 func (g *Generation) ForwardTo(h *Host, space session.PortSpace, port uint16) (*Forward, *Instance) {
 	r := g.rangeOf(h, port)
 	if r == nil {
@@ -76,7 +76,19 @@ func (g *Generation) ForwardTo(h *Host, space session.PortSpace, port uint16) (*
 // ForwardFrom returns the forward by which what an instance sends from a private port leaves, or
 // nil.
 func (g *Generation) ForwardFrom(c *Candidate, space session.PortSpace, private uint16) *Forward {
-	return g.forwardByPrivate(c.Forwards, space, private)
+	want := Forward{Space: space, Private: private}
+	lo, hi, key := c.Forwards.First, c.Forwards.End(), byPrivate(&want)
+	for lo < hi {
+		if mid := (lo + hi) / 2; byPrivate(&g.Forwards[mid]) < key {
+			lo = mid + 1
+		} else {
+			hi = mid
+		}
+	}
+	if lo == c.Forwards.End() || byPrivate(&g.Forwards[lo]) != key {
+		return nil
+	}
+	return &g.Forwards[lo]
 }
 
 // forwardByPort finds a forward by its external port in a list of that order.
@@ -91,23 +103,6 @@ func (g *Generation) forwardByPort(list span, space session.PortSpace, port uint
 		}
 	}
 	if lo == list.End() || byPort(&g.Forwards[lo]) != key {
-		return nil
-	}
-	return &g.Forwards[lo]
-}
-
-// forwardByPrivate finds a forward by the instance's port in a list of that order.
-func (g *Generation) forwardByPrivate(list span, space session.PortSpace, private uint16) *Forward {
-	want := Forward{Space: space, Private: private}
-	lo, hi, key := list.First, list.End(), byPrivate(&want)
-	for lo < hi {
-		if mid := (lo + hi) / 2; byPrivate(&g.Forwards[mid]) < key {
-			lo = mid + 1
-		} else {
-			hi = mid
-		}
-	}
-	if lo == list.End() || byPrivate(&g.Forwards[lo]) != key {
 		return nil
 	}
 	return &g.Forwards[lo]

@@ -111,7 +111,7 @@ func (l *Link) outer(t *config.Tunnel, encap config.Encap, src, dst netip.Addr) 
 // hosts compiles the endpoints of an instance behind a tunnel.
 func (b *builder) hosts(rec *Instance, f int, in *config.Instance, a *config.Attachment) error {
 	rec.Hosts[f] = span{uint32(len(b.Endpoints)), uint32(len(in.Hosts))}
-	index, _ := b.Tables.attachmentIndex(WordOf(a))
+	index := b.Tables.attachmentIndex(WordOf(a))
 	for _, h := range in.Hosts {
 		n, err := b.endpoint(a, h)
 		if err != nil {
@@ -134,13 +134,13 @@ type endpointKey struct {
 
 // attachmentIndex is Attachment before the table of tags is made. VPCs are compiled one after the
 // other: it is one of the last.
-func (t *Tables) attachmentIndex(at attach.Word) (uint32, bool) {
+func (t *Tables) attachmentIndex(at attach.Word) uint32 {
 	for i := len(t.Attachments) - 1; i >= 0; i-- {
 		if t.Attachments[i].At == at {
-			return uint32(i), true
+			return uint32(i)
 		}
 	}
-	return 0, false
+	return 0
 }
 
 // Hosted reports whether packets of an instance may come by a link.
