@@ -14,11 +14,8 @@ import (
 	"weir/pipeline/state"
 )
 
-// Sizes of what is behind the UDP header of a tunnel packet.
-const (
-	shimSize = 8 // VXLAN's and Geneve's headers, without options
-	minOuter = header.EthernetSize + header.IPv4Size + header.UDPSize + shimSize
-)
+// shimSize is the size of VXLAN's and Geneve's headers, without options.
+const shimSize = 8
 
 // decap takes the outer headers off a packet for a port where tunnels end: VXLAN (RFC 7348) and
 // Geneve (RFC 8926). tunnel reports whether it is for such a tunnel at all; what is not belongs to
@@ -129,7 +126,7 @@ func (w *Worker) decap(port *generation.Port, index int, p *Packet) (r drop.Reas
 		return drop.TunnelInner, true
 	}
 	switch binary.BigEndian.Uint16(inner[12:]) {
-	case tpidC, tpidS, 0x9100:
+	case header.EtherTypeVLAN, header.EtherTypeQinQ, 0x9100:
 		return drop.TunnelInnerTag, true
 	}
 	if ecn != 0 && !congested(inner, ecn) {

@@ -18,12 +18,6 @@ import (
 
 const tagSize = 4 // of a VLAN tag
 
-// Tag protocol identifiers.
-const (
-	tpidC = 0x8100 // IEEE 802.1Q
-	tpidS = 0x88a8 // IEEE 802.1ad, the outer one of two
-)
-
 // overhead returns how many bytes go before a frame of an attachment.
 func overhead(at attach.Word) int {
 	switch at.Kind() {
@@ -54,7 +48,7 @@ func (w *Worker) unwrap(b *Burst, p *Packet) drop.Reason {
 		}
 	}
 	switch tpid := binary.BigEndian.Uint16(d[12:]); tpid {
-	case tpidC, tpidS:
+	case header.EtherTypeVLAN, header.EtherTypeQinQ:
 		if len(d) < header.EthernetSize+tagSize {
 			return drop.ShortFrame
 		}
@@ -62,7 +56,7 @@ func (w *Worker) unwrap(b *Burst, p *Packet) drop.Reason {
 		vid := uint32(tci & 0xfff)
 		p.tci, n = tci&^0xfff, tagSize
 		switch next := binary.BigEndian.Uint16(d[16:]); {
-		case next == tpidC:
+		case next == header.EtherTypeVLAN:
 			if len(d) < header.EthernetSize+2*tagSize {
 				return drop.ShortFrame
 			}
@@ -71,7 +65,7 @@ func (w *Worker) unwrap(b *Burst, p *Packet) drop.Reason {
 				return drop.VLANTag
 			}
 			at, n = attach.Make(b.Port, attach.QinQ, vid<<12|inner), 2*tagSize
-		case tpid != tpidC:
+		case tpid != header.EtherTypeVLAN:
 			return drop.VLANTag
 		case vid != 0: // else it is an untagged frame with a priority (IEEE 802.1Q, priority tags)
 			at = attach.Make(b.Port, attach.VLAN, vid)
@@ -107,7 +101,7 @@ func (p *Packet) untag(n int) {
 // untagPriority takes a priority tag, of VID 0, off a frame of a port without tags.
 func (p *Packet) untagPriority() bool {
 	d := p.Data
-	if len(d) < header.EthernetSize+tagSize || binary.BigEndian.Uint16(d[12:]) != tpidC || binary.BigEndian.Uint16(d[14:])&0xfff != 0 {
+	if len(d) < header.EthernetSize+tagSize || binary.BigEndian.Uint16(d[12:]) != header.EtherTypeVLAN || binary.BigEndian.Uint16(d[14:])&0xfff != 0 {
 		return false
 	}
 	p.tci = binary.BigEndian.Uint16(d[14:])
@@ -128,10 +122,10 @@ func (w *Worker) wrap(to way, mac uint64, f *parcel) {
 		tci = uint16(pcp-1) << 13
 	}
 	if n == tagSize {
-		binary.BigEndian.PutUint32(frame[12:], tpidC<<16|uint32(tci)|to.at.Tag())
+		binary.BigEndian.PutUint32(frame[12:], header.EtherTypeVLAN<<16|uint32(tci)|to.at.Tag())
 	} else {
-		binary.BigEndian.PutUint32(frame[12:], tpidS<<16|uint32(tci)|to.at.Tag()>>12)
-		binary.BigEndian.PutUint32(frame[16:], tpidC<<16|uint32(tci)|to.at.Tag()&0xfff)
+		binary.BigEndian.PutUint32(frame[12:], header.EtherTypeQinQ<<16|uint32(tci)|to.at.Tag()>>12)
+		binary.BigEndian.PutUint32(frame[16:], header.EtherTypeVLAN<<16|uint32(tci)|to.at.Tag()&0xfff)
 	}
 	w.queue(to.at.Port(), mac, f.handle, frame)
 }

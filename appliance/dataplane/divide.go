@@ -10,6 +10,7 @@ import (
 
 	"weir/appliance/link"
 	"weir/dpdk"
+	"weir/pipeline/header"
 )
 
 // Device is what a worker receives from: a device, and which of the ports on it a frame belongs to.
@@ -57,7 +58,7 @@ func Devices(ports []*dpdk.Port, start []link.StartPort) []Device {
 func (d *Device) port(frame []byte) uint8 {
 	vid := uint16(0)
 	if len(frame) >= 16 {
-		if tpid := binary.BigEndian.Uint16(frame[12:]); tpid == 0x8100 || tpid == 0x88a8 {
+		if tpid := binary.BigEndian.Uint16(frame[12:]); tpid == header.EtherTypeVLAN || tpid == header.EtherTypeQinQ {
 			vid = binary.BigEndian.Uint16(frame[14:]) & 0xfff
 		}
 	}

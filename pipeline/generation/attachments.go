@@ -20,9 +20,6 @@ func WordOf(a *config.Attachment) attach.Word {
 	return wordOf(a.Port, a.VLAN)
 }
 
-// OwnWord returns the word of an outside port's frames, or of an inside port's plain ones.
-func OwnWord(cfg *config.Config, port int) attach.Word { return wordOf(port, cfg.Ports[port].VLAN) }
-
 func wordOf(port int, v config.VLAN) attach.Word {
 	switch {
 	case v.Inner != 0:

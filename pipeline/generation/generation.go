@@ -37,7 +37,7 @@ type Header struct {
 	OnMove     uint8
 	UnknownTCP uint8
 	_          [3]uint8
-	MSSClamp   uint16 // bytes, clampAuto or clampOff
+	MSSClamp   uint16 // bytes, ClampAuto or ClampOff
 	UDPCount   uint16
 	_          [6]uint8
 	// UDP timeouts by remote port, sorted by it; the first is at 1, for Session.Timer.
@@ -282,12 +282,12 @@ type Host struct {
 	Addr   inet.Addr
 	Domain uint32 // or EndpointDomain
 	Kind   uint8  // 0: empty
-	Port   uint8  // hostOwn: the port it belongs to
-	Ranges uint16 // hostSNAT: how many
+	Port   uint8  // HostOwn: the port it belongs to
+	Ranges uint16 // HostSNAT: how many
 	Index  uint32 // instance, or first of the ranges
 	Ports  uint32 // outside ports that the address may use
 	Set    uint32 // the gateways that the address is associated with
-	Slot   uint32 // hostSNAT
+	Slot   uint32 // HostSNAT
 	Rules  rules
 	_      [7]uint8
 }

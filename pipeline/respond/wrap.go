@@ -18,9 +18,9 @@ func (r *Responder) wrap(at attach.Word, b []byte) []byte {
 	const addresses = 12 // of the Ethernet header: tags come after them
 	switch at.Kind() {
 	case attach.VLAN:
-		return slices.Insert(b, addresses, r.tag(0x8100, at, at.Outer())...)
+		return slices.Insert(b, addresses, r.tag(header.EtherTypeVLAN, at, at.Outer())...)
 	case attach.QinQ:
-		return slices.Insert(b, addresses, append(r.tag(0x88a8, at, at.Outer()), r.tag(0x8100, at, at.Inner())...)...)
+		return slices.Insert(b, addresses, append(r.tag(header.EtherTypeQinQ, at, at.Outer()), r.tag(header.EtherTypeVLAN, at, at.Inner())...)...)
 	case attach.VXLAN, attach.Geneve:
 		return r.encap(at, b)
 	}

@@ -530,8 +530,8 @@ func (m *Mappings) release(ref uint32) {
 
 // Reap takes up to n mappings away that have yielded their ports, and those of the next n that
 // rested long enough: rest milliseconds without a session, at millisecond now. What it took away
-// earlier is free when every worker has begun a turn after it: turns[w] is when worker w began its
-// last one. One worker calls it.
+// earlier is free when every worker has begun a turn after it: oldest is when the first of
+// their last turns began. One worker calls it.
 func (m *Mappings) Reap(n int, now, rest uint32, oldest uint32) {
 	// What the last call took away went after its turn had begun: it is gone for those who begin a
 	// turn from this one on.

@@ -138,8 +138,7 @@ func (s *Session) SetState(st State) {
 	atomic.StoreUint64(&s.word, s.word&^(0xff<<stateShift)|uint64(st)<<stateShift)
 }
 
-// StateOf, ProtoOf and ExternalPortOf read a word that Load returned.
-func StateOf(word uint64) State         { return State(word >> stateShift) }
+// ProtoOf and ExternalPortOf read a word that Load returned.
 func ProtoOf(word uint64) uint8         { return uint8(word >> 48) }
 func ExternalPortOf(word uint64) uint16 { return uint16(word >> 32) }
 

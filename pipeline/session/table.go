@@ -162,8 +162,7 @@ const readTries = 16
 // At returns session ref.
 func (t *Table) At(ref uint32) *Session { return &t.sessions[ref] }
 
-// Alloc takes a free session; the caller fills all of it but the word and calls Publish, or
-// Release.
+// Alloc takes a free session; the caller fills all of it but the word and calls Publish.
 func (t *Table) Alloc() (ref uint32, s *Session, ok bool) {
 	if t.h.free == 0 {
 		return None, nil, false
