@@ -135,10 +135,11 @@ vpcs:
             - {address: "2001:db8:1::e", ports: 1024-17407}
 `
 
-// snatPorts is the range in baseConfig.
+// snatFirst to snatLast is the range in baseConfig.
 const snatFirst, snatLast = 1024, 17407
 
-func newNetwork(t *testing.T) *network {
+// newWiring is a network whose guest has no addresses yet.
+func newWiring(t *testing.T) *network {
 	t.Helper()
 	n := &network{guest: newNamespace(t, false), gateway: newNamespace(t, true), internet: newNamespace(t, false)}
 	shared := &losses{ends: []*namespace{n.guest, n.internet}}
@@ -147,10 +148,16 @@ func newNetwork(t *testing.T) *network {
 	connect(t, n.gateway, "outside", n.internet, "eth0")
 	n.guest.verify(t, "eth0")
 	n.internet.verify(t, "eth0")
-	n.guest.address(t, "eth0", "172.30.0.5/24", "172.30.0.7/24", "fd00:1::5/64", "fd00:1::7/64")
-	n.guest.gateway(t, "eth0", "172.30.0.1", "fd00:1::1")
 	n.internet.address(t, "eth0", "198.51.100.1/24", "2001:db8::1/64")
 	n.internet.address(t, "lo", "203.0.113.1/32", "2001:db8:f::1/128")
 	n.internet.gateway(t, "eth0", "198.51.100.2", "2001:db8::2")
+	return n
+}
+
+func newNetwork(t *testing.T) *network {
+	t.Helper()
+	n := newWiring(t)
+	n.guest.address(t, "eth0", "172.30.0.5/24", "172.30.0.7/24", "fd00:1::5/64", "fd00:1::7/64")
+	n.guest.gateway(t, "eth0", "172.30.0.1", "fd00:1::1")
 	return n
 }

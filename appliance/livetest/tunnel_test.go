@@ -55,17 +55,8 @@ func newTunneledGuest(t *testing.T, host *namespace, vni int, local, remote stri
 // IPv6, each way, 1:1 and SNAT. Both ends find each other's addresses by ARP and neighbor
 // discovery, in the underlay and through the tunnels.
 func TestKernelVXLAN(t *testing.T) {
-	n := &network{guest: newNamespace(t, false), gateway: newNamespace(t, true), internet: newNamespace(t, false)}
-	shared := &losses{ends: []*namespace{n.guest, n.internet}}
-	n.guest.losses, n.gateway.losses, n.internet.losses = shared, shared, shared
-	connect(t, n.gateway, "inside", n.guest, "eth0")
-	connect(t, n.gateway, "outside", n.internet, "eth0")
-	n.guest.verify(t, "eth0")
-	n.internet.verify(t, "eth0")
+	n := newWiring(t)
 	n.guest.address(t, "eth0", "10.255.0.9/24", "fd00:ff::9/64")
-	n.internet.address(t, "eth0", "198.51.100.1/24", "2001:db8::1/64")
-	n.internet.address(t, "lo", "203.0.113.1/32", "2001:db8:f::1/128")
-	n.internet.gateway(t, "eth0", "198.51.100.2", "2001:db8::2")
 	blue := newTunneledGuest(t, n.guest, 7, "10.255.0.9", "10.255.0.1")
 	green := newTunneledGuest(t, n.guest, 8, "fd00:ff::9", "fd00:ff::1")
 	serveEcho(t, n.internet, remote4, remote6)

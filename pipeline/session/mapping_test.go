@@ -3,6 +3,7 @@
 package session
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -162,43 +163,54 @@ func (s *shared) take(owner uint64) (other uint64, ok bool) {
 
 func (s *shared) drop() { s.word.Add(^uint64(0)) }
 
-// Several workers that begin flows of the same endpoints at once never give an endpoint two ports,
-// nor a port to two endpoints.
-func TestMappingsShared(t *testing.T) {
-	const workers, endpoints, rounds, rest = 4, 12, 20_000, 3
+// contest is several workers that begin flows of the same endpoints at once. One of them reaps.
+type contest struct {
+	endpoints  int
+	seed       uint64
+	pace, rest uint32                                                         // milliseconds: that eight rounds of a worker take, and that ports rest
+	begin      func(w *contestant, n int, now uint32) (ref uint32, err error) // None: not this time
+	held       func(w *contestant, ref uint32) error                          // while nobody else may have it
+	release    func(w *contestant, ref, now uint32)
+}
+
+// contestant is a worker of a contest.
+type contestant struct {
+	*Mappings
+	*rand.Rand
+	ports *rand.ChaCha8
+}
+
+// run lets them contend, and fails if a port is two endpoints' or an endpoint has two ports.
+func (c *contest) run(t *testing.T) {
+	const workers = 4
 	first, open := newMappings(t, 4096)
-	ranges := []PortRange{{1024, 1055}}
 	var clock atomic.Uint32
 	clock.Store(1)
 	var turns [workers]atomic.Uint32
 	var ports [65536]shared // by endpoints
-	var used [endpoints]shared
+	used := make([]shared, c.endpoints)
 	var wg sync.WaitGroup
-	for w := range workers {
-		m := first
-		if w > 0 {
-			m = open()
+	for i := range workers {
+		w := &contestant{first, rand.New(rand.NewPCG(c.seed, uint64(i))), newRand(uint64(i))}
+		if i > 0 {
+			w.Mappings = open()
 		}
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			r, random := rand.New(rand.NewPCG(7, uint64(w))), newRand(uint64(w))
-			for round := range rounds {
+		wg.Go(func() {
+			for round := range contestRounds {
 				now := clock.Load()
-				turns[w].Store(now)
+				turns[i].Store(now)
 				if round%8 == 0 {
-					clock.Add(1)
+					clock.Add(c.pace)
 				}
-				n := r.IntN(endpoints)
-				ref := m.Hold(1, private(n), 7, UDPPorts, 2, ranges)
-				if ref == None {
-					var result Created
-					if ref, result = m.Create(1, private(n), 7, UDPPorts, 2, ranges, random, now); result != Mapped {
-						t.Errorf("refused: %d", result) // 32 ports, of which at most 12 are used and few rest
-						return
-					}
+				n := w.IntN(c.endpoints)
+				ref, err := c.begin(w, n, now)
+				if err != nil {
+					t.Error(err)
+					return
+				} else if ref == None {
+					continue
 				}
-				port := m.At(ref).ExternalPort
+				port := w.At(ref).ExternalPort
 				if other, ok := ports[port].take(uint64(n)); !ok {
 					t.Errorf("port %d is endpoint %d's and %d's", port, other, n)
 					return
@@ -207,30 +219,58 @@ func TestMappingsShared(t *testing.T) {
 					t.Errorf("endpoint %d has ports %d and %d", n, other, port)
 					return
 				}
-				if got := m.FindOutside(2, UDPPorts, port); got != ref && got != None { // None: linked in a moment
-					t.Errorf("port %d leads to mapping %d, expected %d", port, got, ref)
+				if err := c.held(w, ref); err != nil {
+					t.Error(err)
 					return
 				}
 				used[n].drop()
 				ports[port].drop()
-				m.Release(ref, clock.Load())
-				if w == 0 {
+				c.release(w, ref, clock.Load())
+				if i == 0 {
 					oldest := now
 					for i := range turns {
 						if turn := turns[i].Load(); int32(turn-oldest) < 0 {
 							oldest = turn
 						}
 					}
-					m.Reap(64, now, rest, oldest)
+					w.Reap(64, now, c.rest, oldest)
 				}
 			}
-			turns[w].Store(clock.Load() + 1<<20)
-		}()
+			turns[i].Store(clock.Load() + 1<<20)
+		})
 	}
 	wg.Wait()
 	if err := first.Check(map[uint32]uint32{}); err != nil {
 		t.Error(err)
 	}
+}
+
+const contestRounds = 20_000 // of each worker
+
+// Several workers that begin flows of the same endpoints at once never give an endpoint two ports,
+// nor a port to two endpoints.
+func TestMappingsShared(t *testing.T) {
+	ranges := []PortRange{{1024, 1055}}
+	c := contest{endpoints: 12, seed: 7, pace: 1, rest: 3}
+	c.begin = func(w *contestant, n int, now uint32) (uint32, error) {
+		ref := w.Hold(1, private(n), 7, UDPPorts, 2, ranges)
+		if ref == None {
+			var result Created
+			if ref, result = w.Create(1, private(n), 7, UDPPorts, 2, ranges, w.ports, now); result != Mapped {
+				return None, fmt.Errorf("refused: %d", result) // 32 ports, of which at most 12 are used and few rest
+			}
+		}
+		return ref, nil
+	}
+	c.held = func(w *contestant, ref uint32) error {
+		port := w.At(ref).ExternalPort
+		if got := w.FindOutside(2, UDPPorts, port); got != ref && got != None { // None: linked in a moment
+			return fmt.Errorf("port %d leads to mapping %d, expected %d", port, got, ref)
+		}
+		return nil
+	}
+	c.release = func(w *contestant, ref, now uint32) { w.Release(ref, now) }
+	c.run(t)
 }
 
 // A process died between publishing its mapping and finding that another worker had linked one of

@@ -7,7 +7,6 @@ import (
 	"math"
 	"math/rand/v2"
 	"runtime"
-	"sync"
 	"sync/atomic"
 	"testing"
 )
@@ -260,81 +259,40 @@ func TestClosedDoesNotRest(t *testing.T) {
 // Several workers that take resting ports from each other's endpoints, close and release, never
 // give a port to two endpoints, nor an endpoint two ports.
 func TestTakeOversShared(t *testing.T) {
-	const workers, endpoints, rounds, rest = 4, 24, 20_000, 100_000
-	first, open := newMappings(t, 4096)
 	ranges := []PortRange{{1020, 1035}}
-	var clock atomic.Uint32
-	clock.Store(1)
-	var turns [workers]atomic.Uint32
-	var ports [65536]shared // by endpoints
-	var used [endpoints]shared
 	var refusals, takenOver atomic.Int64
-	var wg sync.WaitGroup
-	for w := range workers {
-		m := first
-		if w > 0 {
-			m = open()
+	c := contest{endpoints: 24, seed: 17, pace: 400, rest: 100_000}
+	c.begin = func(w *contestant, n int, now uint32) (uint32, error) {
+		ref := w.Hold(1, private(1), uint16(n), UDPPorts, 2, ranges)
+		if ref != None {
+			return ref, nil
 		}
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			r, random := rand.New(rand.NewPCG(17, uint64(w))), newRand(uint64(w))
-			for round := range rounds {
-				now := clock.Load()
-				turns[w].Store(now)
-				if round%8 == 0 {
-					clock.Add(400)
-				}
-				n := r.IntN(endpoints)
-				ref := m.Hold(1, private(1), uint16(n), UDPPorts, 2, ranges)
-				if ref == None {
-					var result Created
-					if ref, result = m.Create(1, private(1), uint16(n), UDPPorts, 2, ranges, random, now); result == NoPort {
-						refusals.Add(1)
-						continue
-					} else if result == MappingsFull { // a worker's turn lasts while it waits for a core
-						continue
-					} else if result != Mapped {
-						t.Errorf("refused: %d", result)
-						return
-					}
-					takenOver.Add(1)
-				}
-				port := m.At(ref).ExternalPort
-				if other, ok := ports[port].take(uint64(n)); !ok {
-					t.Errorf("port %d is endpoint %d's and %d's", port, other, n)
-					return
-				}
-				if other, ok := used[n].take(uint64(port)); !ok {
-					t.Errorf("endpoint %d has ports %d and %d", n, other, port)
-					return
-				}
-				runtime.Gosched() // on a loaded machine one would else be through before the others begin
-				used[n].drop()
-				ports[port].drop()
-				if r.IntN(2) == 0 {
-					m.Close(ref, clock.Load())
-				} else {
-					m.Release(ref, clock.Load())
-				}
-				if w == 0 {
-					oldest := now
-					for i := range turns {
-						if turn := turns[i].Load(); int32(turn-oldest) < 0 {
-							oldest = turn
-						}
-					}
-					m.Reap(64, now, rest, oldest)
-				}
-			}
-			turns[w].Store(clock.Load() + 1<<20)
-		}()
+		ref, result := w.Create(1, private(1), uint16(n), UDPPorts, 2, ranges, w.ports, now)
+		switch result {
+		case Mapped:
+			takenOver.Add(1)
+			return ref, nil
+		case NoPort:
+			refusals.Add(1)
+			return None, nil
+		case MappingsFull: // a worker's turn lasts while it waits for a core
+			return None, nil
+		}
+		return None, fmt.Errorf("refused: %d", result)
 	}
-	wg.Wait()
-	if refusals.Load() == 0 || takenOver.Load() < rounds/10 {
+	c.held = func(*contestant, uint32) error {
+		runtime.Gosched() // on a loaded machine one would else be through before the others begin
+		return nil
+	}
+	c.release = func(w *contestant, ref, now uint32) {
+		if w.IntN(2) == 0 {
+			w.Close(ref, now)
+		} else {
+			w.Release(ref, now)
+		}
+	}
+	c.run(t)
+	if refusals.Load() == 0 || takenOver.Load() < contestRounds/10 {
 		t.Errorf("%d refusals, %d new mappings: nothing was fought for", refusals.Load(), takenOver.Load())
-	}
-	if err := first.Check(map[uint32]uint32{}); err != nil {
-		t.Error(err)
 	}
 }
