@@ -114,18 +114,27 @@ func pair(dir, role string) (d [2]string) {
 	return d
 }
 
-// overMemif measures a forwarder's capacity, and what it adds in latency at shares of that.
-func (b *bench) overMemif(dir, kind string, sessions int) (err error) {
-	fw, err := b.forwarder(dir, kind, sessions)
-	if err != nil {
-		return err
-	}
+// drive lets a generator send through fw for as long as measure takes, and stops both.
+func (b *bench) drive(dir string, sessions int, fw forwarder, measure func(*generatorProcess) error) (err error) {
 	defer func() { err = errors.Join(err, fw.stop()) }()
 	g, err := startGenerator(pair(dir, "client"), b.cores[1], sessions)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, fw.halt(), g.stop()) }()
+	return measure(g)
+}
+
+// overMemif measures a forwarder's capacity, and what it adds in latency at shares of that.
+func (b *bench) overMemif(dir, kind string, sessions int) error {
+	fw, err := b.forwarder(dir, kind, sessions)
+	if err != nil {
+		return err
+	}
+	return b.drive(dir, sessions, fw, func(g *generatorProcess) error { return b.capacity(kind, sessions, fw, g) })
+}
+
+func (b *bench) capacity(kind string, sessions int, fw forwarder, g *generatorProcess) error {
 	duration := b.phase()
 	if _, err := g.perform(phase{Nanos: int64(duration / 4)}); err != nil { // warms up
 		return err
@@ -180,18 +189,16 @@ func (b *bench) idle(dir string) (err error) {
 	return nil
 }
 
-func (b *bench) idleWith(dir, name string, mode config.Idle, nap dataplane.Backoff) (err error) {
+func (b *bench) idleWith(dir, name string, mode config.Idle, nap dataplane.Backoff) error {
 	const sessions = 1024
 	fw, err := b.startWeir(dir, sessions, mode, nap)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, fw.stop()) }()
-	g, err := startGenerator(pair(dir, "client"), b.cores[1], sessions)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, fw.halt(), g.stop()) }()
+	return b.drive(dir, sessions, fw, func(g *generatorProcess) error { return b.measureIdle(name, sessions, fw, g) })
+}
+
+func (b *bench) measureIdle(name string, sessions int, fw *weirForwarder, g *generatorProcess) error {
 	duration := 2 * b.phase()
 	time.Sleep(50 * time.Millisecond)
 	before, err := fw.cpu()
