@@ -120,7 +120,7 @@ func testForward(t *testing.T, config string, also func(*weir)) {
 	also(w)
 	w.expectBalance(t)
 	w.expectTables(t)
-	page, err := w.get("/metrics")
+	page, err := w.web.Get("/metrics")
 	if err != nil {
 		t.Error(err)
 	}

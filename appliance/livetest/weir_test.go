@@ -4,12 +4,8 @@ package livetest
 
 import (
 	"bytes"
-	"context"
 	"flag"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -178,7 +174,7 @@ type weir struct {
 	dir    string // everything it may write to
 	config string
 	socket string
-	http   http.Client
+	web    *lab.Web
 }
 
 // newWeir prepares a gateway in a directory of its own.
@@ -190,18 +186,10 @@ func newWeir(t *testing.T, n *network, config string) *weir {
 		t.Fatal(err)
 	}
 	w.write(t, config)
-	w.http = http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
-		DialContext: func(_ context.Context, network, address string) (c net.Conn, err error) {
-			err = n.gateway.Do(func() error {
-				c, err = net.DialTimeout(network, address, time.Second)
-				return err
-			})
-			return c, err
-		},
-	}}
+	w.web = n.gateway.Web("127.0.0.1:9474", 5*time.Second)
 	n.gateway.losses.weir = append(n.gateway.losses.weir, func() []int { return w.dataplanes(t) })
 	t.Cleanup(func() {
-		w.http.CloseIdleConnections()
+		w.web.Close()
 		for _, pid := range w.dataplanes(t) { // of a control that the test killed: it ends by itself, but not at once
 			syscall.Kill(pid, syscall.SIGKILL)
 		}
@@ -229,7 +217,7 @@ func (w *weir) explain(t *testing.T) {
 	if !t.Failed() {
 		return
 	}
-	page, err := w.get("/metrics")
+	page, err := w.web.Get("/metrics")
 	if err != nil {
 		t.Logf("its metrics: %v", err)
 	}
@@ -255,7 +243,7 @@ func (w *weir) ready(t *testing.T) {
 			t.Fatalf("weir ended before it was ready: %v", w.Cmd.ProcessState)
 		default:
 		}
-		_, err := w.get("/readyz")
+		_, err := w.web.Get("/readyz")
 		return err
 	})
 }
@@ -272,24 +260,11 @@ func (w *weir) write(t *testing.T, config string) {
 	}
 }
 
-func (w *weir) get(path string) (string, error) {
-	r, err := w.http.Get("http://127.0.0.1:9474" + path)
-	if err != nil {
-		return "", err
-	}
-	defer r.Body.Close()
-	b, err := io.ReadAll(r.Body)
-	if err == nil && r.StatusCode != http.StatusOK {
-		err = fmt.Errorf("%s: %s", path, r.Status)
-	}
-	return string(b), err
-}
-
 // samples are the series of one scrape.
 type samples map[string]float64
 
 func (w *weir) tryScrape() (samples, error) {
-	page, err := w.get("/metrics")
+	page, err := w.web.Get("/metrics")
 	if err != nil {
 		return nil, err
 	}

@@ -57,7 +57,7 @@ func watch(ctx context.Context, out io.Writer, stage *stage, g *gateway, duratio
 		case <-g.process.Ended:
 			return nil // stop says how
 		case <-tick.C:
-			page, err := g.get("/metrics")
+			page, err := g.web.Get("/metrics")
 			if err != nil {
 				return fmt.Errorf("read weir's counters: %w", err)
 			}

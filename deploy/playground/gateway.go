@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -30,7 +29,7 @@ const (
 type gateway struct {
 	process *lab.Process
 	log     *tail
-	http    http.Client // speaks to the API inside the namespace
+	web     *lab.Web // of the API inside the namespace
 	api     string
 	door    net.Listener // the API as the machine sees it; nil: the port was taken
 }
@@ -61,9 +60,7 @@ func startGateway(ctx context.Context, n *lab.Namespace, o options, api string) 
 	if g.process, err = n.Start(cmd); err != nil {
 		return nil, err
 	}
-	g.http = http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{
-		DialContext: func(_ context.Context, network, address string) (net.Conn, error) { return dialIn(n, network, address) },
-	}}
+	g.web = n.Web(api, 2*time.Second)
 	if err := g.waitReady(ctx); err != nil {
 		return nil, errors.Join(err, g.stop())
 	}
@@ -76,11 +73,8 @@ func startGateway(ctx context.Context, n *lab.Namespace, o options, api string) 
 func (g *gateway) waitReady(ctx context.Context) error {
 	deadline := time.After(readyTimeout)
 	for {
-		if response, err := g.http.Get("http://" + g.api + "/readyz"); err == nil {
-			response.Body.Close()
-			if response.StatusCode == http.StatusOK {
-				return nil
-			}
+		if _, err := g.web.Get("/readyz"); err == nil {
+			return nil
 		}
 		select {
 		case <-ctx.Done():
@@ -120,20 +114,6 @@ func (g *gateway) stop() error {
 	return nil
 }
 
-// get reads a page of the API.
-func (g *gateway) get(path string) (string, error) {
-	response, err := g.http.Get("http://" + g.api + path)
-	if err != nil {
-		return "", err
-	}
-	defer response.Body.Close()
-	body, err := io.ReadAll(response.Body)
-	if err == nil && response.StatusCode != http.StatusOK {
-		err = fmt.Errorf("%s: %s", path, response.Status)
-	}
-	return string(body), err
-}
-
 // serveDoor lets the machine reach the API, which listens inside the namespace.
 func (g *gateway) serveDoor(n *lab.Namespace) {
 	for {
@@ -143,7 +123,7 @@ func (g *gateway) serveDoor(n *lab.Namespace) {
 		}
 		go func() {
 			defer outer.Close()
-			inner, err := dialIn(n, "tcp", g.api)
+			inner, err := n.Dial("tcp", g.api)
 			if err != nil {
 				return
 			}
@@ -155,14 +135,6 @@ func (g *gateway) serveDoor(n *lab.Namespace) {
 			io.Copy(outer, inner)
 		}()
 	}
-}
-
-func dialIn(n *lab.Namespace, network, address string) (c net.Conn, err error) {
-	err = n.Do(func() error {
-		c, err = net.DialTimeout(network, address, time.Second)
-		return err
-	})
-	return c, err
 }
 
 // tail keeps the last lines that were written to it.
