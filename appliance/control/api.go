@@ -12,10 +12,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"weir/appliance/link"
 	"weir/config"
@@ -89,27 +86,22 @@ func (c *control) serve() (func(), error) {
 	return end, nil
 }
 
-// listenSocket binds the API's socket. A socket file that nobody listens at is left over from a
-// crash, and replaced.
-func listenSocket(path string) (net.Listener, error) {
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, err
+// listenSocket binds the API's socket.
+func listenSocket(path string) (l net.Listener, err error) {
+	listening := func() bool {
+		c, err := net.Dial("unix", path)
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
 	}
-	if err := link.CheckDirectory(dir); err != nil {
-		return nil, err
-	}
-	if c, err := net.Dial("unix", path); err == nil {
-		c.Close()
+	err = link.Bind(path, listening, func() error {
+		l, err = net.Listen("unix", path)
+		return err
+	})
+	if err == link.ErrInUse {
 		return nil, fmt.Errorf("%s: another weir listens there", path)
 	}
-	if info, err := os.Lstat(path); err == nil && info.Mode().Type() != os.ModeSocket {
-		return nil, fmt.Errorf("%s is not a socket", path)
-	}
-	os.Remove(path)
-	old := unix.Umask(0o117) // the group may connect
-	l, err := net.Listen("unix", path)
-	unix.Umask(old)
 	return l, err
 }
 

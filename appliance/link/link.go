@@ -194,32 +194,29 @@ type Lost struct{ Err error }
 func (l Lost) Error() string { return "the data plane is gone: " + l.Err.Error() }
 func (l Lost) Unwrap() error { return l.Err }
 
-// Listen binds the data plane's socket. A socket file that nobody listens at is left over from a
-// crash, and replaced.
+// Listen binds the data plane's socket. The group may connect; who commands is asked of each that
+// does.
 func Listen(path string) (int, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return -1, fmt.Errorf("socket %s: %w; choose another path with --socket", path, err)
-	}
-	if err := CheckDirectory(filepath.Dir(path)); err != nil {
-		return -1, fmt.Errorf("socket %s: %w; choose another path with --socket", path, err)
-	}
-	if c, err := Dial(path); err == nil {
-		c.Close()
-		return -1, fmt.Errorf("socket %s: another data plane listens there; stop it, or choose another path with --socket", path)
-	}
-	os.Remove(path)
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return -1, fmt.Errorf("socket: %w", err)
 	}
-	old := unix.Umask(0o117) // the group may connect; who commands is asked of each that does
-	err = unix.Bind(fd, &unix.SockaddrUnix{Name: path})
-	unix.Umask(old)
+	listening := func() bool {
+		c, err := Dial(path)
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	}
+	err = Bind(path, listening, func() error { return unix.Bind(fd, &unix.SockaddrUnix{Name: path}) })
 	if err == nil {
 		err = unix.Listen(fd, 1)
 	}
 	if err != nil {
 		unix.Close(fd)
+		if err == ErrInUse {
+			return -1, fmt.Errorf("socket %s: another data plane listens there; stop it, or choose another path with --socket", path)
+		}
 		return -1, fmt.Errorf("socket %s: %w; choose another path with --socket", path, err)
 	}
 	return fd, nil

@@ -137,3 +137,17 @@ func TestStrangeListener(t *testing.T) {
 		}
 	}
 }
+
+// A path that was mistyped costs nobody a file.
+func TestListenKeepsFiles(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "notes")
+	if err := os.WriteFile(path, []byte("mine"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Listen(path); err == nil || !strings.Contains(err.Error(), "is not a socket") {
+		t.Errorf("%v; expected that it is not a socket", err)
+	}
+	if b, err := os.ReadFile(path); string(b) != "mine" {
+		t.Errorf("the file has %q (%v)", b, err)
+	}
+}
