@@ -107,11 +107,8 @@ func Run(ctx context.Context, o Options) error {
 			return loadErr
 		}
 		probe.Close()
-	}
-	if loadErr == nil {
-		if err := cores.Leave(next.cfg.Dataplane.Workers); err != nil {
-			c.log.Warn("control runs on the same cores as the workers", "reason", err)
-		}
+	} else if err := cores.Leave(next.cfg.Dataplane.Workers); err != nil {
+		c.log.Warn("control runs on the same cores as the workers", "reason", err)
 	}
 	found, err := c.plane.connect(ctx)
 	if err != nil {

@@ -10,7 +10,6 @@ import (
 	"os"
 	"runtime"
 	"runtime/metrics"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -197,10 +196,8 @@ func (d *plane) close() error {
 	for _, w := range d.waiters {
 		errs = append(errs, w.Close())
 	}
-	for i, p := range d.ports {
-		if !slices.Contains(d.ports[:i], p) { // ports may share a device
-			errs = append(errs, p.Close())
-		}
+	for _, p := range unshared(d.ports) {
+		errs = append(errs, p.Close())
 	}
 	for _, p := range d.pools {
 		if p == nil {

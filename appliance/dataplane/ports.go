@@ -70,10 +70,7 @@ func (d *plane) open(c *link.StartConfig) error {
 		}
 		d.ports = append(d.ports, port)
 	}
-	for i, p := range d.ports {
-		if slices.Contains(d.ports[:i], p) {
-			continue
-		}
+	for _, p := range unshared(d.ports) {
 		if err := p.Start(); err != nil {
 			return err
 		}
@@ -85,6 +82,16 @@ func (d *plane) open(c *link.StartConfig) error {
 		d.logWaking(c.Ports)
 	}
 	return nil
+}
+
+// unshared returns ports, each device once: several ports may share one.
+func unshared(ports []*dpdk.Port) (list []*dpdk.Port) {
+	for _, p := range ports {
+		if !slices.Contains(list, p) {
+			list = append(list, p)
+		}
+	}
+	return list
 }
 
 // logWaking tells once which ports can wake a worker.
@@ -130,8 +137,8 @@ func (d *plane) waiter(i int) *dpdk.Waiter {
 // of them has no interrupts, or if there is none.
 func NewWaiter(ports []*dpdk.Port, queue int) (*dpdk.Waiter, error) {
 	var polled []*dpdk.Port
-	for i, p := range ports {
-		if queue < p.RxQueues() && !slices.Contains(ports[:i], p) {
+	for _, p := range unshared(ports) {
+		if queue < p.RxQueues() {
 			polled = append(polled, p)
 		}
 	}
