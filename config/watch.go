@@ -16,8 +16,10 @@ import (
 	"github.com/fsnotify/fsnotify"
 )
 
-// Watch calls changed, on its own goroutine and one call at a time, whenever the content of path
-// has changed and was the same in two reads 200 ms apart. It notices a file that is rewritten,
+// Watch calls changed, on its own goroutine and one call at a time, whenever path holds something
+// else than loaded returns, the Sum of what was read last, and held the same in two reads 200 ms
+// apart. So what was changed and changed back is noticed if somebody has read it in between, and
+// only then. It notices a file that is rewritten,
 // renamed over, removed or restored, and the swap of any symbolic link on the way, and the same for
 // a directory of files. It compares content, never time stamps: writing the same content again is
 // not a change, and an unreadable path counts as content too, so that the next Load can say why.
@@ -25,14 +27,15 @@ import (
 //
 // Watch calls ready once, when no later change will be missed: load after that. It returns nil when
 // ctx ends, and an error, without calling ready, if the kernel offers no notifications at all.
-func Watch(ctx context.Context, path string, ready, changed func()) error {
-	return watcher{path, 200 * time.Millisecond, 10 * time.Second, changed}.start(ctx, ready)
+func Watch(ctx context.Context, path string, loaded func() Sum, ready, changed func()) error {
+	return watcher{path, 200 * time.Millisecond, 10 * time.Second, loaded, changed}.start(ctx, ready)
 }
 
 type watcher struct {
 	path    string
 	quiet   time.Duration // between two reads that must agree
 	poll    time.Duration
+	loaded  func() Sum // of what was read last
 	changed func()
 }
 
@@ -52,7 +55,6 @@ func (w watcher) start(ctx context.Context, ready func()) error {
 // is watched.
 func (w watcher) loop(ctx context.Context, notify *fsnotify.Watcher, follow, ready func()) {
 	follow()
-	last := Digest(w.path) // after follow, so that no change falls between
 	ready()
 	poll := time.NewTicker(w.poll)
 	defer poll.Stop()
@@ -72,7 +74,7 @@ func (w watcher) loop(ctx context.Context, notify *fsnotify.Watcher, follow, rea
 			look = true
 		case <-poll.C:
 			follow()
-			look = Digest(w.path) != last
+			look = Digest(w.path) != w.loaded()
 		case <-settle.C:
 			settling = false
 			follow()
@@ -80,8 +82,7 @@ func (w watcher) loop(ctx context.Context, notify *fsnotify.Watcher, follow, rea
 			switch {
 			case now != previous: // still being written
 				look = true
-			case now != last:
-				last = now
+			case now != w.loaded():
 				w.changed()
 			}
 		}

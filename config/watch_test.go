@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,18 +21,43 @@ const patience = 30 * time.Second
 type watched struct {
 	t    *testing.T
 	path string
-	seen chan string // what the path held at each call of changed
+	seen chan string // what the path held at each reading
+	last atomic.Pointer[Sum]
 }
+
+func newWatched(t *testing.T, path string) *watched {
+	w := &watched{t: t, path: path, seen: make(chan string, 1000)}
+	w.read()
+	<-w.seen
+	return w
+}
+
+// read reads the path, as who is told of a change does.
+func (w *watched) read() {
+	files, err := ReadFiles(w.path)
+	sum := DigestOf(files, err)
+	w.last.Store(&sum)
+	all := ""
+	for _, f := range files {
+		all += string(f.Data)
+	}
+	if err != nil {
+		all = "unreadable"
+	}
+	w.seen <- all
+}
+
+func (w *watched) lastRead() Sum { return *w.last.Load() }
 
 // watch starts to watch path and returns once it does.
 func watch(t *testing.T, path string, poll time.Duration) *watched {
 	t.Helper()
-	w := &watched{t, path, make(chan string, 1000)}
+	w := newWatched(t, path)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
 	started := make(chan struct{})
 	go func() {
-		done <- watcher{path, 10 * time.Millisecond, poll, func() { w.seen <- contents(path) }}.start(ctx, func() { close(started) })
+		done <- watcher{path, 10 * time.Millisecond, poll, w.lastRead, w.read}.start(ctx, func() { close(started) })
 	}()
 	<-started
 	t.Cleanup(func() {
@@ -43,20 +69,7 @@ func watch(t *testing.T, path string, poll time.Duration) *watched {
 	return w
 }
 
-// contents returns what a file holds, or the files of a directory one after the other.
-func contents(path string) string {
-	files, err := ReadFiles(path)
-	if err != nil {
-		return "unreadable"
-	}
-	all := ""
-	for _, f := range files {
-		all += string(f.Data)
-	}
-	return all
-}
-
-// becomes waits for a call of changed at which the path held want.
+// becomes waits for a reading at which the path held want.
 func (w *watched) becomes(want string) {
 	w.t.Helper()
 	for {
@@ -204,7 +217,7 @@ func TestWatch(t *testing.T) {
 func TestWatchEnds(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if err := Watch(ctx, t.TempDir(), func() {}, func() { t.Error("called without a change") }); err != nil {
+	if err := Watch(ctx, t.TempDir(), func() Sum { return Sum{} }, func() {}, func() { t.Error("called without a change") }); err != nil {
 		t.Error(err)
 	}
 }
@@ -214,14 +227,14 @@ func TestWatchPoll(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "weir.yaml")
 	write(t, path, "0")
-	w := &watched{t, path, make(chan string, 1000)}
+	w := newWatched(t, path)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	started := make(chan struct{})
 	go func() {
 		defer close(done)
 		silent := &fsnotify.Watcher{} // without channels: it never tells
-		watcher{path, time.Millisecond, time.Millisecond, func() { w.seen <- contents(path) }}.
+		watcher{path, time.Millisecond, time.Millisecond, w.lastRead, w.read}.
 			loop(ctx, silent, func() {}, func() { close(started) })
 	}()
 	defer func() { cancel(); <-done }()
@@ -251,14 +264,14 @@ func TestWatchPoll(t *testing.T) {
 func TestWatchOverflow(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "weir.yaml")
 	write(t, path, "0")
-	w := &watched{t, path, make(chan string, 1000)}
+	w := newWatched(t, path)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	started := make(chan struct{})
 	overflowing := &fsnotify.Watcher{Errors: make(chan error)}
 	go func() {
 		defer close(done)
-		watcher{path, time.Millisecond, time.Hour, func() { w.seen <- contents(path) }}.
+		watcher{path, time.Millisecond, time.Hour, w.lastRead, w.read}.
 			loop(ctx, overflowing, func() {}, func() { close(started) })
 	}()
 	defer func() { cancel(); <-done }()
@@ -298,5 +311,24 @@ func TestWatchSameContent(t *testing.T) {
 	w.becomes("1")
 	if n := len(w.seen); n > 0 {
 		t.Errorf("%d more calls", n)
+	}
+}
+
+// Somebody else has read what came after the last change that was told, and then it was changed
+// back: that is a change to who has read, though not to who was told.
+func TestWatchChangedBack(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "weir.yaml")
+	write(t, path, "0")
+	w := watch(t, path, time.Hour)
+	for i := range 20 {
+		write(t, path, "1")
+		w.becomes("1")
+		write(t, path, "0")
+		w.read() // at once, as SIGHUP does
+		w.becomes("0")
+		write(t, path, "1") // often before the watcher has looked
+		w.becomes("1")
+		write(t, path, fmt.Sprint("again ", i))
+		w.becomes(fmt.Sprint("again ", i))
 	}
 }

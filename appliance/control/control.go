@@ -39,6 +39,7 @@ type control struct {
 	path      string
 	parser    config.Parser                              // of load, one at a time
 	load      func(ctx context.Context) (*loaded, error) // loadFiles, or a test's
+	lastRead  atomic.Pointer[config.Sum]                 // of what a load has read last
 	loading   bool                                       // a load is under way
 	loadAgain bool                                       // and another one after it is wanted
 	read      chan reading
@@ -67,6 +68,7 @@ func newControl(path string) *control {
 		path: path, door: make(chan func(*control)), ended: make(chan struct{}), read: make(chan reading, 1), checks: newChecks(),
 		log: link.NewLogger(config.DefaultConfig.Log).With("process", "control"),
 	}
+	c.lastRead.Store(new(config.Sum)) // that of nothing
 	c.load = c.loadFiles
 	return c
 }
@@ -135,7 +137,6 @@ func Run(ctx context.Context, o Options) error {
 func (c *control) loop(ctx context.Context, changed <-chan struct{}) error {
 	defer close(c.ended)
 	// These tell it when, and changed.
-	var again <-chan time.Time
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, unix.SIGHUP)
 	defer signal.Stop(hup)
@@ -160,9 +161,6 @@ func (c *control) loop(ctx context.Context, changed <-chan struct{}) error {
 			c.count(&counting)
 		case <-hup:
 			c.log.Info("SIGHUP")
-			c.beginLoad(ctx)
-			again = time.After(time.Second) // what is changed back before the watch looks is no change to it
-		case <-again:
 			c.beginLoad(ctx)
 		case <-changed:
 			c.beginLoad(ctx)

@@ -12,13 +12,14 @@ import (
 	"weir/config"
 )
 
-// watch calls changed for every change of the configuration on disk from its own return on.
+// watch calls changed, from its own return on, when there is something else on disk than was read
+// last.
 func (c *control) watch(ctx context.Context, changed func()) {
 	watching := make(chan struct{})
 	ready := sync.OnceFunc(func() { close(watching) })
 	go func() {
 		defer ready()
-		if err := config.Watch(ctx, c.path, ready, changed); err != nil {
+		if err := config.Watch(ctx, c.path, func() config.Sum { return *c.lastRead.Load() }, ready, changed); err != nil {
 			c.log.Error("the configuration is not watched; SIGHUP still reloads", "error", err)
 		}
 	}()
@@ -82,7 +83,9 @@ func (c *control) loadFiles(ctx context.Context) (*loaded, error) {
 	var files []config.File
 	var err error
 	for try := 0; ; try++ {
-		if files, err = config.ReadFiles(c.path); config.DigestOf(files, err) == config.Digest(c.path) {
+		files, err = config.ReadFiles(c.path)
+		if sum := config.DigestOf(files, err); sum == config.Digest(c.path) {
+			c.lastRead.Store(&sum)
 			break
 		}
 		if try == 20 {
