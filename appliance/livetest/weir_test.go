@@ -157,13 +157,16 @@ func (p *process) wait(t *testing.T, limit time.Duration) int {
 	}
 }
 
-// expectLog fails the test if the log lacks one of the texts.
+// expectLog fails the test if the log does not come to have each of the texts.
 func (p *process) expectLog(t *testing.T, texts ...string) {
 	t.Helper()
 	for _, s := range texts {
-		if !strings.Contains(p.log(), s) {
-			t.Errorf("the log of %s does not say %q", p.name, s)
-		}
+		eventually(t, patience, "the log of "+p.name, func() error { // a line may come after the metric that tells the same
+			if !strings.Contains(p.log(), s) {
+				return fmt.Errorf("it does not say %q", s)
+			}
+			return nil
+		})
 	}
 }
 
