@@ -19,11 +19,11 @@ import (
 // Watch calls changed, on its own goroutine and one call at a time, whenever path holds something
 // else than loaded returns, the Sum of what was read last, and held the same in two reads 200 ms
 // apart. So what was changed and changed back is noticed if somebody has read it in between, and
-// only then. It notices a file that is rewritten,
-// renamed over, removed or restored, and the swap of any symbolic link on the way, and the same for
-// a directory of files. It compares content, never time stamps: writing the same content again is
-// not a change, and an unreadable path counts as content too, so that the next Load can say why.
-// Where the kernel sends no notifications (a network file system), it looks every 10 s.
+// only then. It notices a file that is rewritten, renamed over, removed or restored, and the swap
+// of any symbolic link on the way, and the same for a directory of files. It compares content,
+// never time stamps: writing the same content again is not a change, and an unreadable path counts
+// as content too, so that the next Load can say why. Where the kernel sends no notifications (a
+// network file system), it looks every 10 s.
 //
 // Watch calls ready once, when no later change will be missed: load after that. It returns nil when
 // ctx ends, and an error, without calling ready, if the kernel offers no notifications at all.

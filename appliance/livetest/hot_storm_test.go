@@ -67,7 +67,7 @@ func TestHotStorm(t *testing.T) {
 		}
 		return nil
 	})
-	if limit := 2*signals + int(took/(200*time.Millisecond)) + 2; reloads > limit {
+	if limit := 2*signals + int(took/settleTime) + 2; reloads > limit {
 		t.Errorf("%d writes in %v made %d generations, expected at most %d", writes, took, reloads, limit)
 	}
 	s.endWhole(t)

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -115,7 +114,6 @@ var writers = []writer{
 			return nil, err
 		}
 		return func(_ int, parts []string) error {
-			var last time.Time
 			for i, p := range parts {
 				name := filepath.Join(path, partNames[i])
 				if err := os.WriteFile(name+".next", []byte(p), 0o644); err != nil {
@@ -124,10 +122,6 @@ var writers = []writer{
 				if err := os.Rename(name+".next", name); err != nil {
 					return err
 				}
-				if i > 0 && time.Since(last) > settleTime {
-					slowWrites.Add(1)
-				}
-				last = time.Now()
 				time.Sleep(pause / 2)
 			}
 			return nil
@@ -135,12 +129,8 @@ var writers = []writer{
 	}},
 }
 
-// settleTime is how long a configuration has to stay the same until it is read. slowWrites counts
-// pauses of as long between two files that were to come together, by a machine that was busy: what
-// is read there may be a configuration too.
+// settleTime is how long a configuration has to stay the same until it is read.
 const settleTime = 200 * time.Millisecond
-
-var slowWrites atomic.Int32
 
 // liveLimit is within which time of the end of writing a change is in force.
 const liveLimit = 2 * time.Second
@@ -189,14 +179,21 @@ func TestHotWriting(t *testing.T) {
 			s := startFlowing(t, n.guest, batch4, remote4)
 
 			var slowest time.Duration
+			slow := 0 // rounds that a busy machine took so long to write that two generations may be right
 			for round := 1; round <= rounds; round++ {
+				begin := time.Now()
 				if err := write(round, hotConfig(t, round, how.files)); err != nil {
 					t.Fatal(err)
 				}
 				written := time.Now()
+				if how.files > 1 && written.Sub(begin) > settleTime {
+					slow++
+				}
 				eventually(t, patience, fmt.Sprintf("round %d is in force", round), func() error {
-					if got := strings.Count(w.log(), "msg=reloaded "); got < round {
-						return fmt.Errorf("%d reloads", got)
+					log := w.log()
+					reloads, changes := strings.Count(log, "msg=reloaded "), strings.Count(log, "msg=changed ")
+					if reloads < round || changes < 3*round {
+						return fmt.Errorf("%d reloads, %d changes", reloads, changes)
 					}
 					return nil
 				})
@@ -205,12 +202,7 @@ func TestHotWriting(t *testing.T) {
 			if slowest > liveLimit {
 				t.Errorf("a change was in force %v after it was written, expected %v at the most", slowest, liveLimit)
 			}
-			if n := slowWrites.Load(); n > 0 && how.files > 1 {
-				t.Logf("%d times the machine took longer than %v between two files: generations are not counted", n, settleTime)
-			} else {
-				w.expectGeneration(t, 1+rounds, true)
-				expectRounds(t, w.log(), rounds)
-			}
+			w.expectGeneration(t, float64(expectRounds(t, w.log(), rounds, slow)), true)
 			if at := strings.Index(w.log(), "reload refused"); at >= 0 {
 				t.Errorf("something half-written was taken for a configuration: %.200s", w.log()[at:])
 			}
@@ -224,24 +216,29 @@ func TestHotWriting(t *testing.T) {
 }
 
 // expectRounds fails the test if a generation was anything but the change from one round to the
-// next: one route removed, one added, one instance changed.
-func expectRounds(t *testing.T, log string, rounds int) {
+// next: one route removed, one added, one instance changed. Each slow round may be two generations,
+// which divide that. It returns the number of the last one.
+func expectRounds(t *testing.T, log string, rounds, slow int) int {
 	t.Helper()
 	var changes []string
-	generation := 1
+	generation, all, parts := 1, 0, 0
 	for line := range strings.Lines(log) {
 		if _, what, ok := strings.Cut(line, "msg=changed "); ok {
 			changes = append(changes, strings.TrimSpace(what))
 		}
 		if strings.Contains(line, "msg=reloaded ") {
 			generation++
+			all += len(changes)
 			if len(changes) != 3 {
-				t.Errorf("generation %d changes %d things, expected a route removed, one added, and an instance changed: %q", generation, len(changes), changes)
+				if parts++; parts > 2*slow {
+					t.Errorf("generation %d changes %d things, expected a route removed, one added, and an instance changed: %q", generation, len(changes), changes)
+				}
 			}
 			changes = nil
 		}
 	}
-	if generation != 1+rounds {
-		t.Errorf("%d generations, expected %d", generation, 1+rounds)
+	if all != 3*rounds || generation < 1+rounds || generation > 1+rounds+slow {
+		t.Errorf("%d generations with %d changes, expected %d with %d, and at most %d generations more", generation, all, 1+rounds, 3*rounds, slow)
 	}
+	return generation
 }
