@@ -145,22 +145,17 @@ type followingPiece struct {
 type virtualReassembly struct {
 	sides      [2]*fragments // of packets from inside, and from outside
 	secret     uint64
-	multiplier uint64 // odd
 	call       uint32 // counts calls of reassemble
 	followers  []followingPiece
 	complete   []*datagram // in this call
 	later      Burst       // of followers
-	ids        [idCounters]uint16
 }
 
 func (v *virtualReassembly) init(r *rand.ChaCha8) {
 	v.sides = [2]*fragments{newFragments(true), newFragments(false)}
-	v.secret, v.multiplier = r.Uint64(), r.Uint64()|1
+	v.secret = r.Uint64()
 	v.followers = make([]followingPiece, 0, MaxBurst+maxWaiting)
 	v.complete = make([]*datagram, 0, MaxBurst)
-	for i := range v.ids {
-		v.ids[i] = uint16(r.Uint64())
-	}
 }
 
 func (v *virtualReassembly) hash(k *datagramKey) uint32 {

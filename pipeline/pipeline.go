@@ -126,6 +126,7 @@ type Worker struct {
 	held    [maxHeld]heldPacket
 	holding int // how many of held are in use
 	pieces  virtualReassembly
+	ids     identifications
 
 	// Out is what is to be sent, per port; Done what is to be freed. The driver empties both after
 	// every call, and fills Spare.
@@ -174,6 +175,7 @@ func NewWorker(s *state.State, w int, g *generation.Generation, c WorkerConfig) 
 	k.level = newLevel(s.Shares(w), k.sessions, g)
 	k.SetGeneration(g)
 	k.pieces.init(state.NewRandom(c.Seed))
+	k.ids.init(state.NewRandom(c.Seed))
 	return k
 }
 

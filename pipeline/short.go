@@ -115,7 +115,7 @@ func (w *Worker) rewrite4(inside bool, s *session.Session, p *Packet) {
 	if inside {
 		sum += uint32(s.HeaderDelta)
 		if s.Flags&session.SNAT != 0 && !atomic4(ip[:]) {
-			id := w.pieces.nextID(s.External, s.Remote, p.proto)
+			id := w.ids.nextID(s.External, s.Remote, p.proto)
 			sum += uint32(^binary.BigEndian.Uint16(ip[4:])) + uint32(id)
 			binary.BigEndian.PutUint16(ip[4:], id)
 		}
