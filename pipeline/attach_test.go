@@ -95,6 +95,17 @@ ports:
 			}
 		})
 	}
+	t.Run("damaged behind its header", func(t *testing.T) {
+		_, generation := fresh(t)
+		*memory.At[byte](generation, generation.Size()-1) ^= 1
+		fd, err := unix.FcntlInt(uintptr(generation.FD()), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := attach["generation"](fd); err != memory.ErrDamaged {
+			t.Error(err)
+		}
+	})
 	t.Run("a state is no generation", func(t *testing.T) {
 		state, generation := fresh(t)
 		for name, s := range map[string]*memory.Segment{"state": generation, "generation": state} {
@@ -102,8 +113,8 @@ ports:
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := attach[name](fd); err == nil || !strings.Contains(err.Error(), "segment layout") {
-				t.Errorf("%s: %v, expected a complaint about the layout", name, err)
+			if err := attach[name](fd); err == nil || name == "generation" && !strings.Contains(err.Error(), "segment layout") { // nobody may write to a generation
+				t.Errorf("%s: %v, expected a refusal", name, err)
 			}
 		}
 	})

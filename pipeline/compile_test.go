@@ -244,7 +244,7 @@ func TestSweep(t *testing.T) {
 				r.send(0, fmt.Sprintf("tcp 10.0.0.6:%d > 8.8.8.8:53 SYN", 1000+i))
 			}
 			c.damage(r)
-			r.state.Sweep()
+			Sweep(r.state, r.gen, r.nanos)
 			if err := r.sessions.Check(); err != nil {
 				t.Error(err)
 			}

@@ -143,12 +143,12 @@ type followingPiece struct {
 
 // virtualReassembly is the worker's part of it.
 type virtualReassembly struct {
-	sides      [2]*fragments // of packets from inside, and from outside
-	secret     uint64
-	call       uint32 // counts calls of reassemble
-	followers  []followingPiece
-	complete   []*datagram // in this call
-	later      Burst       // of followers
+	sides     [2]*fragments // of packets from inside, and from outside
+	secret    uint64
+	call      uint32 // counts calls of reassemble
+	followers []followingPiece
+	complete  []*datagram // in this call
+	later     Burst       // of followers
 }
 
 func (v *virtualReassembly) init(r *rand.ChaCha8) {

@@ -431,7 +431,7 @@ func TestFragmentsOfADeadDataPlane(t *testing.T) {
 	if p.counters.Held != 2 {
 		t.Fatalf("%d held", p.counters.Held)
 	}
-	p.state.Sweep()
+	Sweep(p.state, p.gen, p.nanos)
 	if c := p.counters; c.Held != 0 || c.Dropped[drop.Restart] != 2 {
 		t.Errorf("%d held, %d dropped as restart", c.Held, c.Dropped[drop.Restart])
 	}

@@ -136,7 +136,7 @@ func TestSweepPairs(t *testing.T) {
 	r := newRig(t, rigConfig, config.MAC{2, 0, 0, 0, 9, 9})
 	external := strings.Fields(r.send(0, "udp 10.0.0.6:5000 > 8.8.8.8:53"))[1]
 	r.only().Flags &^= session.Paired
-	r.state.Sweep()
+	Sweep(r.state, r.gen, r.nanos)
 	r.Worker = NewWorker(r.state, 0, r.gens[0], WorkerConfig{MACs: []config.MAC{{2, 0, 0, 0, 0, 1}, {2, 0, 0, 0, 0, 2}}, AssumeMAC: config.MAC{2, 0, 0, 0, 9, 9}, Seed: &testSeed})
 	r.SetClock(2e9)
 	r.expect(1, "udp 8.8.8.8:99 > "+external, "udp 8.8.8.8:99 > 10.0.0.6:5000")

@@ -50,6 +50,7 @@
 //	limit       token buckets
 //	handoff     steer: lanes between workers
 //	timed       what each stage takes
+//	sweep       what a dead data plane has left is made valid again
 //	clock       for replays: time that passes between frames
 //
 // The first three take a few packets at a time, so that what look-ups ask of memory comes

@@ -4,7 +4,6 @@ package pipeline
 
 import (
 	"weir/pipeline/generation"
-	"weir/pipeline/header"
 	"weir/pipeline/inet"
 	"weir/pipeline/session"
 )
@@ -20,14 +19,7 @@ func (p *Packet) portSpace() (session.PortSpace, bool) {
 	case kindEchoRequest, kindEchoReply:
 		return session.EchoIdentifiers, true
 	case kindPiece: // the first one's
-		switch p.proto {
-		case header.ProtocolTCP:
-			return session.TCPPorts, true
-		case header.ProtocolUDP:
-			return session.UDPPorts, true
-		case header.ProtocolICMP, header.ProtocolICMPv6:
-			return session.EchoIdentifiers, true
-		}
+		return session.SpaceOf(p.proto)
 	}
 	return 0, false
 }

@@ -324,7 +324,7 @@ func TestClosedConnectionAcrossARestart(t *testing.T) {
 	if fault := (&server{map[string]timeWait{}}).visit(r, 1000, 70_000); fault != "" {
 		t.Fatal(fault)
 	}
-	r.state.Sweep()
+	Sweep(r.state, r.gen, r.nanos)
 	if err := r.state.Check(); err != nil {
 		t.Fatal(err)
 	}

@@ -257,7 +257,7 @@ func (r *run) process(port int, bursts ...[][]byte) []fate {
 // restart is the death of the data plane and another one's start. Of unconfirmed sessions that
 // began in one millisecond, it may think any the oldest.
 func (r *run) restart() {
-	r.state.Sweep()
+	Sweep(r.state, r.gen, r.nanos)
 	now := r.nanos
 	r.hire()
 	r.clock(now)

@@ -99,12 +99,7 @@ func putPort(t []byte, port uint16, src bool) {
 	}
 }
 
-// setDeltas notes what replacing the local address and port does to checksums. ICMPv4's sum covers
-// no addresses.
+// setDeltas notes what replacing the local address and port does to checksums.
 func (p *Packet) setDeltas(old, new inet.Addr, oldPort, newPort uint16) {
-	p.headerDelta = header.Delta(0).Replace32(old.Sum(), new.Sum())
-	p.delta = header.Delta(0).Replace16(oldPort, newPort)
-	if p.proto != header.ProtocolICMP {
-		p.delta = p.delta.Add(p.headerDelta)
-	}
+	p.headerDelta, p.delta = header.AddressDeltas(p.proto, old.Sum(), new.Sum(), oldPort, newPort)
 }

@@ -307,5 +307,6 @@ func anySource(g *generation.Generation) *generation.Generation {
 	for i := range g.Instances {
 		g.Instances[i].MAC = [2]uint64{}
 	}
+	g.Segment.SealWhole(g.Header.Layout)
 	return g
 }

@@ -473,7 +473,7 @@ func TestHandoffFull(t *testing.T) {
 		t.Errorf("%+v, %d for a full ring", tot, full)
 	}
 	// The process dies: what was on its way is booked.
-	c.state.Sweep()
+	Sweep(c.state, c.gen, 1e9)
 	sum = c.sum()
 	if tot := sum.Totals(); sum.Dropped[drop.Restart] != handoffSlots || tot.Held != 0 || tot.Received != tot.Forwarded+tot.Dropped {
 		t.Errorf("after a sweep: %+v, %d for the restart", tot, sum.Dropped[drop.Restart])

@@ -38,7 +38,7 @@ func (c *control) begin(ctx context.Context, found *running, next *loaded, loadE
 	if err := c.prepare(next); err != nil {
 		return err
 	}
-	return c.start()
+	return c.start(false)
 }
 
 // prepare makes the shared state and compiles the first generation.
@@ -69,9 +69,9 @@ func (c *control) prepare(next *loaded) error {
 	return nil
 }
 
-// start hands the segments to a fresh data plane.
-func (c *control) start() error {
-	s := link.StartConfig{Log: c.cfg.Log, Dataplane: c.cfg.Dataplane, Supervised: c.plane.supervised}
+// start hands the segments to a fresh data plane; empty: which is not to go on with the sessions.
+func (c *control) start(empty bool) error {
+	s := link.StartConfig{Log: c.cfg.Log, Dataplane: c.cfg.Dataplane, Supervised: c.plane.supervised, Empty: empty}
 	for i := range c.cfg.Ports {
 		p := &c.cfg.Ports[i]
 		s.Ports = append(s.Ports, link.StartPort{Name: p.Name, Device: p.Device, MTU: p.MTU, MAC: p.MAC, VLAN: p.VLAN, Inside: p.Side == config.Inside})
@@ -92,4 +92,5 @@ func (c *control) forwarding() {
 	c.respond = respond.New(c.state, macs)
 	c.respond.Configure(c.cfg, c.gen)
 	c.status.Up.Store(true)
+	c.began = time.Now()
 }

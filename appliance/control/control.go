@@ -50,6 +50,8 @@ type control struct {
 	old       *generation.Generation // the one before it, until every worker is known to be past it
 	respond   *respond.Responder     // nil until the data plane has said its MACs
 	plane     supervisor
+	began     time.Time // when the data plane began to forward
+	deaths    int       // of data planes in a row that died soon after they began, or before
 	status    metrics.Status
 	checks    checks
 	door      chan func(*control) // what others want done on the loop's goroutine

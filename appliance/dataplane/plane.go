@@ -89,7 +89,11 @@ func (d *plane) start(payload []byte, stateFD, genFD, growingFD int) error {
 	}
 	d.current = g.Number
 	*d.gens.At(g.Number) = g
-	d.state.Sweep()
+	if c.Empty {
+		pipeline.Empty(d.state, link.Monotonic())
+	} else {
+		pipeline.Sweep(d.state, &g, link.Monotonic())
+	}
 	d.state.Publish(d.current)
 
 	if err := d.open(&c); err != nil {

@@ -53,6 +53,7 @@ type StartConfig struct {
 	Dataplane  config.Dataplane
 	Ports      []StartPort
 	Supervised bool // a weir run started the process, and ends it when it ends in order
+	Empty      bool // it is to begin without the sessions that the state has
 }
 
 // StartPort is a port of StartConfig.

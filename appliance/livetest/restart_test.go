@@ -3,6 +3,7 @@
 package livetest
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -113,6 +114,49 @@ func TestDataplaneKilled(t *testing.T) {
 			w.stop(t)
 		})
 	}
+}
+
+// Data planes that die one after the other may die of what they find: the fourth begins without
+// sessions, and says so.
+func TestDeathsInARow(t *testing.T) {
+	n := newNetwork(t)
+	serveEcho(t, n.internet, remote4, remote6)
+	w := startWeir(t, n, baseConfig)
+	s := startStream(t, n.guest, batch4, remote4, 10*time.Millisecond)
+	const says = "the next one begins without sessions"
+	for death := range 3 {
+		died := s.echoed()
+		eventually(t, patience, "the stream flows", func() error {
+			if s.echoed() < died+20 {
+				return fmt.Errorf("%d echoes after death %d", s.echoed()-died, death)
+			}
+			return nil
+		})
+		if strings.Contains(w.log(), says) {
+			t.Fatalf("after %d deaths: the sessions are lost", death)
+		}
+		last := w.dataplane(t)
+		if err := syscall.Kill(last, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, patience, "another data plane", func() error {
+			if all := w.dataplanes(t); len(all) != 1 || all[0] == last {
+				return fmt.Errorf("there are %v", all)
+			}
+			return nil
+		})
+	}
+	w.expectLog(t, says)
+	eventually(t, patience, "sessions ended with it", func() error {
+		if v := w.scrape(t).get(t, "weir_sessions_ended_total"); v == 0 {
+			return errors.New("none has ended")
+		}
+		return nil
+	})
+	endAll([]*stream{s})
+	w.expectBalance(t)
+	w.expectTables(t)
+	w.stop(t)
 }
 
 // Without control packets flow on. The next control takes the data plane over, and what changed on

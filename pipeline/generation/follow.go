@@ -56,7 +56,7 @@ func (c *Compiler) Follow(old *Generation, was, cfg *config.Config) (*Generation
 	}
 	c.Number++
 	g.Header.Number, g.Number = c.Number, c.Number
-	g.Segment.Seal(genLayout)
+	g.Segment.SealWhole(genLayout)
 	f.last.number = c.Number
 	f.commit()
 	return g, nil
@@ -109,6 +109,10 @@ func sameAttachment(a, b config.Attachment) bool {
 // Release takes over a generation that nobody uses any more, here or in the data plane: its memory,
 // which is there already, serves the next that Follow makes.
 func (c *Compiler) Release(g *Generation) {
+	if g.Segment.ReadOnly() { // another control's, which made it
+		g.Close()
+		return
+	}
 	c.spare.Close()
 	c.spare, g.Segment = g.Segment, memory.Segment{}
 }

@@ -414,23 +414,27 @@ func store(h Header, t *Tables) (*Generation, error) {
 	for i, c := range t.columns() {
 		c.copyTo(g.columns()[i])
 	}
-	g.Segment.Seal(genLayout)
+	g.Segment.SealWhole(genLayout)
 	return g, nil
 }
 
-// Attach maps the generation behind fd into g, which must be zero or closed, and takes fd over,
-// also when it fails. It allocates nothing.
+// Attach maps the generation behind fd into g, which must be zero or closed, to read it, and takes
+// fd over, also when it fails. One that is not what its maker has written is refused. It allocates
+// nothing.
 func (g *Generation) Attach(fd int) error {
-	if err := g.Segment.Map(fd); err != nil {
+	if err := g.Segment.MapRead(fd); err != nil {
 		return err
 	}
-	if err := g.Segment.Check(genLayout); err != nil {
+	if err := g.Segment.CheckWhole(genLayout); err != nil {
 		g.Segment.Close()
 		return err
 	}
 	g.view()
 	return nil
 }
+
+// Whole reports whether the generation still is what its maker has written.
+func (g *Generation) Whole() error { return g.Segment.CheckWhole(genLayout) }
 
 func (g *Generation) view() {
 	g.Header = memory.At[Header](&g.Segment, 0)

@@ -98,6 +98,17 @@ func (d Delta) Replace128(old, new *[16]byte) Delta {
 // Add returns the Delta of both rewrites together.
 func (d Delta) Add(e Delta) Delta { return Delta(Combine(uint16(d), uint16(e))) }
 
+// AddressDeltas returns what replacing an address, given by the sum of its words, and a port does
+// to the IPv4 header's checksum and to the transport's. ICMPv4's sum covers no addresses.
+func AddressDeltas(proto uint8, old, new uint32, oldPort, newPort uint16) (ip, transport Delta) {
+	ip = Delta(0).Replace32(old, new)
+	transport = Delta(0).Replace16(oldPort, newPort)
+	if proto != ProtocolICMP {
+		transport = transport.Add(ip)
+	}
+	return ip, transport
+}
+
 // Invert returns the Delta of the rewrite undone.
 func (d Delta) Invert() Delta { return ^d }
 

@@ -10,6 +10,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"hash/fnv"
 	"os"
 	"reflect"
@@ -33,7 +34,8 @@ type Segment struct {
 	fd   int
 	huge bool
 
-	refused error
+	readOnly bool
+	refused  error
 }
 
 // New makes a zeroed segment of at least size bytes behind a memfd, on huge pages if huge is set
@@ -62,7 +64,7 @@ func create(name string, size uint64, parts []part, flags int) (*Segment, error)
 	if base := onHeap(size); base != nil {
 		return &Segment{base: base, size: uintptr(size), fd: -1}, nil
 	}
-	fd, err := unix.MemfdCreate("weir-"+name, unix.MFD_CLOEXEC|flags)
+	fd, err := unix.MemfdCreate("weir-"+name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|flags)
 	if err != nil {
 		return nil, fmt.Errorf("segment %s: memfd_create: %w", name, err)
 	}
@@ -70,6 +72,10 @@ func create(name string, size uint64, parts []part, flags int) (*Segment, error)
 	if err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("segment %s: no memory for %d MiB: %w; lower dataplane.sessions or free memory", name, size>>20, err)
+	}
+	if err := sealSize(fd); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("segment %s: %w", name, err)
 	}
 	s := new(Segment)
 	if err := s.Map(fd); err != nil {
@@ -100,11 +106,42 @@ func allocate(fd int, size uint64, parts []part) (refused, err error) {
 
 func roundUp(n, to uint64) uint64 { return (n + to - 1) / to * to }
 
-// Map maps the segment behind fd into s, which must be zero or closed, populates it and takes fd
-// over, also when it fails. It allocates nothing.
-func (s *Segment) Map(fd int) error { return s.mapTo(fd, unix.MAP_POPULATE) }
+// sizeSeals keep whoever holds a descriptor from taking pages away from those who have them mapped,
+// whom the next access would kill.
+const sizeSeals = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW
 
-func (s *Segment) mapTo(fd, populate int) error {
+func sealSize(fd int) error {
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, sizeSeals); err != nil {
+		return fmt.Errorf("F_ADD_SEALS: %w", err)
+	}
+	return nil
+}
+
+// Map maps the segment behind fd into s, which must be zero or closed, populates it and takes fd
+// over, also when it fails. A segment whose size is not sealed is refused. It allocates nothing.
+func (s *Segment) Map(fd int) error {
+	return s.mapTo(fd, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_POPULATE)
+}
+
+// MapRead is Map for whoever never writes: who does, dies.
+func (s *Segment) MapRead(fd int) error {
+	err := s.mapTo(fd, unix.PROT_READ, unix.MAP_POPULATE)
+	s.readOnly = true
+	return err
+}
+
+// ReadOnly reports whether the segment was mapped by MapRead.
+func (s *Segment) ReadOnly() bool { return s.readOnly }
+
+func (s *Segment) mapTo(fd, protection, populate int) error {
+	seals, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
+	if err == nil && seals&sizeSeals != sizeSeals {
+		err = fmt.Errorf("its size is not sealed: expected seals %#x, it has %#x", sizeSeals, seals)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return fmt.Errorf("not a segment of weir's: %w", err)
+	}
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		unix.Close(fd)
@@ -114,7 +151,7 @@ func (s *Segment) mapTo(fd, populate int) error {
 		unix.Close(fd)
 		return errors.New("the segment is empty")
 	}
-	p, err := unix.MmapPtr(fd, 0, nil, uintptr(st.Size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|populate)
+	p, err := unix.MmapPtr(fd, 0, nil, uintptr(st.Size), protection, unix.MAP_SHARED|populate)
 	if failed := fault.Error("segment.map"); err == nil && failed != nil {
 		unix.MunmapPtr(p, uintptr(st.Size))
 		err = failed
@@ -243,6 +280,7 @@ type Header struct {
 	Magic  uint64
 	Layout uint64 // hash over the types that lie in the segment
 	Size   uint64
+	Sum    uint64 // SealWhole's: CRC-32C of everything behind the header
 	Ready  uint64
 }
 
@@ -254,6 +292,40 @@ func (s *Segment) Seal(layout uint64) {
 	h.Magic, h.Layout, h.Size = magic, layout, uint64(s.size)
 	atomic.StoreUint64(&h.Ready, 1)
 }
+
+// SealWhole is Seal for a segment that nobody changes from now on: its header has a checksum of all
+// of it, and where the kernel can (Linux 5.1) no other process can map it to write. The maker may
+// write into it anew when nobody else uses it any more, and then seals it again.
+func (s *Segment) SealWhole(layout uint64) {
+	h := At[Header](s, 0)
+	atomic.StoreUint64(&h.Ready, 0)
+	h.Sum = s.sum()
+	s.Seal(layout)
+	if s.fd >= 0 {
+		_, _ = unix.FcntlInt(uintptr(s.fd), unix.F_ADD_SEALS, unix.F_SEAL_FUTURE_WRITE)
+	}
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+func (s *Segment) sum() uint64 {
+	const behind = unsafe.Sizeof(Header{})
+	return uint64(crc32.Update(0, castagnoli, unsafe.Slice((*byte)(unsafe.Add(s.base, behind)), s.size-behind)))
+}
+
+// CheckWhole is Check for a segment that SealWhole has sealed, and reads all of it.
+func (s *Segment) CheckWhole(layout uint64) error {
+	if err := s.Check(layout); err != nil {
+		return err
+	}
+	if h := At[Header](s, 0); h.Sum != s.sum() {
+		return ErrDamaged
+	}
+	return nil
+}
+
+// ErrDamaged says that a segment is not what its maker wrote.
+var ErrDamaged = errors.New("its checksum is wrong: the memory has been damaged")
 
 // Check reports whether the segment was sealed by a program with the same layout.
 func (s *Segment) Check(layout uint64) error {

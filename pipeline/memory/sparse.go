@@ -28,8 +28,8 @@ func (l *Layout) NewSparse(name string) (*Segment, error) {
 	}
 	if err = unix.Ftruncate(fd, int64(roundUp(l.size, pageSize))); err != nil {
 		err = fmt.Errorf("segment %s: ftruncate: %w", name, err)
-	} else if _, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_SEAL); err != nil {
-		err = fmt.Errorf("segment %s: F_ADD_SEALS: %w", name, err)
+	} else if err = sealSize(fd); err != nil {
+		err = fmt.Errorf("segment %s: %w", name, err)
 	}
 	if err != nil {
 		unix.Close(fd)
@@ -46,15 +46,7 @@ var pageSize = uint64(os.Getpagesize())
 
 // MapSparse is Map for a sparse segment: it populates nothing.
 func (s *Segment) MapSparse(fd int) error {
-	seals, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
-	if err == nil && seals&(unix.F_SEAL_SHRINK|unix.F_SEAL_GROW) != unix.F_SEAL_SHRINK|unix.F_SEAL_GROW {
-		err = fmt.Errorf("its seals are %#x", seals)
-	}
-	if err != nil {
-		unix.Close(fd)
-		return fmt.Errorf("not a segment that grows: %w", err)
-	}
-	return s.mapTo(fd, 0)
+	return s.mapTo(fd, unix.PROT_READ|unix.PROT_WRITE, 0)
 }
 
 // Align makes the next section begin at a page.

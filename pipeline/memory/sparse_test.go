@@ -102,19 +102,6 @@ func TestSparse(t *testing.T) {
 	if s.Taken() != pages*pageSize {
 		t.Errorf("%d bytes are taken after a failure", s.Taken())
 	}
-	var plain Layout
-	Add[uint64](&plain, 1)
-	p, err := plain.New("test", false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer p.Close()
-	if fd, err = unix.Dup(p.FD()); err != nil {
-		t.Fatal(err)
-	}
-	if err := new(Segment).MapSparse(fd); err == nil {
-		t.Error("a segment that can shrink is taken for one that cannot")
-	}
 	if unsafe.Sizeof(Header{}) > uintptr(pageSize) {
 		t.Error("a header is more than a page")
 	}

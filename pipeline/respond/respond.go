@@ -136,7 +136,11 @@ func (r *Responder) Poll(now int64) {
 	}
 	for w := range r.state.Workers() {
 		ring := r.state.Punt(w)
-		for m := ring.Peek(); m != nil; m = ring.Peek() {
+		for range state.RingSlots { // no more: a data plane out of order must not keep control from other things
+			m := ring.Peek()
+			if m == nil {
+				break
+			}
 			r.Handle(m, now)
 			ring.Pop()
 		}

@@ -9,6 +9,7 @@ import (
 	"unsafe"
 
 	"weir/pipeline/fault"
+	"weir/pipeline/header"
 	"weir/pipeline/inet"
 	"weir/pipeline/memory"
 )
@@ -48,6 +49,19 @@ const (
 	EchoIdentifiers
 	PortSpaces // how many there are
 )
+
+// SpaceOf returns the port space of an IP protocol; false: SNAT does not translate it.
+func SpaceOf(proto uint8) (PortSpace, bool) {
+	switch proto {
+	case header.ProtocolTCP:
+		return TCPPorts, true
+	case header.ProtocolUDP:
+		return UDPPorts, true
+	case header.ProtocolICMP, header.ProtocolICMPv6:
+		return EchoIdentifiers, true
+	}
+	return 0, false
+}
 
 // States of a mapping's word.
 const (
@@ -172,7 +186,7 @@ func (m *Mappings) Rebuild() {
 	clear(m.taken[:room*int(PortSpaces)*groupsPerSpace])
 	clear(m.resting[:room*int(PortSpaces)*wordsPerSpace])
 	clear(m.inUse[:room])
-	m.h.free, m.h.live, m.h.yields = 0, 0, 0
+	m.h.free, m.h.live, m.h.yields, m.h.top = 0, 0, 0, 0
 	m.limboHead, m.limboEnd, m.fresh, m.walk, m.yielded = 0, 0, 0, 0, 0
 	for i := len(m.mappings) - 1; i >= 0; i-- { // so that the list gives low indexes first
 		e, ref := &m.mappings[i], uint32(i)
@@ -183,11 +197,28 @@ func (m *Mappings) Rebuild() {
 			continue
 		}
 		e.word = mappingLive | e.word&mappingRests
+		m.h.top = max(m.h.top, uint64(ref)+1)
 		m.rest(e)
 		push(&e.inside, m.insideChain(e.VPC, e.Private, e.PrivatePort, e.Protocol, e.Address), ref)
 		push(&e.outside, m.outsideChain(e.Address, e.Protocol, e.ExternalPort), ref)
 		m.inUse[e.Address]++
 		m.h.live++
+	}
+}
+
+// damaged is what a worker says that meets something in its tables that its own code does not
+// write. It dies of it, and the next data plane makes everything but sessions and mappings anew.
+const damaged = "session: the memory of the tables has been damaged"
+
+// walk counts the steps along a chain. With a keyed hash none comes near to longestChain, unless it
+// leads to itself.
+type walk int
+
+const longestChain = 1 << 14
+
+func (w *walk) step() {
+	if *w++; *w > longestChain {
+		panic(damaged)
 	}
 }
 
@@ -243,7 +274,8 @@ func (m *Mappings) Hold(vpc uint32, private inet.Addr, port uint16, space PortSp
 
 // holdFrom is Hold from the chain with this head.
 func (m *Mappings) holdFrom(head uint64, vpc uint32, private inet.Addr, port uint16, space PortSpace, address uint32, ranges []PortRange) uint32 {
-	for at := uint32(head); at != 0; {
+	var steps walk
+	for at := uint32(head); at != 0; steps.step() {
 		e := &m.mappings[at-1]
 		if e.PrivatePort == port && e.VPC == vpc && e.Protocol == space && e.Address == address && e.Private == private && within(ranges, e.ExternalPort) && m.hold(e) {
 			return at - 1
@@ -289,19 +321,28 @@ func (m *Mappings) wake(e *Mapping) {
 	atomic.AndUint64(&m.restingOf(e.Address, e.Protocol)[e.ExternalPort>>6], ^(uint64(1) << (e.ExternalPort & 63)))
 }
 
-// Adopt lets s hold the mapping that it names, after Rebuild, unless that has become another's.
-func (m *Mappings) Adopt(s *Session) bool {
-	if int(s.Mapping) >= len(m.mappings) {
+// Adopt lets s, whose external address has a slot, hold the mapping that it names, after Rebuild,
+// unless that is another's, or has become so.
+func (m *Mappings) Adopt(s *Session, address uint32) bool {
+	space, ok := SpaceOf(s.Proto())
+	if !ok || int(s.Mapping) >= len(m.mappings) {
 		return false
 	}
 	e := &m.mappings[s.Mapping]
-	return e.Private == s.Private && e.VPC == s.VPC && e.PrivatePort == s.PrivatePort() && e.ExternalPort == s.ExternalPort() && m.hold(e)
+	return e.Private == s.Private && e.VPC == s.VPC && e.PrivatePort == s.PrivatePort() && e.ExternalPort == s.ExternalPort() &&
+		e.Address == address && e.Protocol == space && m.hold(e)
 }
 
-// Settle puts, after the sessions have adopted theirs, the mappings that are held before those that
-// rest: when a process died between two mappings of one internal endpoint, the endpoint goes on
-// with the one that its sessions have.
-func (m *Mappings) Settle() {
+// Settle, at millisecond now, lets no mapping have been let go of in the future, and puts, after
+// the sessions have adopted theirs, the mappings that are held before those that rest: when a
+// process died between two mappings of one internal endpoint, the endpoint goes on with the one
+// that its sessions have.
+func (m *Mappings) Settle(now uint32) {
+	for i := range m.mappings[:m.h.top] {
+		if e := &m.mappings[i]; int32(now-e.last) < 0 {
+			e.last = now
+		}
+	}
 	for i := range m.inside {
 		var held, rest uint32
 		for at := uint32(m.inside[i]); at != 0; {
@@ -384,7 +425,8 @@ func (e *Mapping) Held() bool {
 
 // FindOutside returns the mapping that has a port of an external address and is held, or None.
 func (m *Mappings) FindOutside(address uint32, space PortSpace, port uint16) uint32 {
-	for at := uint32(atomic.LoadUint64(m.outsideChain(address, space, port))); at != 0; {
+	var steps walk
+	for at := uint32(atomic.LoadUint64(m.outsideChain(address, space, port))); at != 0; steps.step() {
 		e := &m.mappings[at-1]
 		if e.ExternalPort == port && e.Address == address && e.Protocol == space && e.Held() {
 			return at - 1
@@ -507,6 +549,9 @@ func (m *Mappings) alloc() (uint32, bool) {
 			return None, false
 		}
 		if atomic.CompareAndSwapUint64(&m.h.free, head, next(head, atomic.LoadUint32(&m.mappings[at-1].outside))) {
+			if atomic.LoadUint64(&m.mappings[at-1].word)&stateMask != mappingFree {
+				panic(damaged)
+			}
 			atomic.AddUint64(&m.h.live, 1)
 			for top := atomic.LoadUint64(&m.h.top); top < uint64(at) && !atomic.CompareAndSwapUint64(&m.h.top, top, uint64(at)); {
 				top = atomic.LoadUint64(&m.h.top)
@@ -535,11 +580,18 @@ func (m *Mappings) release(ref uint32) {
 func (m *Mappings) Reap(n int, now, rest uint32, oldest uint32) {
 	// What the last call took away went after its turn had begun: it is gone for those who begin a
 	// turn from this one on.
+	left := len(m.mappings) // in limbo at the most
 	for at := m.fresh; at != 0; at = m.mappings[at-1].limbo {
 		m.mappings[at-1].gone = now
+		if left--; left < 0 {
+			panic(damaged)
+		}
 	}
-	m.fresh = 0
-	for m.limboHead != 0 {
+	m.fresh, left = 0, len(m.mappings)
+	for ; m.limboHead != 0; left-- {
+		if left == 0 {
+			panic(damaged)
+		}
 		e := &m.mappings[m.limboHead-1]
 		if int32(oldest-e.gone) <= 0 {
 			break
@@ -624,6 +676,7 @@ func (e *Mapping) take(w uint64) bool {
 // unlink takes ref out of a chain, whose head others may change meanwhile. What it leads to stays:
 // somebody may stand on it.
 func (m *Mappings) unlink(chain *uint64, ref uint32, link func(*Mapping) *uint32) {
+	var steps walk
 	for {
 		head := atomic.LoadUint64(chain)
 		if uint32(head) == ref+1 {
@@ -632,7 +685,7 @@ func (m *Mappings) unlink(chain *uint64, ref uint32, link func(*Mapping) *uint32
 			}
 			continue
 		}
-		for at := uint32(head); at != 0; {
+		for at := uint32(head); at != 0; steps.step() {
 			l := link(&m.mappings[at-1])
 			after := atomic.LoadUint32(l)
 			if after == ref+1 {

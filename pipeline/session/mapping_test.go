@@ -131,8 +131,8 @@ func TestMappingsAgreeWithMaps(t *testing.T) {
 			m.Rebuild()
 			for e, k := range live {
 				for range k.holds {
-					s := Session{Private: private(e.host), VPC: e.vpc, Mapping: k.ref, word: Word(e.port, 1, k.port, 17, UDP)}
-					if !m.Adopt(&s) {
+					s := Session{Private: private(e.host), VPC: e.vpc, Mapping: k.ref, word: Word(e.port, 1, k.port, [PortSpaces]uint8{6, 17, 1}[e.space], UDP)}
+					if !m.Adopt(&s, e.address) {
 						t.Fatalf("step %d: mapping %d is lost by a rebuild", step, k.ref)
 					}
 				}
@@ -286,10 +286,10 @@ func TestTwinsSettle(t *testing.T) {
 	held, _ := m.Create(1, private(1), 5, UDPPorts, 1, ranges, newRand(1), 0)
 	s := &Session{Private: private(1), VPC: 1, Mapping: held, word: Word(5, 53, m.At(held).ExternalPort, 17, UDP)}
 	m.Rebuild()
-	if !m.Adopt(s) {
+	if !m.Adopt(s, 1) {
 		t.Fatal("not adopted")
 	}
-	m.Settle()
+	m.Settle(0)
 	if got := m.Hold(1, private(1), 5, UDPPorts, 1, ranges); got != held {
 		t.Errorf("the endpoint has mapping %d with a session, and gets %d for the next", held, int32(got))
 	}

@@ -225,7 +225,8 @@ func (m *Mappings) takeOver(to *Toward, vpc uint32, private inet.Addr, address u
 
 // restingAt returns the mapping of a port that nobody holds, or None.
 func (m *Mappings) restingAt(address uint32, space PortSpace, port uint16) uint32 {
-	for at := uint32(atomic.LoadUint64(m.outsideChain(address, space, port))); at != 0; {
+	var steps walk
+	for at := uint32(atomic.LoadUint64(m.outsideChain(address, space, port))); at != 0; steps.step() {
 		e := &m.mappings[at-1]
 		if e.ExternalPort == port && e.Address == address && e.Protocol == space && atomic.LoadUint64(&e.word)&(stateMask|holdsMask) == mappingLive {
 			return at - 1

@@ -114,7 +114,7 @@ func (t *Table) Rebuild(keep func(ref uint32, s *Session) bool) {
 		s.Flags &^= Paired
 		switch {
 		case s.word == 0:
-		case s.State() == Free || s.State() >= NumStates || !t.link(ref, s):
+		case s.State() == Free || s.State() >= NumStates || t.taken(s) || !t.link(ref, s):
 			atomic.StoreUint64(&s.word, 0)
 		case !keep(ref, s):
 			inside, outside := s.keys()
@@ -129,6 +129,12 @@ func (t *Table) Rebuild(keep func(ref uint32, s *Session) bool) {
 			t.h.free++
 		}
 	}
+}
+
+// taken reports whether another session has a key of s, which only damage makes so.
+func (t *Table) taken(s *Session) bool {
+	inside, outside := s.keys()
+	return t.Find(&inside) != None || t.Find(&outside) != None
 }
 
 // Fill puts every session on the free stack of a table that Init made.
@@ -169,7 +175,10 @@ func (t *Table) Alloc() (ref uint32, s *Session, ok bool) {
 	}
 	ref = t.free[t.h.free-1]
 	t.h.free--
-	return ref, &t.sessions[ref], true
+	if s = &t.sessions[ref]; s.word != 0 {
+		panic(damaged)
+	}
+	return ref, s, true
 }
 
 // Publish makes a session from Alloc live under word, in both directions. It fails when the index
@@ -211,7 +220,9 @@ func (t *Table) FindPaired(external, remote inet.Addr, externalPort uint16, prot
 // by chance need not be in the list.
 func (t *Table) findPaired(h uint64, k *Key) uint32 {
 	tag := tagOf(h)
+	var steps walk
 	for b := t.bucketOf(h); ; b = &t.overflow[b.next-1] {
+		steps.step()
 		for i := range b.tags {
 			if b.tags[i] == tag {
 				if s := &t.sessions[b.refs[i]]; s.Flags&Paired != 0 && k.Names(s) {
@@ -300,8 +311,10 @@ func tagOf(h uint64) uint16 {
 }
 
 func (t *Table) insert(h uint64, ref uint32) bool {
+	var steps walk
 	b := t.bucketOf(h)
 	for {
+		steps.step()
 		for i, tag := range &b.tags {
 			if tag == 0 {
 				b.refs[i] = ref
@@ -326,7 +339,9 @@ func (t *Table) unlink(h uint64, ref uint32) {
 	first := t.bucketOf(h)
 	tag := tagOf(h)
 	var before *bucket
+	var steps walk
 	for b := first; ; {
+		steps.step()
 		for i := range b.tags {
 			if b.tags[i] == tag && b.refs[i] == ref {
 				b.tags[i] = 0
@@ -375,7 +390,9 @@ func (t *Table) Find(k *Key) uint32 { return t.find(t.secret.hash(k), k) }
 
 func (t *Table) find(h uint64, k *Key) uint32 {
 	tag := tagOf(h)
+	var steps walk
 	for b := t.bucketOf(h); ; b = &t.overflow[b.next-1] {
+		steps.step()
 		for i := range b.tags {
 			if b.tags[i] == tag && k.Names(&t.sessions[b.refs[i]]) {
 				return b.refs[i]

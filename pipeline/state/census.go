@@ -59,7 +59,7 @@ func (s *State) TakeCensus(names map[uint32]string) *Census {
 func (s *State) SessionCapacity() int {
 	n := 0
 	for w := range s.Workers() {
-		n += int(s.h.Worker[w].Table.Capacity)
+		n += int(s.fixed.Worker[w].Table.Capacity)
 	}
 	return n
 }

@@ -90,7 +90,7 @@ func (s *State) pieces(from, to Room, f func(piece) error) error {
 		}
 	}
 	add(0, uint64(unsafe.Sizeof(memory.Header{})), min(from.NeighborTables, 1), 1, -1)
-	g, m := &s.h.Growing, &s.h.Mappings
+	g, m := &s.fixed.Growing, &s.fixed.Mappings
 	entries := func(tables uint64) uint64 { return uint64(s.Neighbors.before(uint32(tables))) }
 	add(g.Neighbors, uint64(unsafe.Sizeof(Neighbor{})), entries(from.NeighborTables), entries(to.NeighborTables), -1)
 	add(g.VPCs, uint64(unsafe.Sizeof(Usage{})), from.VPCs, to.VPCs, -1)

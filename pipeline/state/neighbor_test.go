@@ -181,6 +181,28 @@ func TestRingAgreesWithSlice(t *testing.T) {
 	}
 }
 
+// A writer that claims more than there is room for does not keep its reader busy, and is read again
+// when it writes again.
+func TestRingOfABrokenWriter(t *testing.T) {
+	for _, head := range []uint64{RingSlots + 1, 1 << 60, ^uint64(0)} {
+		q := newRing()
+		q.Put(PuntFrame, 0, drop.Pass, 0, inet.Addr{}, []byte{1})
+		q.r.head = head
+		if m := q.Peek(); m != nil {
+			t.Errorf("head %d: there is a message", head)
+		}
+		if !q.Put(PuntFrame, 7, drop.Pass, 0, inet.Addr{}, []byte{2}) {
+			t.Fatalf("head %d: the ring is full", head)
+		}
+		if m := q.Peek(); m == nil || m.At != 7 {
+			t.Fatalf("head %d: %+v", head, m)
+		}
+		if q.Pop(); q.Peek() != nil {
+			t.Errorf("head %d: there is another message", head)
+		}
+	}
+}
+
 func TestRingConcurrently(t *testing.T) {
 	const n = 50_000
 	q := newRing()

@@ -74,4 +74,4 @@ func (s *State) RSS() (key []byte, queues []uint16) {
 }
 
 // Ownership returns who owns which remote addresses.
-func (s *State) Ownership() *ownership { return &s.h.Ownership }
+func (s *State) Ownership() *ownership { return &s.fixed.Ownership }

@@ -85,11 +85,11 @@ func TestOwnersShare(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		h := NewToeplitz(&s.h.Ownership.Key)
+		h := NewToeplitz(&s.fixed.Ownership.Key)
 		n := make([]int, workers)
 		const addresses = 64_000
 		for i := range addresses {
-			n[s.h.Ownership.Owners[h.Hash(inet.Addr{Lo: 0xffff_0800_0000 + uint64(i)*77})%OwnerSlots]]++
+			n[s.fixed.Ownership.Owners[h.Hash(inet.Addr{Lo: 0xffff_0800_0000 + uint64(i)*77})%OwnerSlots]]++
 		}
 		for w := range n {
 			if share := addresses / workers; n[w] < share/2 || n[w] > share*2 {

@@ -74,10 +74,16 @@ func (r Ring) Put(kind MessageKind, at attach.Word, reason drop.Reason, mtu uint
 // Used returns how many messages wait, for the writer.
 func (r Ring) Used() uint64 { return r.r.head - atomic.LoadUint64(&r.r.tail) }
 
-// Peek returns the oldest message, or nil. It stays in the ring, and may be read, until Pop.
+// Peek returns the oldest message, or nil. It stays in the ring, and may be read, until Pop. A
+// writer that claims to have written more than there is room for is not believed: what it may have
+// written is passed over.
 func (r Ring) Peek() *Message {
-	tail := r.r.tail
-	if tail == atomic.LoadUint64(&r.r.head) {
+	tail, head := r.r.tail, atomic.LoadUint64(&r.r.head)
+	switch {
+	case tail == head:
+		return nil
+	case head-tail > RingSlots:
+		atomic.StoreUint64(&r.r.tail, head)
 		return nil
 	}
 	return &r.r.slots[tail%RingSlots]

@@ -26,17 +26,23 @@ const maxWorkers = config.MaxWorkers
 // stateHeader stands at the start of the state segment.
 type stateHeader struct {
 	memory.Header
+	fixed
+	Generation uint64 // the published one's number
+	Room       Room
+	Runtime    Runtime
+	Devices    [MaxPorts]Device
+	Lost       uint64 // frames of control's that found no room in the ring to a worker; control writes
+}
+
+// fixed is what control decides when it makes the state. Each process reads it once and goes by its
+// own copy.
+type fixed struct {
 	Workers        uint64
-	Generation     uint64 // the published one's number
 	NeighborSecret uint64
 	Growing        growingSections
-	Room           Room
 	Ownership      ownership
 	Mappings       session.MappingsRegion
 	Worker         [maxWorkers]workerRegion
-	Runtime        Runtime
-	Devices        [MaxPorts]Device
-	Lost           uint64 // frames of control's that found no room in the ring to a worker; control writes
 }
 
 // Runtime is what the data plane tells of itself, once a second.
@@ -71,6 +77,7 @@ type State struct {
 	Segment   *memory.Segment
 	Neighbors *Neighbors
 	h         *stateHeader
+	fixed     fixed
 	VPCs      []Usage // those from Room().VPCs on have no memory
 	Instances []Usage
 
@@ -157,6 +164,7 @@ func New(c Sizes) (*State, error) {
 	for i := range o.Owners {
 		o.Owners[i] = uint8(i % c.Workers)
 	}
+	st.fixed = st.h.fixed
 	grown.Seal(stateLayout)
 	s.Seal(stateLayout)
 	return st, nil
@@ -202,12 +210,63 @@ func Attach(fd, growing int) (*State, error) {
 		g.Close()
 		return nil, err
 	}
-	st := viewState(s, g)
+	st, err := within(s, g)
+	if err != nil {
+		s.Close()
+		g.Close()
+		return nil, err
+	}
 	if err := st.Populate(); err != nil {
 		st.Close()
 		return nil, err
 	}
 	return st, nil
+}
+
+// within is viewState for a header that may be damaged: nothing that it names lies outside of the
+// segments.
+func within(s, growing *memory.Segment) (st *State, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			st, err = nil, fmt.Errorf("its header is damaged: %v", r)
+		}
+	}()
+	h := memory.At[stateHeader](s, 0)
+	switch r := &h.Room; {
+	case h.Workers < 1 || h.Workers > maxWorkers:
+		return nil, fmt.Errorf("its header is damaged: it says %d workers", h.Workers)
+	case r.VPCs > VPCSlots || r.Instances > InstanceSlots || r.Addresses > AddressSlots || r.NeighborTables < 1 || r.NeighborTables > neighborTables:
+		return nil, fmt.Errorf("its header is damaged: it says %+v", *r)
+	}
+	for _, w := range h.Ownership.Owners {
+		if uint64(w) >= h.Workers {
+			return nil, fmt.Errorf("its header is damaged: worker %d owns addresses, of %d", w, h.Workers)
+		}
+	}
+	st = viewState(s, growing)
+	if st.Mappings().Addresses() > AddressSlots {
+		return nil, fmt.Errorf("its header is damaged: there is room for %d SNAT addresses", st.Mappings().Addresses())
+	}
+	for w := range st.Workers() {
+		st.Counters(w)
+		st.Punt(w)
+		st.Inject(w)
+		st.Table(w)
+		st.Unconfirmed(w)
+		memory.Slice[Share](growing, st.fixed.Growing.Shares[w], VPCSlots)
+	}
+	return st, nil
+}
+
+// Restore writes what this process, control, knows of the segments over what stands in them: a data
+// plane that died may have damaged it. Nobody else may use the state.
+func (s *State) Restore() {
+	h := s.h
+	h.fixed = s.fixed
+	h.Room = s.mapped
+	s.Mappings().SetRoom(int(s.mapped.Addresses))
+	s.growing.Seal(stateLayout)
+	s.Segment.Seal(stateLayout)
 }
 
 func viewState(s, growing *memory.Segment) *State {
@@ -217,17 +276,18 @@ func viewState(s, growing *memory.Segment) *State {
 		growing:   growing,
 		Neighbors: NewNeighbors(memory.Slice[Neighbor](growing, h.Growing.Neighbors, allNeighbors), firstNeighbors, 0, h.NeighborSecret),
 		h:         h,
+		fixed:     h.fixed,
 		VPCs:      memory.Slice[Usage](growing, h.Growing.VPCs, VPCSlots),
 		Instances: memory.Slice[Usage](growing, h.Growing.Instances, InstanceSlots),
 	}
 }
 
 // Workers returns the number of workers that the state was made for.
-func (s *State) Workers() int { return int(s.h.Workers) }
+func (s *State) Workers() int { return int(s.fixed.Workers) }
 
 // Counters returns worker w's counters.
 func (s *State) Counters(w int) *Counters {
-	return memory.At[Counters](s.Segment, s.h.Worker[w].Counters)
+	return memory.At[Counters](s.Segment, s.fixed.Worker[w].Counters)
 }
 
 // Counts returns what worker w has counted, for whoever is not that worker.
@@ -240,10 +300,10 @@ func (s *State) Runtime() *Runtime { return &s.h.Runtime }
 func (s *State) Device(port int) *Device { return &s.h.Devices[port] }
 
 // Punt returns the ring from worker w to control.
-func (s *State) Punt(w int) Ring { return openRing(s.Segment, s.h.Worker[w].Punt) }
+func (s *State) Punt(w int) Ring { return openRing(s.Segment, s.fixed.Worker[w].Punt) }
 
 // Inject returns the ring from control to worker w.
-func (s *State) Inject(w int) Ring { return openRing(s.Segment, s.h.Worker[w].Inject) }
+func (s *State) Inject(w int) Ring { return openRing(s.Segment, s.fixed.Worker[w].Inject) }
 
 // CountLost counts a frame of control's that found no room in the ring to a worker, and Lost
 // returns how many there were. Control alone counts.
@@ -253,11 +313,11 @@ func (s *State) CountLost() { atomic.AddUint64(&s.h.Lost, 1) }
 func (s *State) Lost() uint64 { return atomic.LoadUint64(&s.h.Lost) }
 
 // Table returns worker w's session table.
-func (s *State) Table(w int) *session.Table { return session.Open(s.Segment, s.h.Worker[w].Table) }
+func (s *State) Table(w int) *session.Table { return session.Open(s.Segment, s.fixed.Worker[w].Table) }
 
 // Mappings returns a view of the mappings that all workers share. Each worker has its own view.
 func (s *State) Mappings() *session.Mappings {
-	return session.OpenMappings(s.Segment, s.growing, s.h.Mappings)
+	return session.OpenMappings(s.Segment, s.growing, s.fixed.Mappings)
 }
 
 // Seen returns the number of the generation that worker w has come to.

@@ -42,10 +42,10 @@ func TestStateKeepsNodesApart(t *testing.T) {
 		begin, end uint64
 		node       int
 	}
-	shared := span{0, max(s.h.Mappings.Header, s.h.Mappings.Mappings, s.h.Mappings.Inside, s.h.Mappings.Outside), -2}
+	shared := span{0, max(s.fixed.Mappings.Header, s.fixed.Mappings.Mappings, s.fixed.Mappings.Inside, s.fixed.Mappings.Outside), -2}
 	spans := []span{shared}
 	for w := range workers {
-		r := s.h.Worker[w]
+		r := s.fixed.Worker[w]
 		parts := []uint64{r.Counters, r.Punt, r.Inject, r.Table.Header, r.Table.Sessions, r.Table.Buckets, r.Table.Overflow, r.Table.Free}
 		spans = append(spans, span{slices.Min(parts), slices.Max(parts), nodes[w]})
 	}

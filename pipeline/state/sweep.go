@@ -4,14 +4,17 @@ package state
 
 import (
 	"slices"
+	"sync/atomic"
 
 	"weir/pipeline/session"
 )
 
-// Sweep makes everything valid again after a data plane died, whatever it was doing: counts what it
-// had in hand as dropped, empties the rings, and rebuilds index, mappings, limits and lists from
-// the sessions. No worker may run.
-func (s *State) Sweep() {
+// Sweep makes everything valid again after a data plane died, whatever it was doing, at millisecond
+// now: it counts what it had in hand as dropped, empties the rings, and rebuilds index, mappings,
+// limits and lists from the sessions. Of these keep decides, and says in which slot the external
+// address of one that has a mapping is; it may change a session, but not its keys. No worker may
+// run.
+func (s *State) Sweep(now uint32, keep func(s *session.Session) (address uint32, ok bool)) {
 	room := s.Room()
 	clear(s.VPCs[:room.VPCs])
 	clear(s.Instances[:room.Instances])
@@ -32,7 +35,9 @@ func (s *State) Sweep() {
 			if e.State() == session.Unconfirmed {
 				e.Mapping = session.None
 			}
-			if uint64(e.VPC) >= room.VPCs || uint64(e.Instance) >= room.Instances || e.Mapping != session.None && !mappings.Adopt(e) {
+			address, ok := keep(e)
+			if !ok || uint64(e.VPC) >= room.VPCs || uint64(e.Instance) >= room.Instances || e.Mapping != session.None && !mappings.Adopt(e, address) {
+				c.SessionsEnded++
 				return false
 			}
 			s.Acquire(e.VPC, e.Instance)
@@ -48,8 +53,8 @@ func (s *State) Sweep() {
 			e := t.At(ref)
 			lists[e.Instance].Push(t, ref, e)
 		}
-		c.Sessions = uint64(t.Len())
+		atomic.StoreUint64(&c.Sessions, uint64(t.Len()))
 	}
-	mappings.Settle()
+	mappings.Settle(now)
 	settleRings(counters)
 }

@@ -32,13 +32,13 @@ type UnconfirmedList struct{ Oldest, Newest, N uint32 }
 // Unconfirmed returns worker w's lists of unconfirmed sessions, by slot of the instance. Those from
 // Room().Instances on have no memory.
 func (s *State) Unconfirmed(w int) []UnconfirmedList {
-	return memory.Slice[UnconfirmedList](s.growing, s.h.Growing.Unconfirmed[w], InstanceSlots)
+	return memory.Slice[UnconfirmedList](s.growing, s.fixed.Growing.Unconfirmed[w], InstanceSlots)
 }
 
 // Shares returns what the VPCs have of worker w's table, by slot, emptied: the worker counts them.
 // Those from Room().VPCs on have no memory.
 func (s *State) Shares(w int) []Share {
-	shares := memory.Slice[Share](s.growing, s.h.Growing.Shares[w], VPCSlots)
+	shares := memory.Slice[Share](s.growing, s.fixed.Growing.Shares[w], VPCSlots)
 	clear(shares[:s.Room().VPCs])
 	return shares
 }
