@@ -17,6 +17,6 @@ func main() {
 		Use:   "weir",
 		Short: "An Internet gateway for bare-metal hosts, on DPDK",
 	}
-	root.AddCommand(runCommand(), checkCommand(), replayCommand(), benchCommand(), command.Version(version))
+	root.AddCommand(runCommand(), reloadCommand(), showCommand(), checkCommand(), replayCommand(), benchCommand(), command.Version(version))
 	command.Main(root)
 }

@@ -23,6 +23,8 @@ type Status struct {
 	Generation atomic.Uint64
 	Census     atomic.Pointer[state.Census] // nil until the first
 
+	health     atomic.Pointer[Health] // nil until the first
+	looked     atomic.Int64           // when, Unix milliseconds
 	reloadOK   atomic.Bool
 	reloadTime atomic.Int64 // of the last success, Unix seconds
 }
@@ -72,6 +74,9 @@ var (
 	restarts    = desc("dataplane_restarts_total", "Restarts of the data plane after it died.", nil)
 	collections = desc("dataplane_collections", "Runs of Go's garbage collector in the data plane since its start. Expected: 0.", nil)
 	heap        = desc("dataplane_heap_bytes", "Bytes of heap objects in the data plane. Expected: constant.", nil)
+	ready       = desc("ready", "Whether packets can pass, as /readyz says.", nil)
+	nextHopUp   = desc("next_hop_up", "Whether a next hop answers ARP or ND, or has a configured MAC.", []string{"port", "address"})
+	stalled     = desc("worker_stalled", "Whether a worker has not begun a turn for two seconds.", worker)
 	linkUp      = desc("port_link_up", "Whether the port's link is up, as its driver says.", port)
 	missed      = desc("port_receive_missed_total", "Packets lost because the device had no free receive descriptor.", port)
 	rxErrors    = desc("port_receive_errors_total", "Packets that the device received with errors.", port)
@@ -153,6 +158,16 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	gauge(reloadTime, float64(c.status.reloadTime.Load()))
 	gauge(up, truth(c.status.Up.Load()))
 	count(restarts, c.status.Restarts.Load())
+	faults, _ := c.status.faults()
+	gauge(ready, truth(len(faults) == 0))
+	if h := c.status.health.Load(); h != nil {
+		for _, n := range h.NextHops {
+			gauge(nextHopUp, truth(n.Up), n.Port, n.Address)
+		}
+		for w, is := range h.Stalled {
+			gauge(stalled, truth(is), strconv.Itoa(w))
+		}
+	}
 	r := c.state.Runtime()
 	gauge(collections, float64(r.Collections))
 	gauge(heap, float64(r.HeapBytes))

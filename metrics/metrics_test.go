@@ -59,6 +59,7 @@ func newState(t *testing.T) (*state.State, *Status) {
 	status.Restarts.Store(next())
 	status.Generation.Store(next())
 	status.Reloaded(true, time.Unix(1_700_000_000, 0))
+	status.SetHealth(&Health{NextHops: []NextHop{{"outside", "198.51.100.1", true}, {"outside", "2001:db8::1", false}}, Stalled: []bool{false, true}})
 	status.Census.Store(&state.Census{Sessions: map[string]int{"blue": 7, "green": 0}, SNATPorts: map[string]int{"blue": 3, "green": 0}})
 	return s, status
 }
@@ -152,6 +153,35 @@ func TestHealth(t *testing.T) {
 			t.Errorf("up %v: no %q", up, gauge)
 		}
 	}
+}
+
+// What control finds is what /readyz says, and no longer than it is true.
+func TestReady(t *testing.T) {
+	s, status := newState(t)
+	at := "http://" + start(t, s, status)
+	expect := func(what string, want int, texts ...string) {
+		t.Helper()
+		code, body := get(t, at+"/readyz")
+		for _, text := range texts {
+			if !strings.Contains(body, text) {
+				t.Errorf("%s: no %q in %q", what, text, body)
+			}
+		}
+		gauge := fmt.Sprintf("weir_ready %d\n", map[bool]int{true: 1}[want == http.StatusOK])
+		if _, page := get(t, at+"/metrics"); code != want || !strings.Contains(page, gauge) {
+			t.Errorf("%s: %d, expected %d, and %q", what, code, want, gauge)
+		}
+	}
+	status.SetHealth(&Health{Degraded: []string{"one hop is silent"}})
+	expect("one hop", http.StatusOK, "ready\n", "degraded: one hop is silent\n")
+	status.SetHealth(&Health{Faults: []string{"no hop answers"}, Degraded: []string{"one hop is silent"}})
+	expect("no hop", http.StatusServiceUnavailable, "not ready: no hop answers\n", "degraded: one hop is silent\n")
+	status.SetHealth(&Health{})
+	expect("well again", http.StatusOK, "ready\n")
+	status.Reloaded(false, time.Now())
+	expect("a refused reload", http.StatusOK, "ready\n", "degraded: the configuration on disk is not in force")
+	status.looked.Store(time.Now().Add(-2 * oldest).UnixMilli())
+	expect("nobody looks", http.StatusServiceUnavailable, "not ready: control has not looked for 10s\n")
 }
 
 func TestReloaded(t *testing.T) {

@@ -18,7 +18,7 @@ import (
 const maxScrapes = 16
 
 // NewServer returns the HTTP server of the control process: /metrics, /healthz (the process lives)
-// and /readyz (the data plane forwards). ports are the names of the ports by index. Its limits are
+// and /readyz (packets can pass). ports are the names of the ports by index. Its limits are
 // for a management network, not for the Internet.
 func NewServer(state *state.State, ports []string, status *Status, log *slog.Logger) *http.Server {
 	r := prometheus.NewRegistry()
@@ -30,13 +30,7 @@ func NewServer(state *state.State, ports []string, status *Status, log *slog.Log
 		ErrorLog:            slog.NewLogLogger(log.Handler(), slog.LevelError),
 	}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { w.Write([]byte("ok\n")) })
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if !status.Up.Load() {
-			http.Error(w, "the data plane does not forward", http.StatusServiceUnavailable)
-			return
-		}
-		w.Write([]byte("ready\n"))
-	})
+	mux.HandleFunc("GET /readyz", status.ready)
 	return &http.Server{
 		Handler:           mux,
 		ReadHeaderTimeout: 5 * time.Second,

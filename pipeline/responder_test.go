@@ -257,14 +257,11 @@ func TestNextHopProbing(t *testing.T) {
 	c.drain()
 	c.expect(0, "udp 10.0.0.5:1 > 8.8.8.8:53", "udp 192.0.2.5:1 > 8.8.8.8:53")
 	asked := 0
-	for i := range 30 { // silence: asked again after 10 s, three times, then not live
+	for range 30 { // silence: asked again after a second, three times, then not live
 		for _, s := range c.second() {
 			if s == arp {
 				asked++
 			}
-		}
-		if i < 9 && asked > 0 {
-			t.Fatalf("asked again after %d s", i+1)
 		}
 		if asked < respond.ProbeTries && stateOf() != state.NeighborReachable {
 			t.Fatalf("given up after %d questions", asked)

@@ -39,9 +39,10 @@ type route struct {
 }
 
 func (c *control) routes() []route {
-	return []route{
-		{"POST /api/v1/check", readers, c.previewHandler},
-	}
+	return append(c.showRoutes(),
+		route{"POST /api/v1/check", readers, c.previewHandler},
+		route{"POST /api/v1/reload", owner, c.reloadHandler},
+	)
 }
 
 // serve starts the HTTP servers that the configuration names, and returns what ends them.

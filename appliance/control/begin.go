@@ -91,6 +91,7 @@ func (c *control) forwarding() {
 	}
 	c.respond = respond.New(c.state, macs)
 	c.respond.Configure(c.cfg, c.gen)
+	c.watchHealth()
 	c.status.Up.Store(true)
 	c.began = time.Now()
 }

@@ -41,19 +41,25 @@ type control struct {
 	load      func(ctx context.Context) (*loaded, error) // loadFiles, or a test's
 	lastRead  atomic.Pointer[config.Sum]                 // of what a load has read last
 	loading   bool                                       // a load is under way
+	waiting   [2][]chan<- error                          // for the end of the load under way, and of the one after it
 	loadAgain bool                                       // and another one after it is wanted
 	read      chan reading
 	cfg       *config.Config
 	state     *state.State
 	compiler  *generation.Compiler
 	gen       *generation.Generation
+	names     *names                 // of its VPCs and instances, when somebody has asked
 	old       *generation.Generation // the one before it, until every worker is known to be past it
 	respond   *respond.Responder     // nil until the data plane has said its MACs
 	plane     supervisor
 	began     time.Time // when the data plane began to forward
+	barked    int64     // when the service manager was last told that this process is alive
 	deaths    int       // of data planes in a row that died soon after they began, or before
 	status    metrics.Status
+	health    healthWatch
+	notifier  link.Notifier
 	checks    checks
+	ctx       context.Context     // of the loop
 	door      chan func(*control) // what others want done on the loop's goroutine
 	ended     chan struct{}       // closed when the loop has ended
 }
@@ -86,6 +92,7 @@ func Run(ctx context.Context, o Options) error {
 		return fmt.Errorf("keep others out of this process's memory: %w", err)
 	}
 	c := newControl(o.Config)
+	c.notifier = link.NewNotifier()
 	changed := make(chan struct{}, 1)
 	poke := func() {
 		select {
@@ -132,12 +139,17 @@ func Run(ctx context.Context, o Options) error {
 	}
 	defer api()
 	c.log.Info("forwarding", "generation", c.gen.Number, "config", o.Config)
+	c.health.turned.Store(link.Monotonic())
+	go c.lookAfter(ctx)
+	c.notifier.Say(link.Ready)
+	defer c.notifier.Say(link.Stopping)
 	return c.loop(ctx, changed)
 }
 
 // loop does all of control's work on shared memory, on one goroutine, until ctx ends.
 func (c *control) loop(ctx context.Context, changed <-chan struct{}) error {
 	defer close(c.ended)
+	c.ctx = ctx
 	// These tell it when, and changed.
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, unix.SIGHUP)
@@ -159,6 +171,7 @@ func (c *control) loop(ctx context.Context, changed <-chan struct{}) error {
 		case <-ctx.Done():
 		case <-tick.C:
 			c.respond.Poll(link.Monotonic())
+			c.alive()
 		case <-census.C:
 			c.count(&counting)
 		case <-hup:
@@ -172,6 +185,21 @@ func (c *control) loop(ctx context.Context, changed <-chan struct{}) error {
 	}
 	c.log.Info("stopping")
 	return nil
+}
+
+// alive says that the loop turns, and ends a data plane of this process's own that does not.
+func (c *control) alive() {
+	now := link.Monotonic()
+	c.health.turned.Store(now)
+	if now-c.barked > time.Second.Nanoseconds() {
+		c.barked = now
+		c.notifier.Say(link.Watchdog)
+	}
+	if c.health.stuck.Load() && c.plane.child != nil {
+		c.log.Error("no worker turns: killing the data plane", "for", killAfter)
+		c.plane.child.Process.Kill()
+		c.health.stuck.Store(false)
+	}
 }
 
 // count walks the session tables beside the loop, unless that is under way still.

@@ -55,10 +55,24 @@ func (c *control) beginLoad(ctx context.Context) {
 	}()
 }
 
+// awaitLoad is beginLoad, and tells done how a load ended that began afterwards.
+func (c *control) awaitLoad(ctx context.Context, done chan<- error) {
+	after := 0
+	if c.loading {
+		after = 1
+	}
+	c.waiting[after] = append(c.waiting[after], done)
+	c.beginLoad(ctx)
+}
+
 // endLoad brings what was loaded into force.
 func (c *control) endLoad(ctx context.Context, r reading) {
 	c.loading = false
-	c.reload(r.next, r.err)
+	err := c.reload(r.next, r.err)
+	for _, w := range c.waiting[0] {
+		w <- err // has room
+	}
+	c.waiting = [2][]chan<- error{c.waiting[1], nil}
 	if c.loadAgain {
 		c.beginLoad(ctx)
 	}

@@ -3,14 +3,12 @@
 package control
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
-	"net"
 	"net/http"
 	"os"
 	"slices"
@@ -225,32 +223,11 @@ func Against(path, target string, cfg *config.Config) (*Preview, error) {
 	if err != nil {
 		return nil, err
 	}
-	body, err := json.Marshal(files)
-	if err != nil {
-		return nil, err
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://weir/api/v1/check", bytes.NewReader(body))
-	if err != nil {
-		return nil, fmt.Errorf("--against %s: %w", target, err)
-	}
-	req.Header.Set("Content-Type", "application/json")
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", target)
-	}}}
-	answer, err := client.Do(req)
-	if err != nil {
-		return nil, fmt.Errorf("--against %s: no weir answers: %w", target, err)
-	}
-	defer answer.Body.Close()
-	if answer.StatusCode != http.StatusOK {
-		text, _ := io.ReadAll(io.LimitReader(answer.Body, 1<<12))
-		return nil, fmt.Errorf("--against %s: %s: %s", target, answer.Status, bytes.TrimSpace(text))
-	}
 	p := &Preview{known: true}
-	if err := json.NewDecoder(answer.Body).Decode(p); err != nil {
-		return nil, fmt.Errorf("--against %s: the answer does not come from weir: %w", target, err)
+	if err := Ask(ctx, target, "/api/v1/check", files, p); err != nil {
+		return nil, fmt.Errorf("--against %w", err)
 	}
 	if len(p.Faults) > 0 {
 		return nil, fmt.Errorf("--against %s: the running weir has another version and refuses the configuration: %s", target, p.Faults[0])

@@ -3,8 +3,10 @@
 package control
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"time"
 
 	"weir/appliance/link"
@@ -12,15 +14,42 @@ import (
 )
 
 // reload brings what was loaded into force, all of it or nothing.
-func (c *control) reload(next *loaded, err error) {
+func (c *control) reload(next *loaded, err error) error {
 	if err == nil {
 		err = c.apply(next)
 	}
 	if err != nil {
 		c.refused(err)
-		return
+		return err
 	}
 	c.status.Reloaded(true, time.Now())
+	return nil
+}
+
+// Reloaded is what POST /api/v1/reload answers when what is on disk is in force.
+type Reloaded struct {
+	Generation uint64 `json:"generation"`
+}
+
+// reloadHandler reads what is on disk now, and answers when it is in force, or why it is not.
+func (c *control) reloadHandler(w http.ResponseWriter, r *http.Request) {
+	done := make(chan error, 1)
+	if err := c.do(r.Context(), func(c *control) { c.awaitLoad(c.ctx, done) }); err != nil {
+		refuse(w, http.StatusServiceUnavailable, err.Error(), "")
+		return
+	}
+	select {
+	case err := <-done:
+		if err != nil {
+			refuse(w, http.StatusConflict, "reload refused: "+err.Error(), "")
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		json.NewEncoder(w).Encode(Reloaded{c.status.Generation.Load()})
+	case <-c.ended:
+		refuse(w, http.StatusServiceUnavailable, errEnding.Error(), "")
+	case <-r.Context().Done():
+	}
 }
 
 // refused says why what is on disk is not, or not wholly, in force.
@@ -80,6 +109,7 @@ func (c *control) apply(next *loaded) error {
 	}
 	c.old, c.cfg, c.gen = c.gen, cfg, gen
 	c.respond.Configure(cfg, gen)
+	c.watchHealth()
 	c.status.Generation.Store(gen.Number)
 	if err != nil {
 		c.plane.died() // the next one starts with the new generation; until it is known which one runs, both stay

@@ -26,6 +26,7 @@ func (c *control) restart(ctx context.Context) error {
 	}
 	c.deaths++
 	for try := 0; ; try++ {
+		c.alive()
 		err := c.reconnect(ctx)
 		if err == nil {
 			c.log.Info("forwarding again", "generation", c.gen.Number)

@@ -223,8 +223,7 @@ func (s *supervisor) halt() {
 		s.log.Warn("the data plane did not stop cleanly", "error", err)
 		return
 	}
-	tv := unix.Timeval{Sec: 5}
-	unix.SetsockoptTimeval(s.conn.FD, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv)
+	s.conn.Patience(5 * time.Second)
 	if _, _, _, err := s.conn.Receive(); errors.Is(err, unix.EAGAIN) {
 		s.log.Warn("the data plane takes too long to stop")
 	} else if s.child != nil {

@@ -59,6 +59,8 @@ type plane struct {
 	workers    []*Worker
 	waiters    []*dpdk.Waiter
 	stop       atomic.Bool
+	starting   atomic.Int64 // since when, nanoseconds; 0: it is not
+	turning    atomic.Bool  // workers run
 	running    sync.WaitGroup
 	eal        bool // it is initialized
 	samples    [2]metrics.Sample
@@ -105,7 +107,7 @@ func (d *plane) start(payload []byte, stateFD, genFD, growingFD int) error {
 	}
 	// A worker keeps a processor of Go's for good; the affinity that this process begins with may
 	// count none for it.
-	runtime.GOMAXPROCS(len(c.Dataplane.Workers) + 2)
+	runtime.GOMAXPROCS(len(c.Dataplane.Workers) + 3)
 	ready := make(chan error, len(c.Dataplane.Workers))
 	var handoff *pipeline.Handoff
 	if n := len(c.Dataplane.Workers); n > 1 {
@@ -139,10 +141,14 @@ func (d *plane) start(payload []byte, stateFD, genFD, growingFD int) error {
 			return err
 		}
 	}
+	d.turning.Store(true)
 	d.samples[0].Name = "/gc/cycles/total:gc-cycles"
 	d.samples[1].Name = "/memory/classes/heap/objects:bytes"
 	return nil
 }
+
+// seenWithin is how long a worker may take, in nanoseconds, until it uses a new generation.
+const seenWithin = int64(5e9)
 
 // publish maps a generation, tells the workers, and lets go of the old one when all of them are
 // past it.
@@ -165,8 +171,12 @@ func (d *plane) publish(number uint64, fd int) error {
 	fault.Point("reload.before-publish")
 	d.state.Publish(number)
 	fault.Point("reload.published")
+	begin := link.Monotonic()
 	for w := range d.workers {
 		for d.state.Seen(w) != number {
+			if link.Monotonic()-begin > seenWithin {
+				panic(fmt.Sprintf("publish: worker %d has not come to generation %d within %d s: this process cannot go on, and the next one begins with it", w, number, seenWithin/1e9))
+			}
 			ts := unix.Timespec{Nsec: 50_000}
 			unix.Nanosleep(&ts, nil)
 		}
@@ -194,6 +204,7 @@ func (d *plane) measure() {
 
 // close ends what start began, in order: workers, what they wait with, ports, buffers, EAL.
 func (d *plane) close() error {
+	d.turning.Store(false)
 	d.stop.Store(true)
 	d.running.Wait()
 	var errs []error

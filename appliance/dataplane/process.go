@@ -61,6 +61,7 @@ func Run(o Options) error {
 	if err := link.Harden(); err != nil {
 		return fmt.Errorf("keep others out of this process's memory: %w", err)
 	}
+	debug.SetTraceback("all") // it may be another goroutine that is stuck
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(math.MaxInt64) // an inherited GOMEMLIMIT would collect all the same
 	signal.Ignore(unix.SIGINT, unix.SIGPIPE)
@@ -74,6 +75,9 @@ func Run(o Options) error {
 	defer os.Remove(o.Socket)
 	defer unix.Close(l)
 	d := &plane{log: slog.Default(), bounds: o.Bounds, commanders: commanders, control: link.Conn{FD: link.NoConn}, refused: link.Conn{FD: link.NoConn}}
+	notifier := link.NewNotifier()
+	go d.watchdog(notifier)
+	notifier.Say(link.Ready)
 	return errors.Join(d.serve(l, terminated), d.close())
 }
 
@@ -156,7 +160,10 @@ func (d *plane) obey() (stop bool, err error) {
 	case kind == link.Hello:
 		err = c.Send(link.Running, d.current, d.orders, d.state.Segment.FD(), d.gens.At(d.current).FD(), d.state.GrowingFD())
 	case kind == link.Start && d.orders == nil:
-		if failed := d.start(payload, c.Take(0), c.Take(1), c.Take(2)); failed != nil {
+		d.starting.Store(link.Monotonic())
+		failed := d.start(payload, c.Take(0), c.Take(1), c.Take(2))
+		d.starting.Store(0)
+		if failed != nil {
 			c.Send(link.Failed, 0, []byte(failed.Error())) // who says it
 			return true, nil
 		}

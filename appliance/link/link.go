@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -158,6 +159,18 @@ func (c *Conn) drop() {
 	c.nfds = 0
 }
 
+// How long an answer may take.
+const (
+	answerWithin = 20 * time.Second
+	startWithin  = 2 * time.Minute
+)
+
+// Patience says how long to wait for the next message.
+func (c *Conn) Patience(limit time.Duration) error {
+	tv := unix.NsecToTimeval(limit.Nanoseconds())
+	return unix.SetsockoptTimeval(c.FD, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv)
+}
+
 // Ask sends a question that is answered by OK. A Failed comes back as an error with its text.
 func (c *Conn) Ask(kind Kind, number uint64, payload any, fds ...int) error {
 	var b []byte
@@ -166,6 +179,14 @@ func (c *Conn) Ask(kind Kind, number uint64, payload any, fds ...int) error {
 		if b, err = json.Marshal(payload); err != nil {
 			return err
 		}
+	}
+	// A start takes long when huge amounts of memory are populated.
+	limit := answerWithin
+	if kind == Start {
+		limit = startWithin
+	}
+	if err := c.Patience(limit); err != nil {
+		return Lost{err}
 	}
 	if err := c.Send(kind, number, b, fds...); err != nil {
 		return Lost{err}
@@ -241,11 +262,10 @@ func Dial(path string) (*Conn, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("socket %s: %w", path, err)
 	}
-	// A reply takes long only when huge amounts of memory are populated.
-	tv := unix.Timeval{Sec: 60}
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
+	c := &Conn{FD: fd}
+	if err := c.Patience(answerWithin); err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("socket %s: %w", path, err)
 	}
-	return &Conn{FD: fd}, nil
+	return c, nil
 }

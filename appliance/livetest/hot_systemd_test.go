@@ -4,6 +4,7 @@ package livetest
 
 import (
 	"bufio"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -11,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -64,15 +66,18 @@ func TestHotUnits(t *testing.T) {
 				t.Errorf("%s has %s=%v, which this test does not know", name, key, u[key])
 			}
 		}
-		if !slices.Equal(u["Restart"], []string{"always"}) || !slices.Equal(u["Type"], []string{"exec"}) {
-			t.Errorf("%s: Restart=%v Type=%v, expected always and exec", name, u["Restart"], u["Type"])
+		if !slices.Equal(u["Restart"], []string{"always"}) || !slices.Equal(u["Type"], []string{"notify"}) {
+			t.Errorf("%s: Restart=%v Type=%v, expected always and notify", name, u["Restart"], u["Type"])
 		}
 	}
 
 	n := newNetwork(t)
 	n.guest.address(t, "eth0", "172.30.0.9/24")
 	serveEcho(t, n.internet, remote4, remote6)
-	w := newWeir(t, n, baseConfig)
+	w := newWeir(t, n, "")
+	socket := filepath.Join(w.dir, "run", "api.sock")
+	base := replace(t, baseConfig, `socket: ""`, "socket: "+socket)
+	w.write(t, base)
 	bin := filepath.Join(w.dir, "bin")
 	if err := os.Mkdir(bin, 0o755); err != nil {
 		t.Fatal(err)
@@ -100,14 +105,15 @@ func TestHotUnits(t *testing.T) {
 
 	places := map[string]string{"/usr/local/bin/weir": installed, "/usr/local/bin/weir-dataplane": dataplane,
 		"/etc/weir/weir.yaml": w.config, "/run/weir-dataplane/dataplane.sock": w.socket, "weir": "root", "$DATAPLANE": "--device=net_af_packet"}
+	managers := map[string]*manager{installed: newManager(t), dataplane: newManager(t)}
 	start := func(u unit) *process {
 		t.Helper()
 		words := u.command(t, "ExecStart", places)
 		switch words[0] {
 		case installed:
-			return spawn(t, n.gateway, w.env(), words[1:]...)
+			return spawn(t, n.gateway, w.env(managers[installed].env()), words[1:]...)
 		case dataplane:
-			return spawnDataplane(t, n.gateway, w.env(), words[1:]...)
+			return spawnDataplane(t, n.gateway, w.env(managers[dataplane].env()), words[1:]...)
 		}
 		t.Fatalf("ExecStart begins with %s, expected an installed program", words[0])
 		return nil
@@ -115,6 +121,10 @@ func TestHotUnits(t *testing.T) {
 	forwarding := start(plane)
 	w.process = start(control)
 	w.ready(t)
+	for program, m := range managers {
+		m.hears(t, program, "READY=1", 1)
+		m.hears(t, program, "WATCHDOG=1", 2)
+	}
 	pid := w.dataplane(t)
 	if pid != forwarding.Cmd.Process.Pid {
 		t.Fatalf("data plane %d runs, expected that of the unit, %d", pid, forwarding.Cmd.Process.Pid)
@@ -142,13 +152,18 @@ func TestHotUnits(t *testing.T) {
 	sessions := w.scrape(t).get(t, "weir_sessions_created_total")
 
 	// systemctl reload weir
-	w.write(t, baseConfig+late)
-	places["$MAINPID"] = strconv.Itoa(w.Cmd.Process.Pid)
+	w.write(t, base+late)
+	places["/run/weir/api.sock"] = socket
 	reload := control.command(t, "ExecReload", places)
-	if out, err := exec.Command(reload[0], reload[1:]...).CombinedOutput(); err != nil {
+	if out, err := exec.Command(reload[0], reload[1:]...).CombinedOutput(); err != nil || !strings.Contains(string(out), "generation 2 is in force") {
 		t.Fatalf("%v: %v\n%s", reload, err, out)
 	}
 	w.expectGeneration(t, 2, true)
+	w.write(t, base+"nonsense: 1\n")
+	if out, err := exec.Command(reload[0], reload[1:]...).CombinedOutput(); err == nil || !strings.Contains(string(out), "nonsense") {
+		t.Fatalf("a configuration with a fault is reloaded: %v\n%s", err, out)
+	}
+	w.write(t, base+late)
 
 	// again is a start of control after its end, and what holds then.
 	generation := 2.0
@@ -179,7 +194,7 @@ func TestHotUnits(t *testing.T) {
 	// An upgrade, with a change of the configuration beside it: the new program, and systemctl
 	// restart weir.
 	install("2.0.0-test")
-	w.write(t, baseConfig)
+	w.write(t, base)
 	generation++
 	stop()
 	again("upgrade")
@@ -213,6 +228,47 @@ func TestHotUnits(t *testing.T) {
 		t.Errorf("weir-dataplane exits with %d after SIGTERM, expected 0", code)
 	}
 	w.expectClean(t)
+}
+
+// manager is a service manager's end of sd_notify.
+type manager struct {
+	path string
+	mu   sync.Mutex
+	said map[string]int
+}
+
+func newManager(t *testing.T) *manager {
+	t.Helper()
+	m := &manager{path: filepath.Join(t.TempDir(), "notify"), said: map[string]int{}}
+	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: m.path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		b := make([]byte, 100)
+		for {
+			n, err := l.Read(b)
+			if err != nil {
+				return
+			}
+			m.mu.Lock()
+			m.said[string(b[:n])]++
+			m.mu.Unlock()
+		}
+	}()
+	return m
+}
+
+func (m *manager) env() string { return "NOTIFY_SOCKET=" + m.path }
+
+func (m *manager) hears(t *testing.T, from, what string, times int) {
+	t.Helper()
+	eventually(t, patience, what+" of "+from, func() error {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return atLeast(m.said[what], times)
+	})
 }
 
 // childrenOf returns the processes that a process has started and that still run.

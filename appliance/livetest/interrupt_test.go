@@ -32,9 +32,12 @@ func TestForwardByInterrupt(t *testing.T) {
 			n := newNetwork(t)
 			serveEcho(t, n.internet, remote4, remote6)
 			serveEcho(t, n.guest, web4, web6)
-			w := startWeir(t, n, config)
+			w := newWeir(t, n, config)
+			w.run(t)
+			w.started(t)
 			n.bridge(t, "inside", "tapinside")
 			n.bridge(t, "outside", "tapoutside")
+			w.ready(t)
 			w.expectLog(t, "with_interrupts", "inside outside", "without=[]")
 
 			for _, f := range []struct {
@@ -84,7 +87,9 @@ func TestForwardByInterrupt(t *testing.T) {
 // A busy worker never asks for interrupts.
 func TestBusyWithoutInterrupts(t *testing.T) {
 	n := newNetwork(t)
-	w := startWeir(t, n, replace(t, tapped.Replace(baseConfig), "idle: sleep", "idle: busy"))
+	w := newWeir(t, n, replace(t, tapped.Replace(baseConfig), "idle: sleep", "idle: busy"))
+	w.run(t)
+	w.started(t)
 	if strings.Contains(w.log(), "interrupts") {
 		t.Error("the log speaks of interrupts")
 	}

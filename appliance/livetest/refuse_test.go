@@ -193,8 +193,8 @@ func TestGarbage(t *testing.T) {
 		{"start without segments", message(wordStart, 0, "{}"), nil, "no memory segments", true},
 		{"start with one segment", message(wordStart, 0, "{}"), []int{int(segment.Fd())}, "no memory segments", true},
 		{"start with two segments", message(wordStart, 0, "{}"), []int{int(segment.Fd()), int(segment.Fd())}, "no memory segments", true},
-		{"start with devices", message(wordStart, 0, "{}"), []int{int(null.Fd()), int(null.Fd()), int(null.Fd())}, "empty", true},
-		{"start with files of noise", message(wordStart, 0, "{}"), []int{int(segment.Fd()), int(segment.Fd()), int(segment.Fd())}, "not a weir segment", true},
+		{"start with devices", message(wordStart, 0, "{}"), []int{int(null.Fd()), int(null.Fd()), int(null.Fd())}, "not a segment of weir's", true},
+		{"start with files of noise", message(wordStart, 0, "{}"), []int{int(segment.Fd()), int(segment.Fd()), int(segment.Fd())}, "not a segment of weir's", true},
 		{"too many descriptors", message(wordHello, 0, ""), repeated(null.Fd(), 100), "", false},
 	} {
 		t.Run(c.name, func(t *testing.T) {

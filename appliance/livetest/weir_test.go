@@ -4,6 +4,7 @@ package livetest
 
 import (
 	"bytes"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -236,6 +237,18 @@ func (w *weir) explain(t *testing.T) {
 // env keeps the program's temporary files in its own directory.
 func (w *weir) env(more ...string) []string {
 	return append([]string{"TMPDIR=" + filepath.Join(w.dir, "tmp")}, more...)
+}
+
+// started waits until the data plane forwards, if there are no neighbors to forward to either.
+func (w *weir) started(t *testing.T) {
+	t.Helper()
+	eventually(t, patience, "started", func() error {
+		s, err := w.tryScrape()
+		if err == nil && s["weir_dataplane_up"] != 1 {
+			err = errors.New("the data plane does not forward")
+		}
+		return err
+	})
 }
 
 func (w *weir) ready(t *testing.T) {

@@ -59,7 +59,7 @@ const (
 	probeInterval = int64(1e9)
 	ProbeTries    = 3
 	scanInterval  = int64(100e6)
-	hopInterval   = int64(10e9)  // a next hop is asked again after this
+	hopInterval   = int64(1e9)   // a next hop is asked again after this
 	ReaskInterval = int64(300e9) // any other neighbor
 	MaxDynamic    = 1024         // neighbors of an attachment that no configuration names
 )

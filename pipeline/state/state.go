@@ -329,6 +329,18 @@ func (s *State) Published() uint64 { return atomic.LoadUint64(&s.h.Generation) }
 // Publish tells the workers of generation number. They have it mapped already.
 func (s *State) Publish(number uint64) { atomic.StoreUint64(&s.h.Generation, number) }
 
+// Pressed reports whether worker w's table is nearly full, so that what has not been answered ends
+// early.
+func (s *State) Pressed(w int) bool { return atomic.LoadUint64(&s.Counters(w).Pressed) != 0 }
+
+// Idle returns for how many milliseconds worker w has not begun a turn, at millisecond now.
+func (s *State) Idle(w int, now uint32) uint32 {
+	if idle := now - uint32(atomic.LoadUint64(&s.Counters(w).Tick)); int32(idle) > 0 {
+		return idle
+	}
+	return 0
+}
+
 // OldestTurn returns when the worker whose turn lasts longest began it, before millisecond now.
 func (s *State) OldestTurn(now uint32) uint32 {
 	oldest := now
