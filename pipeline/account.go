@@ -10,16 +10,15 @@ import (
 	"weir/pipeline/state"
 )
 
-// sentExtras returns how many of the first n frames are further pieces.
-func (q *Queue) sentExtras(n int) (extras int) {
-	for i := range q.extra {
-		word := q.extra[i]
+// among returns how many of the first n frames of a queue are in a set.
+func among(set *[queueSize / 64]uint64, n int) (count int) {
+	for i, word := range set {
 		if left := n - 64*i; left < 64 {
 			word &= 1<<max(left, 0) - 1
 		}
-		extras += bits.OnesCount64(word)
+		count += bits.OnesCount64(word)
 	}
-	return extras
+	return count
 }
 
 // Sent books the fate of queue port: its first n frames were sent, bytes long in all, the others
@@ -30,19 +29,26 @@ func (w *Worker) Sent(port, n int) {
 	for _, f := range q.Frames[n:q.N] {
 		bytes -= uint64(len(f))
 	}
-	extras := 0 // of those sent; a refused one is no packet that was received
+	extras, owns := 0, 0 // of those sent; a refused one is no packet that was received
 	if q.extras > 0 {
-		extras = q.sentExtras(n)
+		extras = among(&q.extra, n)
+	}
+	if q.owns > 0 {
+		owns = among(&q.own, n)
 	}
 	w.counters.Transmitted[port] += uint64(n)
 	w.counters.TransmittedBytes[port] += bytes
-	w.counters.Forwarded += uint64(n - extras)
+	w.counters.Forwarded += uint64(n - extras - owns)
+	w.counters.Originated += uint64(owns)
 	w.counters.Fragmented += uint64(extras)
 	if n < q.N {
 		w.refused(q, port, n)
 	}
 	if q.extras > 0 {
 		q.extra, q.extras = [len(q.extra)]uint64{}, 0
+	}
+	if q.owns > 0 {
+		q.own, q.owns = [len(q.own)]uint64{}, 0
 	}
 	q.N, q.bytes = 0, 0
 }
@@ -53,6 +59,11 @@ func (w *Worker) refused(q *Queue, port, n int) {
 	for i := n; i < q.N; i++ {
 		if q.extra[i/64]>>(i%64)&1 != 0 { // no packet that was received
 			w.Done = append(w.Done, q.Handles[i])
+			continue
+		}
+		if q.own[i/64]>>(i%64)&1 != 0 {
+			w.Done = append(w.Done, q.Handles[i])
+			w.Unsent(1)
 			continue
 		}
 		w.outFrame(q.Frames[i], q.Handles[i], port, inside, refuse(drop.TxFull))

@@ -43,6 +43,8 @@ func TestNoAllocations(t *testing.T) {
 		{"ICMP errors from inside", 0, []string{"icmp unreachable 3 10.0.0.5 > 8.8.8.8 quote(udp 8.8.8.8:53 > 10.0.0.5:1 len=9)",
 			"icmp6 unreachable 4 fd00::7 > 2001:4860::8 quote(icmp6 echo-request 2001:4860::8 > fd00::7 id=7)"}, false, func(c *state.Counters, n uint64) bool { return c.Forwarded >= 2*n && c.Stateless >= 2*n }},
 		{"punts", 0, []string{"arp who-has 10.0.0.1 tell 10.0.0.5", "icmp echo-request 10.0.0.5 > 10.0.0.1 id=1"}, false, func(c *state.Counters, n uint64) bool { return c.Punted > n/2 }},
+		{"answers", 0, []string{"arp who-has 10.0.0.1 tell 10.0.0.5", "icmp echo-request 10.0.0.5 > 10.0.0.1 id=1", "icmp6 echo-request fd00::5 > fd00::1 id=1",
+			"nd solicit fd00::5 > fd00::1 target=fd00::1 slla=" + neighborMAC}, false, func(c *state.Counters, n uint64) bool { return c.Originated > n/2 }},
 		{"TCP that opens, closes and is reset", 0, []string{"tcp 10.0.0.6:1 > 8.8.8.8:53 SYN mss=1480", "tcp 10.0.0.6:1 > 8.8.8.8:53 ACK seq=1", "tcp 10.0.0.6:1 > 8.8.8.8:53 FIN,ACK seq=1", "tcp 10.0.0.6:1 > 8.8.8.8:53 RST seq=2"}, true,
 			func(c *state.Counters, n uint64) bool { return c.SessionsCreated >= n }},
 		{"unknown through SNAT", 1, []string{"udp 8.8.8.8:1 > 192.0.2.6:2000", "udp [2001:4860::8]:1 > [2001:db8:1::6]:2000"}, true, func(c *state.Counters, n uint64) bool { return c.Dropped[drop.Unsolicited] >= n }},
@@ -62,6 +64,10 @@ func TestNoAllocations(t *testing.T) {
 				frames[i] = parseLine(t, c.port, l)
 				data[i] = slices.Clone(frames[i])
 			}
+			var spare [4][]byte
+			for i := range spare {
+				spare[i] = make([]byte, 2048)
+			}
 			n := uint16(0)
 			bursts := uint64(0)
 			run := func() {
@@ -80,6 +86,9 @@ func TestNoAllocations(t *testing.T) {
 						binary.BigEndian.PutUint16(data[i][at:], 1000+n)
 					}
 					b.Packets[i].Data, b.Packets[i].Handle = data[i], uintptr(i)
+				}
+				if c.name == "answers" {
+					r.Spare.N = copy(r.Spare.Data[:], spare[:])
 				}
 				r.Process(&b)
 				r.drain()

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -512,7 +513,7 @@ func TestM12ARP(t *testing.T) {
 		c.after(time.Second)
 		c.rig.frameFate(0, f)
 		var said []string
-		for _, s := range c.poll() {
+		for _, s := range append(slices.Clone(c.said), c.poll()...) {
 			if strings.Contains(s, "arp reply 10.0.0.1 is-at") {
 				said = append(said, s)
 			}

@@ -147,6 +147,8 @@ type Queue struct {
 	bytes  uint64                 // of all of them
 	extra  [queueSize / 64]uint64 // which of them are further pieces of the packet before them
 	extras int                    // how many
+	own    [queueSize / 64]uint64 // which of them weir itself says
+	owns   int                    // how many
 }
 
 // queueSize lets a queue take a whole burst, the fragments that waited for it, and the pieces of

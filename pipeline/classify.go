@@ -75,7 +75,7 @@ func (w *Worker) classifyAny(b *Burst, i int, mac uint64) {
 			w.out(p, b.Port, b.inside, refuse(drop.SpoofedHost))
 			return
 		}
-		w.punt(b, p, discovery)
+		w.punt(b, p)
 	default:
 		// The driver has cut what was longer than the link takes at one piece. The kernel makes
 		// such, of fragments.

@@ -34,19 +34,24 @@ var floodConfig = strings.Replace(responderConfig, "pools:\n", "  - {name: yin, 
 // newFlooded starts a worker and control on text, whose ports are those of floodConfig.
 func newFlooded(t testing.TB, text string) *control {
 	r := newRig(t, text, config.MAC{})
+	r.answers = true
 	c := &control{r, respond.New(r.state, testMACs)}
 	c.Configure(r.cfg, r.gen)
 	return c
 }
 
-// burst takes frames through the worker in b, without looking at each.
-func (r *rig) burst(b *Burst, port int, frames ...[]byte) {
+// burst takes frames through the worker in b, without looking at each, and returns how many weir
+// itself says.
+func (r *rig) burst(b *Burst, port int, frames ...[]byte) (said int) {
 	b.Port, b.N = port, len(frames)
 	for i, f := range frames {
 		b.Packets[i].Data = f
 	}
+	r.stock(len(frames))
+	before := r.counters.Originated
 	r.Process(b)
 	r.drain()
+	return int(r.counters.Originated - before)
 }
 
 // asks says what a frame of weir's is: 1 for an ARP request, 135 for a neighbor solicitation,
@@ -109,17 +114,14 @@ func TestFloodIsNobodyElsesOutage(t *testing.T) {
 					r.burst(&b, f.port, f.frames...)
 				}
 				if ms%500 == 0 {
-					r.burst(&b, 2, other...)
+					answered += r.burst(&b, 2, other...)
 				}
 				r.Poll(r.nanos)
 				ring := r.state().Inject(0)
 				for m := ring.Peek(); m != nil; m = ring.Peek() {
 					port, what := m.At.Port(), asks(m.Data())
 					ring.Pop()
-					switch {
-					case port == 2:
-						answered++
-					case port == 1 && what != 0:
+					if port == 1 && what != 0 {
 						asked++
 						punted := r.counters.Punted
 						if r.burst(&b, 1, answers[what]); r.counters.Punted != punted+1 {

@@ -84,7 +84,7 @@ func (w *Worker) hold(b *Burst, p *Packet, inner uint64) {
 
 // resolve asks control for a neighbor.
 func (w *Worker) resolve(at attach.Word, hop inet.Addr) {
-	if w.allowed(at, resolution) {
+	if !w.crowded(at) && w.allowed(at, resolution) {
 		w.punts.Put(state.PuntResolve, at, drop.Pass, 0, hop, nil)
 	}
 }

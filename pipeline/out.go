@@ -15,7 +15,7 @@ const (
 
 	// Between them lie the drops: the reasons themselves.
 
-	punted    verdict = 0x100 + iota // to control, which may answer it
+	punted    verdict = 0x100 + iota // for weir itself: answered, or for control to learn from
 	held                             // until its neighbor is resolved or its first fragment comes
 	handed                           // to the worker that owns its flow
 	follows                          // goes on after the first fragment, which is in the same burst

@@ -47,6 +47,7 @@
 //	hold        transmit: packets that wait for a neighbor
 //	split       transmit: IPv4 packets that are longer than their link takes
 //	punt        frames and questions for control
+//	own         answers to what asks for weir itself
 //	limit       token buckets
 //	handoff     steer: lanes between workers
 //	timed       what each stage takes

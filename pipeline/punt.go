@@ -14,8 +14,8 @@ import (
 	"weir/pipeline/state"
 )
 
-// class is a kind of message to control. Each has its own rate on each attachment, so that a flood
-// of one, or on one attachment, takes nothing from the others.
+// class is a kind of frame for weir itself. Each has its own rate on each attachment, so that a
+// flood of one, or on one attachment, takes nothing from the others.
 type class uint8
 
 const (
@@ -26,7 +26,7 @@ const (
 	numClasses
 )
 
-// What a worker may hand to control.
+// What a worker answers, or hands to control.
 const (
 	puntsPerSecond  = 500 // of a class, from an attachment
 	puntBurst       = 200
@@ -36,13 +36,15 @@ const (
 	errorVPCBurst   = 50
 )
 
-// allowed reports whether one more message of a class may go to control. The last quarter of the
-// ring is kept for outside ports: what tenants say never fills it.
+// allowed reports whether one more frame of a class is taken.
 func (w *Worker) allowed(at attach.Word, c class) bool {
-	if w.gen.Ports[at.Port()].Side == uint8(config.Inside) && w.punts.Used() > state.RingSlots*3/4 {
-		return false
-	}
 	return w.puntRates[puntSet(at)][c].take(w.nanos, puntsPerSecond, puntBurst)
+}
+
+// crowded reports whether an attachment has to leave what room there is in the ring to control to
+// others: the last quarter is kept for outside ports, so what tenants say never fills it.
+func (w *Worker) crowded(at attach.Word) bool {
+	return w.gen.Ports[at.Port()].Side == uint8(config.Inside) && w.punts.Used() > state.RingSlots*3/4
 }
 
 // puntSets is how many sets of rates there are: one for the plain frames of each port, and some
@@ -56,16 +58,23 @@ func puntSet(at attach.Word) int {
 	return state.MaxPorts + int(uint32(at)*0x9e3779b1>>16)%(puntSets-state.MaxPorts)
 }
 
-// punt hands a frame to control.
-func (w *Worker) punt(b *Burst, p *Packet, c class) {
-	if c == discovery && w.fromNextHop(p) {
+// punt takes ARP and neighbor discovery: it answers what asks for weir, and lets control learn from
+// all of it.
+func (w *Worker) punt(b *Burst, p *Packet) {
+	c := discovery
+	if w.fromNextHop(p) {
 		c = nextHops
 	}
-	if len(p.Data) > state.RingFrame || !w.allowed(p.from.At, c) || !w.punts.Put(state.PuntFrame, p.from.At, drop.Pass, 0, w.gen.Links[p.via].Endpoint, p.Data) {
-		w.out(p, b.Port, b.inside, refuse(drop.PuntLimited))
-		return
+	v := refuse(drop.PuntLimited)
+	if w.allowed(p.from.At, c) {
+		if w.discover(p) {
+			v = punted
+		}
+		if len(p.Data) <= state.RingFrame && !w.crowded(p.from.At) && w.punts.Put(state.PuntFrame, p.from.At, drop.Pass, 0, w.gen.Links[p.via].Endpoint, p.Data) {
+			v = punted
+		}
 	}
-	w.out(p, b.Port, b.inside, punted)
+	w.out(p, b.Port, b.inside, v)
 }
 
 // fromNextHop reports whether an ARP message or advertisement claims to come from a next hop of its
@@ -88,15 +97,6 @@ func (w *Worker) fromNextHop(p *Packet) bool {
 		}
 	}
 	return false
-}
-
-// serve hands what is addressed to weir itself to control: pings. Nothing else has an answer.
-func (w *Worker) serve(b *Burst, p *Packet) {
-	if p.kind != kindEchoRequest || p.fragmented || p.Data[p.transport] == header.ICMPv4Timestamp {
-		w.out(p, b.Port, b.inside, refuse(drop.NoService))
-		return
-	}
-	w.punt(b, p, echo)
 }
 
 // answer asks control for the ICMP error that a drop calls for, if any; the packet itself is

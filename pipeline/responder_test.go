@@ -35,6 +35,7 @@ var testMACs = []config.MAC{{2, 0, 0, 0, 0, 1}, {2, 0, 0, 0, 0, 2}, {2, 0, 0, 0,
 
 func newControl(t testing.TB, text string) *control {
 	r := newRig(t, text, config.MAC{})
+	r.answers = true
 	c := &control{r, respond.New(r.state, testMACs)}
 	c.Configure(r.cfg, r.gen)
 	return c
@@ -58,11 +59,11 @@ func (c *control) poll() (said []string) {
 
 func (c *control) state() *state.State { return c.rig.state }
 
-// ask sends a line into port and returns what control says to it.
+// ask sends a line into port and returns what the worker and control say to it.
 func (c *control) ask(port int, line string) []string {
 	c.t.Helper()
 	c.rig.send(port, line)
-	return c.poll()
+	return append(slices.Clone(c.said), c.poll()...)
 }
 
 // quiet takes away what control has to ask for at its start.
@@ -376,14 +377,14 @@ func TestLostAnswersAreCounted(t *testing.T) {
 	for ring.Put(state.InjectFrame, 0, drop.Pass, 0, inet.Addr{}, nil) {
 	}
 	for range 3 {
-		c.rig.send(0, "arp who-has 10.0.0.1 tell 10.0.0.5")
+		c.rig.send(0, "udp 10.0.0.5:5 > 8.8.8.8:53 ttl=1")
 		c.Poll(c.nanos)
 	}
 	if n := c.state().Lost(); n != 3 {
 		t.Errorf("%d answers found no room, expected 3", n)
 	}
 	ring.Reset()
-	if got := c.ask(0, "arp who-has 10.0.0.1 tell 10.0.0.5"); len(got) != 1 || c.state().Lost() != 3 {
+	if got := c.ask(0, "udp 10.0.0.5:5 > 8.8.8.8:53 ttl=1"); len(got) != 1 || c.state().Lost() != 3 {
 		t.Errorf("with room again: %q, %d lost", got, c.state().Lost())
 	}
 	c.Unsent(2)

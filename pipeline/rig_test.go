@@ -25,6 +25,8 @@ type rig struct {
 	compiler *generation.Compiler
 	cfg      *config.Config
 	gens     []*generation.Generation
+	answers  bool     // it has buffers for what weir itself says:
+	said     []string // PORT: FRAME, of the last burst
 }
 
 // newRig starts a worker on the configuration in text. The zero AssumeMAC leaves neighbors to be
@@ -138,6 +140,10 @@ func (r *rig) process(port int, frames ...[]byte) []fate {
 		was[i] = slices.Clone(f)
 	}
 	before := r.holding
+	if r.answers {
+		r.stock(len(frames))
+	}
+	r.said = nil
 	r.Process(&b)
 	fates := make([]fate, len(frames))
 	seen := make([]int, len(frames))
@@ -145,6 +151,13 @@ func (r *rig) process(port int, frames ...[]byte) []fate {
 		q := &r.Out[p]
 		for i := range q.N {
 			h := int(q.Handles[i]) - 1
+			if h >= len(frames) { // what weir itself says
+				if err := packettext.Verify(q.Frames[i]); err != nil {
+					r.t.Fatalf("%s: %v", packettext.Format(q.Frames[i]), err)
+				}
+				r.said = append(r.said, fmt.Sprintf("%d: %s", p, packettext.Format(q.Frames[i])))
+				continue
+			}
 			seen[h]++
 			fates[h] = fate{port: p, frame: q.Frames[i]}
 			if got := packettext.Fault(q.Frames[i]); got != "" && got != packettext.Fault(was[h]) {
@@ -180,6 +193,14 @@ func (r *rig) balanced() {
 	}
 	if t.Held != uint64(r.holding+r.pieces.waiting()) || r.counters.Sessions != uint64(r.sessions.Len()) {
 		r.t.Fatalf("counters say %d held, %d sessions; there are %d, %d", t.Held, r.counters.Sessions, r.holding+r.pieces.waiting(), r.sessions.Len())
+	}
+}
+
+// stock gives the worker n buffers for what weir itself says.
+func (r *rig) stock(n int) {
+	const first = 1 << 20 // handle
+	for s := &r.Spare; s.N < n; s.N++ {
+		s.Handles[s.N], s.Data[s.N], s.Front = uintptr(first+s.N), make([]byte, 256+2048)[256:], 256
 	}
 }
 

@@ -433,12 +433,12 @@ func TestOverloadIsOneWorkers(t *testing.T) {
 	booked("1:1 with a full table", -1, drop.TableFull, 0)
 
 	// Control does not read what it says.
-	for range 4 {
+	for range 6 {
 		clock += 1e9
 		for _, w := range c.workers {
 			w.SetClock(clock)
 		}
-		flood(busy, 400, 1, "icmp echo-request "+there+" > 198.51.100.2 id=%d", true)
+		flood(busy, 200, 1, "nd solicit 2001:db8::%x > 2001:db8::2 target=2001:db8::2 slla="+neighborMAC, true)
 	}
 	if used := c.state.Punt(busy).Used(); used != state.RingSlots {
 		t.Errorf("%d of %d messages wait for control", used, state.RingSlots)

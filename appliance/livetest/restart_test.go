@@ -198,6 +198,46 @@ func TestControlKilled(t *testing.T) {
 	w.stop(t) // and with it the data plane, though it is another one's child
 }
 
+// Neighbors that ask again every second go on sending while control is away, and weir answers
+// pings: workers say what there is to say.
+func TestNeighborsWithoutControl(t *testing.T) {
+	n := newNetwork(t)
+	serveEcho(t, n.internet, remote4, remote6)
+	for _, host := range []*namespace{n.guest, n.internet} {
+		for _, family := range []string{"ipv4", "ipv6"} {
+			host.set(t, "net/"+family+"/neigh/eth0/base_reachable_time_ms", "1000")
+			host.set(t, "net/"+family+"/neigh/eth0/delay_first_probe_time", "1")
+		}
+	}
+	w := startWeir(t, n, baseConfig)
+	streams := []*stream{
+		startFlowing(t, n.guest, web4, remote4), startFlowing(t, n.guest, web6, remote6),
+		startFlowing(t, n.guest, batch4, remote4), startFlowing(t, n.guest, batch6, remote6),
+	}
+	punted := w.scrape(t).get(t, "weir_punted_packets_total")
+	w.signal(t, syscall.SIGKILL)
+	w.wait(t, patience)
+	for _, s := range streams {
+		before := s.echoed()
+		eventually(t, 60*time.Second, "the stream flows without control", func() error { return atLeast(s.echoed(), before+1500) })
+	}
+	for _, own := range []struct{ from, to netip.Addr }{{web4, netip.MustParseAddr("172.30.0.1")}, {web6, netip.MustParseAddr("fd00:1::1")}} {
+		if err := ping(n.guest, own.from, own.to); err != nil {
+			t.Errorf("without control: %v", err)
+		}
+	}
+	w.run(t)
+	w.ready(t)
+	for _, s := range streams {
+		s.endWhole(t)
+	}
+	// Each side has asked at least some times for each family.
+	if now := w.expectBalance(t).get(t, "weir_punted_packets_total"); now < punted+8 {
+		t.Errorf("%v questions while control was away: the test shows nothing", now-punted)
+	}
+	w.stop(t)
+}
+
 func atLeast(got, want int) error {
 	if got < want {
 		return fmt.Errorf("%d, expected at least %d", got, want)

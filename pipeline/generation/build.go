@@ -212,7 +212,7 @@ func (b *builder) eligible(a netip.Addr, gateway int32) bool {
 func (b *builder) buildPorts() error {
 	for i, p := range b.cfg.Ports {
 		own := wordOf(i, p.VLAN)
-		r := Port{Side: uint8(p.Side), MTU: uint16(p.MTU), Own: Place{own, Unattached}, MAC: p.MAC, Tagged: !own.Plain()}
+		r := Port{Side: uint8(p.Side), MTU: uint16(p.MTU), Own: Place{own, Unattached}, MAC: p.MAC, Answer: uint8(p.Answer), Tagged: !own.Plain()}
 		b.Links = append(b.Links, Link{MTU: r.MTU, PCP: p.PCP})
 		for _, a := range p.Addresses {
 			if p.Side == config.Outside {
@@ -325,7 +325,7 @@ func (b *builder) buildAttachments(vi int) error {
 		}
 		b.addAttachment(Attachment{At: by.at, VPC: uint32(vi), MTU: b.Links[by.link].MTU, Link: by.link})
 		for _, p := range a.Addresses {
-			b.hostList = append(b.hostList, Host{Addr: inet.FromNetip(p.Addr()), Domain: uint32(vi) + 1, Kind: HostOwn, Port: uint8(a.Port)})
+			b.hostList = append(b.hostList, Host{Addr: inet.FromNetip(p.Addr()), Domain: uint32(vi) + 1, Kind: HostOwn, Port: uint8(a.Port), Index: uint32(len(b.Attachments) - 1)})
 		}
 		for _, h := range a.NextHops {
 			hop, err := b.hop(by.at, h)

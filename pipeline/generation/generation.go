@@ -109,7 +109,8 @@ type Port struct {
 	Ends   [2]inet.Addr // inside, per family: where tunnels end; zero: nowhere
 	UDP    [2]uint16    // VXLAN's and Geneve's ports there; 0: there are none
 	MAC    config.MAC
-	_      [2]uint8
+	Answer uint8 // outside: for which external addresses it answers
+	_      uint8
 }
 
 // Place is where a frame comes from.
@@ -284,7 +285,7 @@ type Host struct {
 	Kind   uint8  // 0: empty
 	Port   uint8  // HostOwn: the port it belongs to
 	Ranges uint16 // HostSNAT: how many
-	Index  uint32 // instance, or first of the ranges
+	Index  uint32 // instance, or first of the ranges; inside, of HostOwn: attachment
 	Ports  uint32 // outside ports that the address may use
 	Set    uint32 // the gateways that the address is associated with
 	Slot   uint32 // HostSNAT

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package respond is what control says for weir on the wire: answers to ARP, neighbor discovery and
-// pings, questions for neighbors, ICMP errors and resets. It is ordinary Go and runs in control,
+// Package respond is what control says for weir on the wire: questions for neighbors, ICMP errors
+// and resets. What asks for weir itself, workers answer. It is ordinary Go and runs in control,
 // behind the punt rings.
 package respond
 
@@ -18,9 +18,8 @@ import (
 	"weir/pipeline/state"
 )
 
-// Responder is control's end of the punt rings: it says what weir itself has to say. It answers
-// ARP, neighbor solicitations and pings to weir's own addresses, resolves neighbors, and writes
-// ICMP errors. Ordinary Go: it may allocate and take its time. One goroutine uses it.
+// Responder is control's end of the punt rings: it resolves neighbors, learns from what they say,
+// and writes ICMP errors. Ordinary Go: it may allocate and take its time. One goroutine uses it.
 type Responder struct {
 	state *state.State
 	cfg   *config.Config
@@ -178,13 +177,6 @@ func (r *Responder) Handle(m *state.Message, now int64) {
 		switch e.Type() {
 		case header.EtherTypeARP:
 			r.arp(m.At, e, now)
-		case header.EtherTypeIPv4:
-			if ip, ok := header.ParseIPv4(e.Payload()); ok {
-				b := r.frame(e.Src(), m.At, header.EtherTypeIPv4)
-				if b, ok = header.AppendEchoReplyIPv4(b, ip); ok {
-					r.send(m.At, b)
-				}
-			}
 		case header.EtherTypeIPv6:
 			if ip, ok := header.ParseIPv6(e.Payload()); ok {
 				r.ipv6(m.At, e, ip, now)
@@ -216,23 +208,12 @@ func (r *Responder) arp(at attach.Word, e header.Ethernet, now int64) {
 	if a.Sender().IsValid() && !a.Sender().IsUnspecified() {
 		r.Learn(at, a.Sender(), a.SenderMAC(), now)
 	}
-	if a.Operation() == header.ARPRequest && r.answers(at, a.Target()) {
-		r.send(at, header.AppendARPReply(r.frame(a.SenderMAC(), at, header.EtherTypeARP), r.mac(at), a))
-	}
 }
 
 func (r *Responder) ipv6(at attach.Word, e header.Ethernet, ip header.IPv6, now int64) {
 	if s, ok := header.ParseNeighborSolicitation(ip); ok {
 		if mac, ok := s.LinkLayer(); ok && mac == e.Src() && !mac.IsGroup() && !r.ours(at, ip.Src()) {
 			r.Learn(at, ip.Src(), mac, now)
-		}
-		if r.answers(at, s.Target()) {
-			flags := uint8(header.NDPRouter | header.NDPSolicited | header.NDPOverride)
-			to := e.Src()
-			if ip.Src().IsUnspecified() { // duplicate detection: all nodes shall hear it
-				to = header.MulticastMAC(netip.IPv6LinkLocalAllNodes())
-			}
-			r.send(at, header.AppendNeighborAdvertisement(r.frame(to, at, header.EtherTypeIPv6), r.mac(at), flags, s.Target(), ip.Src(), s.Target()))
 		}
 		return
 	}
@@ -244,11 +225,6 @@ func (r *Responder) ipv6(at attach.Word, e header.Ethernet, ip header.IPv6, now 
 		if !mac.IsGroup() && !r.ours(at, a.Target()) {
 			r.Learn(at, a.Target(), mac, now)
 		}
-		return
-	}
-	b := r.frame(e.Src(), at, header.EtherTypeIPv6)
-	if b, ok := header.AppendEchoReplyIPv6(b, ip); ok {
-		r.send(at, b)
 	}
 }
 
@@ -270,23 +246,6 @@ func (r *Responder) prefixes(at attach.Word) []netip.Prefix {
 		return p.Addresses
 	}
 	return nil
-}
-
-// answers reports whether weir answers for address a on an attachment: its own, and on an outside
-// port, as the port's answer key says, external addresses of instances.
-func (r *Responder) answers(at attach.Word, a netip.Addr) bool {
-	if r.ours(at, a) {
-		return true
-	}
-	p := &r.cfg.Ports[at.Port()]
-	if p.Side != config.Outside || p.Answer == config.AnswerNone {
-		return false
-	}
-	x := inet.FromNetip(a)
-	if h := r.gen.Host(0, x); h != nil && h.Kind == generation.HostOwn || !r.gen.Own(x) {
-		return false
-	}
-	return p.Answer == config.AnswerAll || slices.ContainsFunc(p.Addresses, func(n netip.Prefix) bool { return n.Masked().Contains(a) })
 }
 
 // Learn takes a neighbor's MAC if anybody wants to know it. A configured MAC stays.

@@ -329,8 +329,23 @@ func (m *Mappings) Adopt(s *Session, address uint32) bool {
 		return false
 	}
 	e := &m.mappings[s.Mapping]
-	return e.Private == s.Private && e.VPC == s.VPC && e.PrivatePort == s.PrivatePort() && e.ExternalPort == s.ExternalPort() &&
-		e.Address == address && e.Protocol == space && m.hold(e)
+	return e.is(s) && e.Address == address && e.Protocol == space && m.hold(e)
+}
+
+// is reports whether a mapping has the endpoints of a session.
+func (e *Mapping) is(s *Session) bool {
+	return e.Private == s.Private && e.VPC == s.VPC && e.PrivatePort == s.PrivatePort() && e.ExternalPort == s.ExternalPort()
+}
+
+// Forsake lets the mapping rest, at millisecond now, that s named, which Rebuild is about to end.
+func (m *Mappings) Forsake(s *Session, now uint32) {
+	if int(s.Mapping) >= len(m.mappings) {
+		return
+	}
+	if e := &m.mappings[s.Mapping]; e.word&stateMask == mappingLive && e.is(s) {
+		e.word |= mappingRests
+		e.last = now
+	}
 }
 
 // Settle, at millisecond now, lets no mapping have been let go of in the future, and puts, after

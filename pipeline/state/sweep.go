@@ -37,6 +37,7 @@ func (s *State) Sweep(now uint32, keep func(s *session.Session) (address uint32,
 			}
 			address, ok := keep(e)
 			if !ok || uint64(e.VPC) >= room.VPCs || uint64(e.Instance) >= room.Instances || e.Mapping != session.None && !mappings.Adopt(e, address) {
+				mappings.Forsake(e, now)
 				c.SessionsEnded++
 				return false
 			}
