@@ -226,3 +226,32 @@ func BenchmarkEstablished(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkSweep is what a start after a crash takes for each session that stays.
+func BenchmarkSweep(b *testing.B) {
+	for _, c := range []struct {
+		name string
+		host byte
+	}{{"floating", 5}, {"snat", 6}} {
+		b.Run(c.name, func(b *testing.B) {
+			w := newTestWorker(b, benchConfig)
+			f := newFlows(false, c.host)
+			var burst Burst
+			var data [128]byte
+			const n = 1 << 20
+			for i := range n {
+				burst.N = 1
+				burst.Packets[0].Data = f.put(data[:], i)
+				w.Process(&burst)
+				w.drain()
+			}
+			for b.Loop() {
+				Sweep(w.state, w.gen, w.nanos)
+			}
+			if got := w.state.Table(0).Len(); got != n {
+				b.Fatalf("%d sessions stay, of %d", got, n)
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/n, "ns/session")
+		})
+	}
+}

@@ -59,6 +59,7 @@ type control struct {
 	health    healthWatch
 	notifier  link.Notifier
 	checks    checks
+	showing   chan struct{}       // has room for the pages that are made at a time
 	ctx       context.Context     // of the loop
 	door      chan func(*control) // what others want done on the loop's goroutine
 	ended     chan struct{}       // closed when the loop has ended
@@ -73,7 +74,7 @@ type Options struct {
 
 func newControl(path string) *control {
 	c := &control{
-		path: path, door: make(chan func(*control)), ended: make(chan struct{}), read: make(chan reading, 1), checks: newChecks(),
+		path: path, door: make(chan func(*control)), ended: make(chan struct{}), read: make(chan reading, 1), checks: newChecks(), showing: make(chan struct{}, mostShowing),
 		log: link.NewLogger(config.DefaultConfig.Log).With("process", "control"),
 	}
 	c.lastRead.Store(new(config.Sum)) // that of nothing

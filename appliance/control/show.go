@@ -155,7 +155,8 @@ var Kinds = map[string][]string{
 // Bounds of a page.
 const (
 	defaultLimit = 1000
-	mostLimit    = 100_000
+	mostLimit    = 10_000
+	mostShowing  = 4 // pages that are made at a time; further ones wait
 )
 
 // question is what a request asks for.
@@ -198,7 +199,13 @@ func show[T any](c *control, kind string, f func(context.Context, *control, ques
 		q, err := ask(kind, r)
 		var page Page[T]
 		if err == nil {
-			page, err = f(r.Context(), c, q)
+			select {
+			case c.showing <- struct{}{}:
+				page, err = f(r.Context(), c, q)
+				<-c.showing
+			case <-r.Context().Done():
+				return
+			}
 		}
 		switch {
 		case errors.As(err, new(errQuestion)):
@@ -342,7 +349,7 @@ func (c *control) readSessions(ctx context.Context, from uint64, n int) (list []
 			if len(list) == n || at%65536 == 0 && ctx.Err() != nil {
 				return list, at, true
 			}
-			if s, live := t.Read(uint32(at - first)); live {
+			if s, live := t.Read(uint32(at - first)); live && s.State() < session.NumStates {
 				list = append(list, found{s, w, at})
 			}
 		}
