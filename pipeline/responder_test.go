@@ -369,6 +369,64 @@ func TestAttachmentsRouterIsKeptResolved(t *testing.T) {
 	}
 }
 
+// Addresses that come to weir are announced, its own first, a hundred a second; after a reload
+// those that are new.
+func TestAnnouncements(t *testing.T) {
+	c := newControl(t, strings.Replace(responderConfig, "side: outside,", "side: outside, answer: all,", 1))
+	c.quiet()
+	announced := func(seconds int) (said []string) {
+		for range 10 * seconds {
+			c.rig.after(100 * time.Millisecond)
+			now := c.poll()
+			said = append(said, slices.DeleteFunc(now, func(s string) bool {
+				w := strings.Fields(s)
+				return !(strings.Contains(s, " nd advert ") || strings.Contains(s, " arp who-has ") && w[len(w)-1] == w[len(w)-3])
+			})...)
+		}
+		slices.Sort(said)
+		return said
+	}
+	if said := announced(2); len(said) > 0 {
+		t.Errorf("at a take-over: %q", said)
+	}
+	c.AnnounceAll()
+	const in, out, everybody = "0: 02:00:00:00:00:01 > ", "1: 02:00:00:00:00:02 > ", "33:33:00:00:00:01 nd advert "
+	var want []string
+	arp := func(from, addr string) { want = append(want, from+"ff:ff:ff:ff:ff:ff arp who-has "+addr+" tell "+addr) }
+	nd := func(from, addr, router string) {
+		want = append(want, from+everybody+addr+" > ff02::1 target="+addr+router+" override tlla="+strings.Fields(from)[1])
+	}
+	arp(in, "10.0.0.1")
+	nd(in, "fd00::1", " router")
+	arp(out, "198.51.100.2")
+	nd(out, "2001:db8::2", " router")
+	for _, a := range []string{"192.0.2.5", "192.0.2.6", "192.0.2.20", "192.0.2.21", "192.0.2.22", "192.0.2.30"} {
+		arp(out, a)
+	}
+	for _, a := range []string{"2001:db8:1::5", "2001:db8:1::6", "2001:db8:1::20", "2001:db8:1::21"} {
+		nd(out, a, "")
+	}
+	slices.Sort(want)
+	c.rig.after(100 * time.Millisecond)
+	first := c.poll()
+	if n := len(slices.DeleteFunc(slices.Clone(first), func(s string) bool { return !slices.Contains(want, s) })); n != 10 {
+		t.Errorf("%d of %q are announcements, expected 10 in a tenth of a second", n, first)
+	}
+	said := append(announced(3), first...)
+	said = slices.DeleteFunc(said, func(s string) bool { return !slices.Contains(want, s) })
+	slices.Sort(said)
+	if !slices.Equal(said, want) {
+		t.Errorf("announced\n%s\nwant\n%s", strings.Join(said, "\n"), strings.Join(want, "\n"))
+	}
+	before := c.cfg
+	c.reload(strings.NewReplacer("side: outside,", "side: outside, answer: all,", "ephemeral: [192.0.2.30]", "ephemeral: [192.0.2.31]").Replace(responderConfig))
+	c.Configure(c.cfg, c.rig.gens[len(c.rig.gens)-1])
+	c.AnnounceNew(before)
+	if said := announced(2); len(said) != 1 || said[0] != out+"ff:ff:ff:ff:ff:ff arp who-has 192.0.2.31 tell 192.0.2.31" {
+		t.Errorf("after a reload: %q", said)
+	}
+}
+
 // What control has to say and cannot is counted where an operator sees it.
 func TestLostAnswersAreCounted(t *testing.T) {
 	c := newControl(t, rigConfig)

@@ -80,6 +80,7 @@ func (c *control) start(empty bool) error {
 		return fmt.Errorf("data plane: %w", err)
 	}
 	c.forwarding()
+	c.respond.AnnounceAll()
 	return nil
 }
 

@@ -107,8 +107,10 @@ func (c *control) apply(next *loaded) error {
 		gen.Close()
 		return fmt.Errorf("data plane: %w", err)
 	}
+	before := c.cfg
 	c.old, c.cfg, c.gen = c.gen, cfg, gen
 	c.respond.Configure(cfg, gen)
+	c.respond.AnnounceNew(before)
 	c.watchHealth()
 	c.status.Generation.Store(gen.Number)
 	if err != nil {

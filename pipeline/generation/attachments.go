@@ -20,6 +20,9 @@ func WordOf(a *config.Attachment) attach.Word {
 	return wordOf(a.Port, a.VLAN)
 }
 
+// PortWord returns the word of an outside port's frames, and of an inside port's plain ones.
+func PortWord(i int, p *config.Port) attach.Word { return wordOf(i, p.VLAN) }
+
 func wordOf(port int, v config.VLAN) attach.Word {
 	switch {
 	case v.Inner != 0:

@@ -36,7 +36,10 @@ type Responder struct {
 
 	probes map[probeKey]*probe
 	scan   int64 // when to look through the probes next
-	buf    []byte
+
+	announce []announcement // to be said
+
+	buf []byte
 }
 
 type probeKey struct {
@@ -148,6 +151,7 @@ func (r *Responder) Poll(now int64) {
 		return
 	}
 	r.scan = now + scanInterval
+	r.announceSome()
 	for k, p := range r.probes {
 		if now >= p.next {
 			r.ask(k, p, now)
