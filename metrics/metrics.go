@@ -62,7 +62,7 @@ var (
 	capacity    = desc("sessions_capacity", "Sessions that the session table can hold.", nil)
 	live        = desc("sessions_live", "Live sessions of a worker.", worker)
 	pressed     = desc("sessions_pressed", "Whether a worker's table is nearly full, so that unanswered sessions end early.", worker)
-	snatPorts   = desc("snat_ports_in_use", "Distinct external ports that a VPC's SNAT sessions use, over all addresses and protocols.", vpc)
+	snatPorts   = desc("snat_ports_in_use", "Distinct external ports that a VPC's SNAT sessions use, and those that rest, over all addresses and protocols.", vpc)
 	generation  = desc("generation", "Number of the running configuration, from 1.", nil)
 	reloadOK    = desc("config_last_reload_successful", "Whether the last load of the configuration succeeded.", nil)
 	reloadTime  = desc("config_last_reload_success_timestamp_seconds", "When the configuration was last loaded successfully.", nil)

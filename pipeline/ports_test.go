@@ -336,3 +336,32 @@ func TestClosedConnectionAcrossARestart(t *testing.T) {
 		t.Errorf("the closed session is that of port %d", s.PrivatePort())
 	}
 }
+
+// The ports of a share that rest are in use as far as anybody else is concerned: the census counts
+// them.
+func TestCensusCountsRestingPorts(t *testing.T) {
+	r := newShare(t, "5000-5003", "")
+	for i := range 4 {
+		r.send(0, fmt.Sprintf("udp 10.0.0.6:%d > 8.8.8.8:7", 1000+i))
+	}
+	in := func() int {
+		names := r.gens[0].VPCNames(r.cfg)
+		return r.state.TakeCensus(names).SNATPorts["v"]
+	}
+	if got := in(); got != 4 {
+		t.Fatalf("%d ports are in use, expected 4", got)
+	}
+	r.after(6 * time.Minute)
+	r.Expire(r.Capacity())
+	if r.sessions.Len() != 0 {
+		t.Fatal("the sessions go on")
+	}
+	if got := in(); got != 4 {
+		t.Errorf("%d ports are in use, expected 4 that rest", got)
+	}
+	r.after(10 * time.Minute)
+	r.Expire(r.Capacity())
+	if got := in(); got != 0 {
+		t.Errorf("%d ports are in use after their rest", got)
+	}
+}

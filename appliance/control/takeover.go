@@ -51,6 +51,7 @@ func (c *control) takeOver(found *running, next *loaded, loadErr error) error {
 	c.forwarding()
 	c.log.Info("took over a data plane that forwards", "generation", gen.Number)
 	if loadErr != nil {
+		c.status.Reloaded(true, time.Unix(gen.Header.Made, 0))
 		c.refused(loadErr)
 		return nil
 	}

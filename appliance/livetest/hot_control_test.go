@@ -106,7 +106,11 @@ func TestHotControl(t *testing.T) {
 				if !c.applied && strings.Contains(w.log(), "msg=reloaded") {
 					t.Error("the log tells of a reload")
 				}
-				expectMonotonic(t, before, w.scrape(t))
+				now := w.scrape(t)
+				expectMonotonic(t, before, now)
+				if now.get(t, "weir_config_last_reload_success_timestamp_seconds") == 0 {
+					t.Error("the running configuration was never loaded, says the timestamp")
+				}
 				expectLate(t, n, running != baseConfig)
 			})
 		}

@@ -135,7 +135,7 @@ func (c *Compiler) Compile(cfg *config.Config) (*Generation, error) {
 		c.abandon(b.created)
 		return nil, err
 	}
-	h := Header{Number: c.Number + 1, HostSecret: b.hostSecret, Spread: uint8(cfg.Sessions.Spread),
+	h := Header{Number: c.Number + 1, HostSecret: b.hostSecret, Made: time.Now().Unix(), Spread: uint8(cfg.Sessions.Spread),
 		OnMove: uint8(cfg.Sessions.OnMove), Drain: uint32(cfg.Sessions.DrainTimeout.Milliseconds()),
 		PortRest: uint32(cfg.Sessions.PortRest.Milliseconds()), UnknownTCP: uint8(cfg.Sessions.UnknownTCP), MSSClamp: clampOf(cfg.Sessions.MSSClamp)}
 	t := cfg.Sessions.Timeouts

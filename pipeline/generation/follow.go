@@ -5,6 +5,7 @@ package generation
 import (
 	"net/netip"
 	"slices"
+	"time"
 
 	"weir/config"
 	"weir/pipeline/attach"
@@ -56,6 +57,7 @@ func (c *Compiler) Follow(old *Generation, was, cfg *config.Config) (*Generation
 	}
 	c.Number++
 	g.Header.Number, g.Number = c.Number, c.Number
+	g.Header.Made = time.Now().Unix()
 	g.Segment.SealWhole(genLayout)
 	f.last.number = c.Number
 	f.commit()

@@ -29,6 +29,7 @@ type Header struct {
 	memory.Header
 	Number     uint64
 	HostSecret uint64
+	Made       int64                        // when it was compiled, Unix seconds
 	Timeouts   [2][session.NumStates]uint32 // milliseconds; as configured, and under pressure
 	Floors     [session.NumStates]uint32    // of VPCs with more than their share, where that is less
 	Drain      uint32                       // milliseconds

@@ -5,7 +5,19 @@ package session
 import (
 	"math/bits"
 	"sync/atomic"
+
+	"weir/pipeline/memory"
 )
+
+// EachResting calls f with the slot of the VPC of each mapping that nobody holds, and whose port
+// therefore rests. Workers go on meanwhile.
+func (m *Mappings) EachResting(f func(vpc uint32)) {
+	for ref := range min(m.Used(), len(m.mappings)) {
+		if e := memory.Read(&m.mappings[ref]); e.word&(stateMask|holdsMask) == mappingLive {
+			f(e.VPC)
+		}
+	}
+}
 
 // PortUse returns how many ports of a range of an external address are taken, and how many of those
 // rest. Others change them meanwhile. With ports that are overloaded, none is ever taken.

@@ -11,7 +11,7 @@ import (
 // that no worker has to keep.
 type Census struct {
 	Sessions  map[string]int // by VPC
-	SNATPorts map[string]int // different external ports of SNAT sessions but closed ones, by VPC, over addresses and protocols
+	SNATPorts map[string]int // different external ports of SNAT sessions but closed ones, and those that rest, by VPC, over addresses and protocols
 }
 
 // TakeCensus walks all tables while the workers go on: a session that begins or ends meanwhile may
@@ -52,6 +52,11 @@ func (s *State) TakeCensus(names map[uint32]string) *Census {
 			}
 		}
 	}
+	s.Mappings().EachResting(func(vpc uint32) {
+		if name, ok := names[vpc]; ok {
+			c.SNATPorts[name]++
+		}
+	})
 	return c
 }
 
