@@ -54,7 +54,9 @@ func (c *control) reconnect(ctx context.Context) error {
 	}
 	if found == nil {
 		if err := c.startAgain(); err != nil {
-			c.deaths++
+			if errors.As(err, new(link.Lost)) { // else it says what it lacks, such as a device
+				c.deaths++
+			}
 			return err
 		}
 	} else {
