@@ -96,7 +96,7 @@ func table[T any](titles string, row func(T) []any) func(showing) error {
 		after, more := "", true
 		for more && len(items) < s.limit {
 			q := maps.Clone(s.filter)
-			q.Set("limit", strconv.Itoa(min(s.limit-len(items), 10_000)))
+			q.Set("limit", strconv.Itoa(min(s.limit-len(items), control.MostLimit)))
 			if after != "" {
 				q.Set("after", after)
 			}

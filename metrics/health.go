@@ -14,6 +14,8 @@ type Health struct {
 	Degraded []string // what passes less than it could
 	NextHops []NextHop
 	Stalled  []bool // by worker: it does not turn
+
+	at time.Time
 }
 
 // NextHop is a next hop of an outside port.
@@ -27,8 +29,8 @@ const oldest = 5 * time.Second
 
 // SetHealth notes what control has found just now.
 func (s *Status) SetHealth(h *Health) {
+	h.at = time.Now()
 	s.health.Store(h)
-	s.looked.Store(time.Now().UnixMilli())
 }
 
 // faults returns why packets may not pass, and what is amiss beside that.
@@ -41,7 +43,7 @@ func (s *Status) faults() (faults, degraded []string) {
 		return []string{"weir has just begun"}, nil
 	}
 	faults = h.Faults
-	if age := time.Since(time.UnixMilli(s.looked.Load())); age > oldest {
+	if age := time.Since(h.at); age > oldest {
 		faults = append(faults[:len(faults):len(faults)], fmt.Sprintf("control has not looked for %v", age.Round(time.Second)))
 	}
 	if !s.reloadOK.Load() {

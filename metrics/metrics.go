@@ -24,7 +24,6 @@ type Status struct {
 	Census     atomic.Pointer[state.Census] // nil until the first
 
 	health     atomic.Pointer[Health] // nil until the first
-	looked     atomic.Int64           // when, Unix milliseconds
 	reloadOK   atomic.Bool
 	reloadTime atomic.Int64 // of the last success, Unix seconds
 }

@@ -180,7 +180,7 @@ func TestReady(t *testing.T) {
 	expect("well again", http.StatusOK, "ready\n")
 	status.Reloaded(false, time.Now())
 	expect("a refused reload", http.StatusOK, "ready\n", "degraded: the configuration on disk is not in force")
-	status.looked.Store(time.Now().Add(-2 * oldest).UnixMilli())
+	status.health.Store(&Health{at: time.Now().Add(-2 * oldest)})
 	expect("nobody looks", http.StatusServiceUnavailable, "not ready: control has not looked for 10s\n")
 }
 

@@ -268,7 +268,7 @@ func TestNextHopProbing(t *testing.T) {
 			t.Fatalf("given up after %d questions", asked)
 		}
 	}
-	if stateOf() != state.NeighborIncomplete || asked < 10 {
+	if stateOf() != state.NeighborIncomplete || asked < 10 || asked > 30 {
 		t.Errorf("state %v, asked %d times in 30 s of silence", stateOf(), asked)
 	}
 }

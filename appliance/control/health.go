@@ -12,6 +12,7 @@ import (
 	"weir/appliance/link"
 	"weir/config"
 	"weir/metrics"
+	"weir/pipeline/inet"
 	"weir/pipeline/state"
 )
 
@@ -38,7 +39,7 @@ type watched struct {
 type watchedHop struct {
 	port     int
 	address  string
-	v6       bool
+	family   inet.Family
 	neighbor uint32
 }
 
@@ -54,7 +55,7 @@ func (c *control) watchHealth() {
 	w := &watched{ports: c.cfg.Ports, began: time.Now()}
 	for i := range c.gen.Hops {
 		h := &c.gen.Hops[i]
-		w.hops = append(w.hops, watchedHop{h.At.Port(), h.Addr.Netip().String(), !h.Addr.Is4(), h.Neighbor})
+		w.hops = append(w.hops, watchedHop{h.At.Port(), h.Addr.Netip().String(), h.Addr.Family(), h.Neighbor})
 	}
 	c.health.what.Store(w)
 }
@@ -105,7 +106,7 @@ func (c *control) look(w *watched, now int64) *metrics.Health {
 	fault := func(format string, args ...any) { h.Faults = append(h.Faults, fmt.Sprintf(format, args...)) }
 	degraded := func(format string, args ...any) { h.Degraded = append(h.Degraded, fmt.Sprintf(format, args...)) }
 	if now-c.health.turned.Load() > controlStall.Nanoseconds() {
-		fault("control does not turn: no ARP or ND is answered")
+		fault("control does not turn")
 	}
 	tick := uint32(uint64(now) / 1e6)
 	for i := range h.Stalled {
@@ -132,20 +133,16 @@ func (c *control) look(w *watched, now int64) *metrics.Health {
 	var all, alive [2]int
 	for _, hop := range w.hops {
 		is, _ := c.state.Neighbors.Get(hop.neighbor)
-		family := 0
-		if hop.v6 {
-			family = 1
-		}
-		all[family]++
+		all[hop.family]++
 		n := metrics.NextHop{Port: w.ports[hop.port].Name, Address: hop.address, Up: is >= state.NeighborReachable}
 		if n.Up {
-			alive[family]++
+			alive[hop.family]++
 		} else {
 			degraded("next hop %s at port %q does not answer", n.Address, n.Port)
 		}
 		h.NextHops = append(h.NextHops, n)
 	}
-	for family, name := range []string{"IPv4", "IPv6"} {
+	for family, name := range [...]string{inet.V4: "IPv4", inet.V6: "IPv6"} {
 		if all[family] > 0 && alive[family] == 0 {
 			degraded("no next hop for %s answers", name)
 		}

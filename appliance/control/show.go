@@ -20,6 +20,7 @@ import (
 	"weir/pipeline/attach"
 	"weir/pipeline/drop"
 	"weir/pipeline/generation"
+	"weir/pipeline/header"
 	"weir/pipeline/inet"
 	"weir/pipeline/session"
 	"weir/pipeline/state"
@@ -155,7 +156,7 @@ var Kinds = map[string][]string{
 // Bounds of a page.
 const (
 	defaultLimit = 1000
-	mostLimit    = 10_000
+	MostLimit    = 10_000
 	mostShowing  = 4 // pages that are made at a time; further ones wait
 )
 
@@ -177,8 +178,8 @@ func ask(kind string, r *http.Request) (q question, err error) {
 		value := values[len(values)-1]
 		switch {
 		case name == "limit":
-			if q.limit, err = strconv.Atoi(value); err != nil || q.limit < 1 || q.limit > mostLimit {
-				return q, wrong("limit %q: expected 1 to %d", value, mostLimit)
+			if q.limit, err = strconv.Atoi(value); err != nil || q.limit < 1 || q.limit > MostLimit {
+				return q, wrong("limit %q: expected 1 to %d", value, MostLimit)
 			}
 		case name == "after":
 			if q.after, err = strconv.ParseUint(value, 10, 64); err != nil {
@@ -191,6 +192,22 @@ func ask(kind string, r *http.Request) (q question, err error) {
 		}
 	}
 	return q, nil
+}
+
+// prefix returns the addresses that a filter names: one, or a prefix; zero: it is not set.
+func (q question) prefix(name string) (netip.Prefix, error) {
+	text, asked := q.filter[name]
+	if !asked {
+		return netip.Prefix{}, nil
+	}
+	if a, err := netip.ParseAddr(text); err == nil {
+		return netip.PrefixFrom(a, a.BitLen()), nil
+	}
+	p, err := netip.ParsePrefix(text)
+	if err != nil {
+		return p, wrong("%s %q: expected an address or a prefix", name, text)
+	}
+	return p, nil
 }
 
 // show serves a kind: f answers a question.
@@ -253,13 +270,13 @@ func nameOf(full string) string {
 
 func protocolName(proto uint8) string {
 	switch proto {
-	case 1:
+	case header.ProtocolICMP:
 		return "icmp"
-	case 6:
+	case header.ProtocolTCP:
 		return "tcp"
-	case 17:
+	case header.ProtocolUDP:
 		return "udp"
-	case 58:
+	case header.ProtocolICMPv6:
 		return "icmpv6"
 	}
 	return strconv.Itoa(int(proto))
@@ -280,7 +297,7 @@ func showSessions(ctx context.Context, c *control, q question) (p Page[Session],
 	if err := c.do(ctx, func(c *control) { n, gateways = c.namesNow(), c.cfg.Gateways }); err != nil {
 		return p, err
 	}
-	keep, err := sessionFilter(n, gateways, q.filter)
+	keep, err := sessionFilter(n, gateways, q)
 	if err != nil {
 		return p, err
 	}
@@ -363,9 +380,9 @@ func (c *control) readSessions(ctx context.Context, from uint64, n int) (list []
 func seconds(ms uint32) float64 { return float64(max(int32(ms), 0)) / 1e3 }
 
 // sessionFilter returns what picks the sessions that are asked for.
-func sessionFilter(n *names, gateways []config.Gateway, filter map[string]string) (func(*session.Session, *Session) bool, error) {
+func sessionFilter(n *names, gateways []config.Gateway, q question) (func(*session.Session, *Session) bool, error) {
 	var tests []func(*session.Session, *Session) bool
-	for name, value := range filter {
+	for name, value := range q.filter {
 		var test func(*session.Session, *Session) bool
 		switch name {
 		case "vpc":
@@ -384,9 +401,9 @@ func sessionFilter(n *names, gateways []config.Gateway, filter map[string]string
 			}
 			test = func(_ *session.Session, i *Session) bool { return i.Gateway == value }
 		case "address", "remote":
-			in, err := parsePrefix(value)
+			in, err := q.prefix(name)
 			if err != nil {
-				return nil, wrong("%s %q: expected an address or a prefix", name, value)
+				return nil, err
 			}
 			if name == "remote" {
 				test = func(s *session.Session, _ *Session) bool { return in.Contains(s.Remote.Netip()) }
@@ -429,13 +446,6 @@ func values(m map[uint32]string) (list []string) {
 	return list
 }
 
-func parsePrefix(s string) (netip.Prefix, error) {
-	if a, err := netip.ParseAddr(s); err == nil {
-		return netip.PrefixFrom(a, a.BitLen()), nil
-	}
-	return netip.ParsePrefix(s)
-}
-
 // share is an SNAT entry of an instance.
 type share struct {
 	in   *config.Instance
@@ -446,11 +456,9 @@ type share struct {
 
 func showShares(ctx context.Context, c *control, q question) (p Page[Share], err error) {
 	var list []share
-	address, err := netip.Prefix{}, error(nil)
-	if text, asked := q.filter["address"]; asked {
-		if address, err = parsePrefix(text); err != nil {
-			return p, wrong("address %q: expected an address or a prefix", text)
-		}
+	address, err := q.prefix("address")
+	if err != nil {
+		return p, err
 	}
 	if err := c.do(ctx, func(c *control) {
 		at := uint64(0)
@@ -497,17 +505,14 @@ func showShares(ctx context.Context, c *control, q question) (p Page[Share], err
 	return p, nil
 }
 
-var neighborStates = [...]string{state.NeighborNone: "none", state.NeighborIncomplete: "incomplete", state.NeighborReachable: "reachable", state.NeighborStatic: "static"}
-
 func showNeighbors(_ context.Context, c *control, q question) (p Page[Neighbor], err error) {
-	var in netip.Prefix
-	if text, asked := q.filter["address"]; asked {
-		if in, err = parsePrefix(text); err != nil {
-			return p, wrong("address %q: expected an address or a prefix", text)
-		}
+	in, err := q.prefix("address")
+	if err != nil {
+		return p, err
 	}
-	if text, asked := q.filter["state"]; asked && !slices.Contains(neighborStates[1:], text) {
-		return p, wrong("state %q: expected one of %s", text, strings.Join(neighborStates[1:], ", "))
+	wanted, asked := q.filter["state"]
+	if known := []string{state.NeighborIncomplete.String(), state.NeighborReachable.String(), state.NeighborStatic.String()}; asked && !slices.Contains(known, wanted) {
+		return p, wrong("state %q: expected one of %s", wanted, strings.Join(known, ", "))
 	}
 	table := c.state.Neighbors
 	for slot := q.after; slot < uint64(table.Len()); slot++ {
@@ -516,11 +521,11 @@ func showNeighbors(_ context.Context, c *control, q question) (p Page[Neighbor],
 			continue
 		}
 		at, a := table.At(uint32(slot))
-		n := Neighbor{Port: c.portName(at.Port()), Tag: tagName(at), Address: a.Netip().String(), State: neighborStates[is%state.NeighborState(len(neighborStates))]}
+		n := Neighbor{Port: c.portName(at.Port()), Tag: tagName(at), Address: a.Netip().String(), State: is.String()}
 		if is >= state.NeighborReachable {
 			n.MAC = mac.String()
 		}
-		if wanted, asked := q.filter["state"]; in.IsValid() && !in.Contains(a.Netip()) || asked && wanted != n.State {
+		if in.IsValid() && !in.Contains(a.Netip()) || asked && wanted != n.State {
 			continue
 		}
 		if len(p.Items) == q.limit {
@@ -566,11 +571,7 @@ func showPorts(_ context.Context, c *control, _ question) (p Page[Port], err err
 	if w == nil {
 		return p, errors.New("weir has just begun")
 	}
-	var sum state.Counters
-	for i := range c.state.Workers() {
-		k := c.state.Counts(i)
-		sum.Add(&k)
-	}
+	sum := c.state.Sum()
 	for i, port := range w.ports {
 		d := c.state.Device(i)
 		up, side := "down", "outside"
@@ -606,11 +607,7 @@ func showWorkers(ctx context.Context, c *control, _ question) (p Page[Worker], e
 }
 
 func showDrops(_ context.Context, c *control, _ question) (p Page[Drop], err error) {
-	var sum state.Counters
-	for i := range c.state.Workers() {
-		k := c.state.Counts(i)
-		sum.Add(&k)
-	}
+	sum := c.state.Sum()
 	for r := drop.Pass + 1; r < drop.NumReasons; r++ {
 		if n := sum.Dropped[r]; n > 0 {
 			p.Items = append(p.Items, Drop{r.String(), r.Class().String(), n, r.Help()})

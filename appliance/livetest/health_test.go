@@ -66,8 +66,7 @@ func TestStuckDataplane(t *testing.T) {
 	n := newNetwork(t)
 	serveEcho(t, n.internet, remote4, remote6)
 	w := startWeir(t, n, baseConfig)
-	s := startStream(t, n.guest, batch4, remote4, 10*time.Millisecond)
-	eventually(t, patience, "the stream flows", func() error { return atLeast(s.echoed(), 20) })
+	s := startFlowing(t, n.guest, batch4, remote4)
 	stuck := w.dataplane(t)
 	if err := syscall.Kill(stuck, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)

@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"weir/appliance/control"
 )
@@ -56,11 +55,8 @@ func TestShow(t *testing.T) {
 	w.run(t)
 	w.ready(t)
 	streams := []*stream{
-		startStream(t, n.guest, web4, remote4, 10*time.Millisecond), startStream(t, n.guest, web6, remote6, 10*time.Millisecond),
-		startStream(t, n.guest, batch4, remote4, 10*time.Millisecond), startStream(t, n.guest, batch6, remote6, 10*time.Millisecond),
-	}
-	for _, s := range streams {
-		eventually(t, patience, "the streams flow", func() error { return atLeast(s.echoed(), 5) })
+		startFlowing(t, n.guest, web4, remote4), startFlowing(t, n.guest, web6, remote6),
+		startFlowing(t, n.guest, batch4, remote4), startFlowing(t, n.guest, batch6, remote6),
 	}
 
 	sessions := w.show(t, "sessions")

@@ -28,7 +28,7 @@ func (g *Generation) GatewayOf(s *session.Session) (gateway int32, ok bool) {
 }
 
 // IdleLimit returns for how many milliseconds a session may be idle, while its table is pressed or
-// not.
+// not. Its twin, for packets, is Worker.limit.
 func (g *Generation) IdleLimit(s *session.Session, pressed bool) uint32 {
 	if s.Timer != 0 && s.State() == session.UDP && int(s.Timer) < len(g.Header.UDPTimeouts) {
 		return g.Header.UDPTimeouts[s.Timer]

@@ -10,8 +10,10 @@ import (
 // Census is what control learns by walking the session tables from outside, now and then: numbers
 // that no worker has to keep.
 type Census struct {
-	Sessions  map[string]int // by VPC
-	SNATPorts map[string]int // different external ports of SNAT sessions but closed ones, and those that rest, by VPC, over addresses and protocols
+	Sessions map[string]int // by VPC
+	// SNATPorts are different external ports, by VPC, over addresses and protocols: those of SNAT
+	// sessions but closed ones, and those that rest.
+	SNATPorts map[string]int
 }
 
 // TakeCensus walks all tables while the workers go on: a session that begins or ends meanwhile may

@@ -105,6 +105,15 @@ func (c *Counters) Totals() (t Totals) {
 	return t
 }
 
+// Sum returns what all workers have counted, for whoever is none of them.
+func (s *State) Sum() (sum Counters) {
+	for w := range s.Workers() {
+		k := s.Counts(w)
+		sum.Add(&k)
+	}
+	return sum
+}
+
 // settle books what a dead worker had in hand or held under Restart, so that the sums agree again.
 func (c *Counters) settle() {
 	c.Held = 0

@@ -21,6 +21,20 @@ const (
 	NeighborStatic                          // its MAC is configured
 )
 
+func (s NeighborState) String() string {
+	switch s {
+	case NeighborNone:
+		return "none"
+	case NeighborIncomplete:
+		return "incomplete"
+	case NeighborReachable:
+		return "reachable"
+	case NeighborStatic:
+		return "static"
+	}
+	return "unknown"
+}
+
 // Neighbor is one entry of the table: half a cache line. Control writes key first and word last; a
 // worker reads state and MAC with one load.
 type Neighbor struct {
